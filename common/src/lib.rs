@@ -1,0 +1,13 @@
+//! What every ds4 binary links: GGUF files, quantised formats, kernels, tiles and the one expert
+//! function. No async, no network, no command line.
+//!
+//! The floors, lowest first; a module imports only from floors below its own:
+//! `math`, `quant` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
+
+pub mod expert;
+pub mod gguf;
+pub mod kernels;
+pub mod math;
+pub mod model;
+pub mod quant;
+pub mod tiles;

@@ -1,0 +1,9 @@
+//! The coordinator: from prompt to token.
+
+pub mod cluster;
+pub mod commands;
+pub mod engine;
+pub mod http;
+pub mod prompt;
+pub mod sampling;
+pub mod scheduler;
