@@ -1,0 +1,149 @@
+//! One layer's routed-expert work for a batch of tokens: a pure function's argument.
+
+use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K};
+use crate::tiles::{Grid, Subtree, TileRect};
+
+/// A chosen expert and the router's weight for it, which multiplies before the down projection.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Route {
+    pub expert: u32,
+    pub weight: f32,
+}
+
+/// The normed layer input, quantised once by the coordinator for all experts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExpertInput {
+    F32(Vec<f32>),
+    Q8(Vec<BlockQ8>),
+    Q8K(Vec<BlockQ8K>),
+}
+
+impl ExpertInput {
+    #[must_use]
+    pub fn format(&self) -> ActivationFormat {
+        match self {
+            ExpertInput::F32(_) => ActivationFormat::F32,
+            ExpertInput::Q8(_) => ActivationFormat::Q8,
+            ExpertInput::Q8K(_) => ActivationFormat::Q8K,
+        }
+    }
+
+    /// Values held, counted in activations.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        match self {
+            ExpertInput::F32(v) => v.len(),
+            ExpertInput::Q8(v) => v.len() * 32,
+            ExpertInput::Q8K(v) => v.len() * 256,
+        }
+    }
+}
+
+/// The routed-expert work of one layer for `tokens` tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertBatch {
+    pub layer: usize,
+    pub tokens: usize,
+    /// Experts a token chose.
+    pub used: usize,
+    /// `tokens * used`, a token's in slot order.
+    pub routes: Vec<Route>,
+    /// `tokens` rows of `hidden` values.
+    pub input: ExpertInput,
+    /// Whether the inner activation is quantised before a quantised down projection.
+    pub round: bool,
+}
+
+impl ExpertBatch {
+    /// The routes of one token.
+    #[must_use]
+    pub fn routes_of(&self, token: usize) -> &[Route] {
+        &self.routes[token * self.used..(token + 1) * self.used]
+    }
+
+    /// Whether `token` has a leaf below `subtree`, so that its holder returns a row.
+    #[must_use]
+    pub fn has_row(&self, token: usize, subtree: Subtree) -> bool {
+        subtree.has_leaf(self.routes_of(token).iter().map(|r| r.expert))
+    }
+
+    /// Rows that a holder of `rects` returns: rectangle by rectangle, subtree by subtree, the
+    /// tokens that have a row in ascending order.
+    #[must_use]
+    pub fn reply_rows(&self, grid: Grid, rects: &[TileRect]) -> usize {
+        rects
+            .iter()
+            .flat_map(|rect| rect.subtrees(grid))
+            .map(|tree| (0..self.tokens).filter(|&t| self.has_row(t, tree)).count())
+            .sum()
+    }
+
+    /// Checks every length and id against the model's shape.
+    ///
+    /// # Errors
+    /// Names the field that is off.
+    pub fn check(&self, layers: usize, grid: Grid, hidden: usize) -> Result<(), BatchError> {
+        if self.layer >= layers {
+            return Err(BatchError::Layer {
+                layer: self.layer,
+                layers,
+            });
+        }
+        if self.tokens == 0 || self.used == 0 {
+            return Err(BatchError::Empty);
+        }
+        let routes = self.tokens.checked_mul(self.used);
+        if routes != Some(self.routes.len()) {
+            return Err(BatchError::Routes {
+                found: self.routes.len(),
+                tokens: self.tokens,
+                used: self.used,
+            });
+        }
+        if let Some(route) = self.routes.iter().find(|r| r.expert >= grid.experts) {
+            return Err(BatchError::Expert {
+                expert: route.expert,
+                experts: grid.experts,
+            });
+        }
+        if self.tokens.checked_mul(hidden) != Some(self.input.elements()) {
+            return Err(BatchError::Input {
+                found: self.input.elements(),
+                tokens: self.tokens,
+                hidden,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A batch that does not fit the model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    #[error("layer {layer} of a model with {layers} layers")]
+    Layer { layer: usize, layers: usize },
+    #[error("an expert batch without tokens or experts")]
+    Empty,
+    #[error("{found} routes for {tokens} tokens with {used} experts each")]
+    Routes {
+        found: usize,
+        tokens: usize,
+        used: usize,
+    },
+    #[error("expert {expert} of a model with {experts} experts a layer")]
+    Expert { expert: u32, experts: u32 },
+    #[error("{found} input values for {tokens} tokens of {hidden}")]
+    Input {
+        found: usize,
+        tokens: usize,
+        hidden: usize,
+    },
+    #[error("input in {found:?} blocks, where layer {layer} takes {expected:?}")]
+    Format {
+        layer: usize,
+        found: ActivationFormat,
+        expected: ActivationFormat,
+    },
+    #[error("tiles {rect} are not held here")]
+    NotHeld { rect: TileRect },
+}

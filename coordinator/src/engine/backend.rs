@@ -1,0 +1,45 @@
+//! The seam between the forward pass and whoever computes the routed experts.
+
+use std::sync::Arc;
+
+use ds4_common::expert::{BatchError, ExpertBatch};
+
+/// Computes routed experts, in this process or on a cluster.
+pub trait ExpertBackend: Send + Sync {
+    /// Starts the work and returns at once where it can, so that the caller's own work runs in
+    /// the shadow of the wait.
+    ///
+    /// # Errors
+    /// The work could not be handed over.
+    fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError>;
+}
+
+/// Work that was started.
+pub trait PendingExperts {
+    /// Waits, and writes the sum over each token's experts to `out` (tokens x hidden).
+    ///
+    /// # Errors
+    /// No copy of some experts could be reached before the deadline.
+    fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError>;
+}
+
+/// Why routed experts could not be computed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ExpertError {
+    #[error("expert batch refused: {0}")]
+    Batch(#[from] BatchError),
+    #[error("expert node {node} refused the call: {reason}")]
+    Refused { node: String, reason: String },
+    #[error("expert node {node} is unreachable: {reason}")]
+    Unreachable { node: String, reason: String },
+    #[error("expert node {node} did not answer layer {layer} within {deadline_ms} ms")]
+    Deadline {
+        node: String,
+        layer: usize,
+        deadline_ms: u64,
+    },
+    #[error("expert node {node} sent a malformed reply: {reason}")]
+    Malformed { node: String, reason: String },
+    #[error("the cluster is shutting down")]
+    Closed,
+}
