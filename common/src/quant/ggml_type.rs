@@ -81,7 +81,10 @@ impl GgmlType {
     /// # Errors
     /// The id is not one of [`GgmlType::ALL`].
     pub fn from_id(id: u32) -> Result<Self, UnknownType> {
-        Self::ALL.into_iter().find(|ty| ty.id() == id).ok_or(UnknownType(id))
+        Self::ALL
+            .into_iter()
+            .find(|ty| ty.id() == id)
+            .ok_or(UnknownType(id))
     }
 
     #[must_use]
@@ -200,8 +203,18 @@ mod tests {
         for ty in GgmlType::ALL {
             assert_eq!(GgmlType::from_id(ty.id()), Ok(ty));
         }
-        assert!(GgmlType::from_id(2).unwrap_err().to_string().contains("Q4_0"));
-        assert!(GgmlType::from_id(999).unwrap_err().to_string().contains("unknown"));
+        assert!(
+            GgmlType::from_id(2)
+                .unwrap_err()
+                .to_string()
+                .contains("Q4_0")
+        );
+        assert!(
+            GgmlType::from_id(999)
+                .unwrap_err()
+                .to_string()
+                .contains("unknown")
+        );
     }
 
     #[test]
