@@ -9,10 +9,16 @@ pub enum EngineError {
     Weight { tensor: String, source: ShapeError },
     #[error("tensor {tensor}: {reason}")]
     Values { tensor: String, reason: String },
+    #[error("{streams} hyper-connection streams are more than the {limit} that fit")]
+    Streams { streams: usize, limit: usize },
     #[error("token {token} is outside of the vocabulary of {vocab}")]
     Token { token: u32, vocab: usize },
     #[error("{tokens} tokens after position {position} exceed the context of {context}")]
-    Context { position: usize, tokens: usize, context: usize },
+    Context {
+        position: usize,
+        tokens: usize,
+        context: usize,
+    },
     #[error("a chunk without tokens")]
     EmptyChunk,
     #[error("the sequence was left unfinished by an earlier failed or cancelled step")]
