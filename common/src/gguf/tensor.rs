@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::mmap::Mapping;
@@ -61,6 +62,12 @@ impl Tensor {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.info.name
+    }
+
+    /// The file that holds it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        self.mapping.path()
     }
 
     /// Fastest first.

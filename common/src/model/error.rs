@@ -59,4 +59,11 @@ pub enum ModelError {
         expert: i32,
         experts: usize,
     },
+    #[error("{}: value {index} of tensor {tensor} is {value}", file.display())]
+    NotFinite {
+        file: PathBuf,
+        tensor: String,
+        index: usize,
+        value: f32,
+    },
 }

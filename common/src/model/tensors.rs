@@ -124,7 +124,7 @@ impl ModelTensors {
             .map(|i| bound.layer(hp, i))
             .collect::<Result<Vec<_>, _>>()?;
         for table in layers.iter().filter_map(|layer| layer.tid2eid.as_ref()) {
-            check_hash_table(gguf, hp, table)?;
+            check_hash_table(hp, table)?;
         }
         Ok(Self {
             token_embd: bound.get("token_embd.weight")?,
@@ -152,7 +152,7 @@ impl Bound {
         for spec in specs {
             match find(gguf, spec)? {
                 Some(tensor) => {
-                    check(gguf, spec, &tensor)?;
+                    check(spec, &tensor)?;
                     tensors.insert(spec.name.clone(), tensor);
                 }
                 None => missing.push(spec.name.clone()),
@@ -247,8 +247,8 @@ fn find(gguf: &GgufModel, spec: &Spec) -> Result<Option<Tensor>, ModelError> {
     Ok(Some(gguf.require(name)?))
 }
 
-fn check(gguf: &GgufModel, spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
-    let file = || file_of(gguf, tensor);
+fn check(spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
+    let file = || tensor.file().to_path_buf();
     if !spec.shape.admits(tensor.dims()) {
         return Err(ModelError::Shape {
             file: file(),
@@ -278,15 +278,8 @@ fn check(gguf: &GgufModel, spec: &Spec, tensor: &Tensor) -> Result<(), ModelErro
     })
 }
 
-fn file_of(gguf: &GgufModel, tensor: &Tensor) -> PathBuf {
-    gguf.paths()
-        .get(tensor.info().file)
-        .cloned()
-        .unwrap_or_else(|| gguf.name().to_path_buf())
-}
-
 /// Every entry that is used must be an expert, so that nobody needs to check later.
-fn check_hash_table(gguf: &GgufModel, hp: &HyperParams, table: &Tensor) -> Result<(), ModelError> {
+fn check_hash_table(hp: &HyperParams, table: &Tensor) -> Result<(), ModelError> {
     let width = usize::try_from(table.dims().first().copied().unwrap_or(0)).unwrap_or(usize::MAX);
     let (entries, _) = table.bytes().as_chunks::<4>();
     for (token, row) in entries.chunks_exact(width.max(1)).enumerate() {
@@ -296,7 +289,7 @@ fn check_hash_table(gguf: &GgufModel, hp: &HyperParams, table: &Tensor) -> Resul
                 continue;
             }
             return Err(ModelError::HashRoute {
-                file: file_of(gguf, table),
+                file: table.file().to_path_buf(),
                 tensor: table.name().to_owned(),
                 token,
                 expert,
