@@ -10,6 +10,7 @@ mod bpe;
 mod byte_alphabet;
 pub mod markers;
 pub mod message;
+pub mod output;
 pub mod output_parser;
 mod pretokenize;
 mod python_json;
@@ -25,7 +26,8 @@ mod unicode;
 pub use message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice, ToolError,
 };
-pub use output_parser::{Ended, FinishReason, OutputEvent, OutputParser, Progress, Start};
+pub use output::{Ended, FinishReason, OutputEvent, Progress, Start};
+pub use output_parser::OutputParser;
 pub use segment::{Author, Segment};
 pub use stream_decoder::StreamDecoder;
 pub use template::{Dialect, Prompt, render};

@@ -10,95 +10,9 @@
 use serde::de::IgnoredAny;
 
 use super::markers::END_THINK;
+use super::output::{Ended, FinishReason, OutputEvent, Progress, Start};
 use super::stop_filter::{StopFilter, overlap};
 use super::tags::{Found, Spelling, Tag, ValueEnd, literal};
-
-/// What the model writes first; the prompt decides it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Text without any structure: all of it is content.
-    Plain,
-    /// Reasoning; newlines at its beginning are dropped.
-    Reasoning,
-    /// The rest of a reasoning that the prompt began.
-    ReasoningContinued,
-    /// The answer; newlines at its beginning are dropped.
-    Content,
-    /// The rest of an answer that the prompt began.
-    ContentContinued,
-    /// Calls of a block that the prompt opened.
-    ToolCalls,
-}
-
-/// A part of an answer. Neighbours of one kind belong together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OutputEvent {
-    /// More reasoning.
-    Reasoning(String),
-    /// More of the answer.
-    Content(String),
-    /// A tool call begins.
-    CallStart {
-        /// Counts the calls of the answer from 0.
-        index: usize,
-        /// The tool.
-        name: String,
-    },
-    /// More of a call's arguments.
-    CallArguments {
-        /// The call.
-        index: usize,
-        /// The next piece of a JSON object's text.
-        json: String,
-    },
-    /// A tool call is complete. Without this event its arguments are cut off, which leaves their
-    /// JSON open, so that nobody takes it for the whole.
-    CallEnd {
-        /// The call.
-        index: usize,
-    },
-}
-
-/// Whether the model should go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Progress {
-    /// It should.
-    Continue,
-    /// A stop string was found; more text would be ignored.
-    Stopped,
-}
-
-/// How the text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The model ended its turn, or a stop string was found.
-    Stop,
-    /// The limit of tokens was reached.
-    Length,
-}
-
-/// Why the answer ended, in the words of the chat API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model had said everything, or a stop string was found.
-    Stop,
-    /// It was cut off.
-    Length,
-    /// It waits for the results of its calls.
-    ToolCalls,
-}
-
-impl FinishReason {
-    /// The name in the chat API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::ToolCalls => "tool_calls",
-        }
-    }
-}
 
 #[derive(Clone, Debug)]
 enum State {
@@ -133,7 +47,9 @@ pub struct OutputParser {
     unread: String,
     /// Blanks that disappear if a marker follows.
     gap: String,
-    drop_newlines: bool,
+    /// Whether blanks disappear here anyway: newlines at the beginning of a text, any blanks
+    /// after a tag inside a call.
+    drop_blanks: bool,
     calls_started: usize,
     calls_complete: usize,
     /// Arguments of the current call.
@@ -156,7 +72,7 @@ impl OutputParser {
             stops: StopFilter::new(stops),
             unread: String::new(),
             gap: String::new(),
-            drop_newlines: matches!(start, Start::Reasoning | Start::Content),
+            drop_blanks: matches!(start, Start::Reasoning | Start::Content),
             calls_started: 0,
             calls_complete: 0,
             arguments: 0,
@@ -248,7 +164,7 @@ impl OutputParser {
     fn step_text(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Step {
         let newlines = text.len() - text.trim_start_matches('\n').len();
         if newlines > 0 {
-            if !self.drop_newlines {
+            if !self.drop_blanks {
                 self.gap.push_str(&text[..newlines]);
             }
             return Step::Used(newlines);
@@ -257,9 +173,7 @@ impl OutputParser {
             return self.step_marker(text, out);
         }
         let words = text.find(['\n', '<']).unwrap_or(text.len());
-        self.drop_newlines = false;
-        self.flush_gap(out);
-        self.emit(&text[..words], out);
+        self.emit_words(&text[..words], out);
         Step::Used(words)
     }
 
@@ -270,7 +184,7 @@ impl OutputParser {
             Found::Tag((), length) => {
                 if in_reasoning {
                     self.gap.clear();
-                    self.drop_newlines = true;
+                    self.drop_blanks = true;
                     self.state = State::Content;
                 }
                 return Step::Used(length);
@@ -298,9 +212,7 @@ impl OutputParser {
         if partial {
             return Step::Wait;
         }
-        self.drop_newlines = false;
-        self.flush_gap(out);
-        self.emit("<", out);
+        self.emit_words("<", out);
         Step::Used(1)
     }
 
@@ -339,20 +251,25 @@ impl OutputParser {
     fn step_call(&mut self, spelling: Spelling, text: &str, out: &mut Vec<OutputEvent>) -> Step {
         let blanks = text.len() - text.trim_ascii_start().len();
         if blanks > 0 {
+            if !self.drop_blanks {
+                self.gap.push_str(&text[..blanks]);
+            }
             return Step::Used(blanks);
         }
         if !text.starts_with('<') {
-            let stray = text.find('<').unwrap_or(text.len());
-            self.emit(&text[..stray], out);
-            return Step::Used(stray);
+            let is_border = |c: char| c == '<' || c.is_ascii_whitespace();
+            let words = text.find(is_border).unwrap_or(text.len());
+            self.emit_words(&text[..words], out);
+            return Step::Used(words);
         }
         match spelling.tag(text) {
             Found::Partial => Step::Wait,
             Found::Nothing => {
-                self.emit("<", out);
+                self.emit_words("<", out);
                 Step::Used(1)
             }
             Found::Tag(tag, length) => {
+                self.gap.clear();
                 match tag {
                     Tag::Parameter { name, is_string } => {
                         self.start_argument(spelling, &name, is_string, out);
@@ -411,6 +328,7 @@ impl OutputParser {
         self.calls_started += 1;
         self.arguments = 0;
         self.state = State::Call(spelling);
+        self.drop_blanks = true;
     }
 
     fn start_argument(
@@ -440,6 +358,7 @@ impl OutputParser {
             State::Json(_, text) => self.emit_json(&format!("\"{}\"", escape(&text)), out),
             _ => self.emit_json("\"", out),
         }
+        self.drop_blanks = true;
     }
 
     fn end_call(&mut self, spelling: Spelling, out: &mut Vec<OutputEvent>) {
@@ -453,7 +372,14 @@ impl OutputParser {
 
     fn end_block(&mut self) {
         self.state = State::Content;
-        self.drop_newlines = true;
+        self.drop_blanks = true;
+    }
+
+    /// Passes on text that is no marker, and so are the blanks before it.
+    fn emit_words(&mut self, text: &str, out: &mut Vec<OutputEvent>) {
+        self.drop_blanks = false;
+        self.flush_gap(out);
+        self.emit(text, out);
     }
 
     fn flush_gap(&mut self, out: &mut Vec<OutputEvent>) {
@@ -504,3 +430,6 @@ fn escape(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use super::markers::{ASSISTANT, BOS, END_THINK, EOS, LATEST_REMINDER, THINK, USE
 use super::message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice,
 };
-use super::output_parser::Start;
+use super::output::Start;
 use super::python_json;
 use super::segment::{Segment, SegmentWriter};
 
