@@ -5,18 +5,19 @@ use ds4_common::tiles::TileRect;
 use ds4_proto::wire::{FingerprintBytes, Shape, TileSet};
 
 /// Computes the rows of a checked batch on the current rayon pool.
-pub trait Compute: Send + Sync + 'static {
+pub trait Compute: Send + 'static {
     /// Replaces `out` by the rows that a holder of `rects` returns, `hidden` floats each, in the
-    /// order of [`ExpertBatch::reply_rows`].
+    /// order of [`ExpertBatch::reply_rows`]. Returns how many (token, expert, block) products that
+    /// took.
     ///
     /// # Errors
     /// The batch does not fit the weights.
     fn compute(
-        &self,
+        &mut self,
         batch: &ExpertBatch,
         rects: &[TileRect],
         out: &mut Vec<f32>,
-    ) -> Result<(), BatchError>;
+    ) -> Result<u64, BatchError>;
 }
 
 /// What a node tells about itself, fixed while it runs.

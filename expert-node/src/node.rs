@@ -78,7 +78,7 @@ impl RunningNode {
     /// # Errors
     /// The threads or the socket fail.
     pub async fn start(
-        compute: Arc<dyn Compute>,
+        compute: Box<dyn Compute>,
         identity: Identity,
         settings: &NodeSettings,
         listener: TcpListener,

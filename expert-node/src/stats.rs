@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::TileRect;
 use ds4_proto::pb;
 
 /// Counts that only grow; they are independent of each other, so no ordering is needed.
@@ -54,18 +52,4 @@ impl Stats {
             compute_us: self.compute_us.load(Relaxed),
         }
     }
-}
-
-/// Blocks of chosen experts that `rects` compute for the batch.
-#[must_use]
-pub fn expert_blocks(batch: &ExpertBatch, rects: &[TileRect]) -> u64 {
-    let of = |rect: &TileRect| {
-        let chosen = batch
-            .routes
-            .iter()
-            .filter(|route| rect.experts.contains(route.expert))
-            .count();
-        chosen as u64 * u64::from(rect.blocks.len())
-    };
-    rects.iter().map(of).sum()
 }

@@ -10,7 +10,7 @@ use ds4_common::expert::BatchError;
 use ds4_proto::wire::Call;
 
 use crate::compute::Compute;
-use crate::stats::{Stats, expert_blocks};
+use crate::stats::Stats;
 
 /// Work with the way back for its outcome.
 pub struct Job {
@@ -75,7 +75,7 @@ impl Worker {
     /// # Errors
     /// The threads could not be made.
     pub fn start(
-        compute: Arc<dyn Compute>,
+        mut compute: Box<dyn Compute>,
         threads: usize,
         queue: usize,
         stats: Arc<Stats>,
@@ -97,7 +97,7 @@ impl Worker {
                 // The starter waits for this message.
                 let _ = started.send(usable);
                 if go {
-                    run(&inbox, compute.as_ref(), &stats);
+                    run(&inbox, compute.as_mut(), &stats);
                 }
                 drop(pool);
                 drop(ending);
@@ -122,14 +122,14 @@ impl Worker {
     }
 }
 
-fn run(inbox: &Receiver<Job>, compute: &dyn Compute, stats: &Stats) {
+fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats) {
     while let Ok(job) = inbox.recv() {
         let outcome = work(&job, compute, stats);
         (job.done)(outcome);
     }
 }
 
-fn work(job: &Job, compute: &dyn Compute, stats: &Stats) -> Outcome {
+fn work(job: &Job, compute: &mut dyn Compute, stats: &Stats) -> Outcome {
     let queued = job.received.elapsed();
     if job.cancelled.load(Ordering::Acquire) {
         stats.dropped();
@@ -149,8 +149,8 @@ fn work(job: &Job, compute: &dyn Compute, stats: &Stats) -> Outcome {
     }));
     let computed = start.elapsed();
     match result {
-        Ok(Ok(())) => {
-            stats.computed(expert_blocks(batch, rects.rects()), computed);
+        Ok(Ok(products)) => {
+            stats.computed(products, computed);
             Outcome::Rows {
                 values,
                 queued,
@@ -181,29 +181,29 @@ mod tests {
 
     /// Notes the layers that it computes; each waits for `gate`. Layer 13 panics.
     struct Script {
-        seen: Mutex<Vec<usize>>,
-        gate: Mutex<Receiver<()>>,
+        seen: Arc<Mutex<Vec<usize>>>,
+        gate: Receiver<()>,
     }
 
     impl Compute for Script {
         fn compute(
-            &self,
+            &mut self,
             batch: &ExpertBatch,
             _: &[TileRect],
             out: &mut Vec<f32>,
-        ) -> Result<(), BatchError> {
-            let gate = self.gate.lock().expect("gate");
-            gate.recv_timeout(Duration::from_secs(10)).expect("opened");
-            drop(gate);
+        ) -> Result<u64, BatchError> {
+            self.gate
+                .recv_timeout(Duration::from_secs(10))
+                .expect("opened");
             self.seen.lock().expect("seen").push(batch.layer);
             assert_ne!(batch.layer, 13, "the scripted defect");
             out.push(batch.layer as f32);
-            Ok(())
+            Ok(7)
         }
     }
 
     struct Bench {
-        script: Arc<Script>,
+        seen: Arc<Mutex<Vec<usize>>>,
         gate: SyncSender<()>,
         queue: WorkQueue,
         worker: Worker,
@@ -215,15 +215,15 @@ mod tests {
     fn bench(queue: usize) -> Bench {
         let (gate, opened) = sync_channel(64);
         let (sink, outcomes) = sync_channel(64);
-        let script = Arc::new(Script {
-            seen: Mutex::default(),
-            gate: Mutex::new(opened),
+        let seen = Arc::default();
+        let script = Box::new(Script {
+            seen: Arc::clone(&seen),
+            gate: opened,
         });
         let stats = Arc::new(Stats::default());
-        let (queue, worker) =
-            Worker::start(script.clone(), 2, queue, Arc::clone(&stats)).expect("worker");
+        let (queue, worker) = Worker::start(script, 2, queue, Arc::clone(&stats)).expect("worker");
         Bench {
-            script,
+            seen,
             gate,
             queue,
             worker,
@@ -288,9 +288,10 @@ mod tests {
         assert!(matches!(bench.next(), (2, Outcome::Cancelled)));
         assert!(matches!(bench.next(), (3, Outcome::Expired)));
         assert!(matches!(bench.next(), (4, Outcome::Rows { .. })));
-        assert_eq!(*bench.script.seen.lock().expect("seen"), [1, 4]);
+        assert_eq!(*bench.seen.lock().expect("seen"), [1, 4]);
         let counters = bench.stats.snapshot();
         assert_eq!((counters.calls, counters.dropped), (2, 2));
+        assert_eq!(counters.expert_blocks, 14);
     }
 
     #[test]
