@@ -1,4 +1,5 @@
 use ds4_common::kernels::ShapeError;
+use ds4_common::model::ModelError;
 
 use super::ExpertError;
 
@@ -23,6 +24,8 @@ pub enum EngineError {
     EmptyChunk,
     #[error("the sequence was left unfinished by an earlier failed or cancelled step")]
     BrokenSequence,
+    #[error(transparent)]
+    Model(#[from] ModelError),
     #[error(transparent)]
     Experts(#[from] ExpertError),
     #[error("the engine's threads could not be started: {0}")]

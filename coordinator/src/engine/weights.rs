@@ -154,7 +154,7 @@ impl Weights {
                 &tensors.output_hc_scale,
                 &tensors.output_hc_base,
             )?,
-            output_norm: read_floats(&tensors.output_norm),
+            output_norm: read_floats(&tensors.output_norm)?,
             output: Linear::new(&tensors.output)?,
         })
     }
@@ -175,8 +175,8 @@ impl HcWeights {
     fn new(function: &Tensor, scale: &Tensor, base: &Tensor) -> Result<Self, EngineError> {
         Ok(HcWeights {
             function: Linear::new(function)?,
-            scale: read_floats(scale),
-            base: read_floats(base),
+            scale: read_floats(scale)?,
+            base: read_floats(base)?,
         })
     }
 }
@@ -184,13 +184,13 @@ impl HcWeights {
 impl AttentionWeights {
     fn new(t: &LayerTensors) -> Result<Self, EngineError> {
         Ok(AttentionWeights {
-            norm: read_floats(&t.attn_norm),
+            norm: read_floats(&t.attn_norm)?,
             q_a: Linear::new(&t.attn_q_a)?,
-            q_a_norm: read_floats(&t.attn_q_a_norm),
+            q_a_norm: read_floats(&t.attn_q_a_norm)?,
             q_b: Linear::new(&t.attn_q_b)?,
             kv: Linear::new(&t.attn_kv)?,
-            kv_norm: read_floats(&t.attn_kv_a_norm),
-            sinks: read_floats(&t.attn_sinks),
+            kv_norm: read_floats(&t.attn_kv_a_norm)?,
+            sinks: read_floats(&t.attn_sinks)?,
             output_a: Linear::new(&t.attn_output_a)?,
             output_b: Linear::new(&t.attn_output_b)?,
             compressor: t
@@ -208,8 +208,8 @@ impl CompressorWeights {
         Ok(CompressorWeights {
             kv: Linear::new(&t.kv)?,
             gate: Linear::new(&t.gate)?,
-            position_bias: read_floats(&t.ape),
-            norm: read_floats(&t.norm),
+            position_bias: read_floats(&t.ape)?,
+            norm: read_floats(&t.norm)?,
         })
     }
 }
@@ -235,14 +235,14 @@ impl FfnWeights {
                 }
             }
             (None, Some(bias)) => Choice::Learned {
-                bias: read_floats(bias),
+                bias: read_floats(bias)?,
             },
             (None, None) => Choice::Learned {
                 bias: vec![0.0; hp.experts],
             },
         };
         Ok(FfnWeights {
-            norm: read_floats(&t.ffn_norm),
+            norm: read_floats(&t.ffn_norm)?,
             router: Linear::new(&t.ffn_gate_inp)?,
             choice,
             shared_gate: Linear::new(&t.gate_shexp)?,
