@@ -1,1 +1,17 @@
+//! The expert node: maps its tiles of a model and computes them for coordinators.
+//!
+//! ```text
+//! stream -> session (decode, check) -> bounded queue -> worker (one thread + rayon pool)
+//!                                                         |
+//! stream <- session (encode)        <- bounded channel <--+
+//! ```
+//!
+//! A tokio thread never computes and the compute thread never touches a socket.
 
+pub mod compute;
+pub mod node;
+mod service;
+mod session;
+pub mod stats;
+pub mod tiles;
+pub mod worker;

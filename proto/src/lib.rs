@@ -1,1 +1,18 @@
+//! The wire between coordinator and expert nodes: generated messages, their checked forms, and
+//! the transport settings of both sides.
 
+pub mod channel;
+pub mod limits;
+pub mod wire;
+
+/// Generated from `proto/ds4/v1/expert.proto`; `UPDATE_GEN=1 cargo test -p ds4-proto --test
+/// bootstrap` writes it again.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    missing_debug_implementations,
+    unreachable_pub
+)]
+#[rustfmt::skip]
+#[path = "gen/ds4.v1.rs"]
+pub mod pb;

@@ -27,7 +27,12 @@ fn engine_with(reference: Reference, numerics: Numerics, kernels: Kernels) -> En
     let Loaded { hp, tensors } = load(reference);
     let store = ExpertStore::new(&hp, &tensors).expect("experts");
     let backend = Arc::new(LocalBackend::new(store, kernels));
-    let config = EngineConfig { kernels, numerics, threads: 0, context: 0 };
+    let config = EngineConfig {
+        kernels,
+        numerics,
+        threads: 0,
+        context: 0,
+    };
     Engine::new(hp, &tensors, backend, &config).expect("engine")
 }
 
@@ -58,7 +63,9 @@ fn logits(engine: &mut Engine, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
 fn compare(reference: Reference, numerics: Numerics, text: &str, profile: &str) -> Distance {
     let mut engine = engine(reference, numerics);
     let tokens = reference.tokens(text).expect("tokens");
-    let want = reference.floats(&format!("{text}.logits.{profile}.npy")).expect("logits");
+    let want = reference
+        .floats(&format!("{text}.logits.{profile}.npy"))
+        .expect("logits");
     let found = logits(&mut engine, &tokens, &[tokens.len()]);
     let distance = distance(&found, &want.values, engine.vocab()).expect("same shape");
     println!("{} {text} {profile}: {distance:?}", reference.0);
@@ -88,7 +95,11 @@ fn shipped_numerics_match_the_reference() {
     for reference in ALL {
         for text in ["text", "rand"] {
             let d = compare(reference, Numerics::Full, text, "ds4");
-            assert!(d.relative_rms_median <= 0.06, "{} {text}: {d:?}", reference.0);
+            assert!(
+                d.relative_rms_median <= 0.06,
+                "{} {text}: {d:?}",
+                reference.0
+            );
             assert!(d.argmax_agreement >= 0.93, "{} {text}: {d:?}", reference.0);
         }
     }
@@ -127,9 +138,17 @@ fn chunk_sizes_do_not_change_a_bit() {
             let whole = logits(&mut engine, &tokens, &[tokens.len()]);
             for sizes in [&[1][..], &[37], &[3, 64, 1, 129, 2]] {
                 let chunked = logits(&mut engine, &tokens, sizes);
-                let first = whole.iter().zip(&chunked).position(|(a, b)| a.to_bits() != b.to_bits());
+                let first = whole
+                    .iter()
+                    .zip(&chunked)
+                    .position(|(a, b)| a.to_bits() != b.to_bits());
                 let vocab = engine.vocab();
-                assert_eq!(first.map(|i| i / vocab), None, "{} {numerics} {sizes:?}", reference.0);
+                assert_eq!(
+                    first.map(|i| i / vocab),
+                    None,
+                    "{} {numerics} {sizes:?}",
+                    reference.0
+                );
             }
         }
     }
@@ -146,7 +165,10 @@ fn instruction_sets_do_not_change_a_bit() {
         let (_, first) = by_isa.next().expect("at least scalar");
         for (name, other) in by_isa {
             assert!(
-                first.iter().zip(&other).all(|(a, b)| a.to_bits() == b.to_bits()),
+                first
+                    .iter()
+                    .zip(&other)
+                    .all(|(a, b)| a.to_bits() == b.to_bits()),
                 "{} on {name}",
                 reference.0
             );
@@ -195,7 +217,12 @@ fn neighbours_in_a_batch_do_not_change_a_bit() {
             round += 1;
         }
         for (alone, together) in alone.iter().zip(&together) {
-            assert!(alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits()));
+            assert!(
+                alone
+                    .iter()
+                    .zip(together)
+                    .all(|(a, b)| a.to_bits() == b.to_bits())
+            );
             assert_eq!(alone.len(), together.len());
         }
     }
@@ -207,10 +234,19 @@ fn routed_experts_match_the_reference() {
     for reference in [Reference("tiny-a"), Reference("tiny-b")] {
         let Loaded { hp, tensors } = load(reference);
         let store = ExpertStore::new(&hp, &tensors).expect("experts");
-        let array = |name: &str| reference.floats(&format!("details.ds4.{name}.npy")).expect(name);
-        let (norms, weights, want) =
-            (array("ffn_norm"), array("router_weights"), array("routed_out"));
-        let experts = reference.ints("details.ds4.router_experts.npy").expect("experts");
+        let array = |name: &str| {
+            reference
+                .floats(&format!("details.ds4.{name}.npy"))
+                .expect(name)
+        };
+        let (norms, weights, want) = (
+            array("ffn_norm"),
+            array("router_weights"),
+            array("routed_out"),
+        );
+        let experts = reference
+            .ints("details.ds4.router_experts.npy")
+            .expect("experts");
         let positions = norms.shape[1];
         let (mut exact, mut total) = (0, 0);
         for layer in 0..hp.layers {
@@ -218,7 +254,11 @@ fn routed_experts_match_the_reference() {
                 a[layer * positions * width..(layer + 1) * positions * width].to_vec()
             };
             let mut input = Activations::new();
-            input.set(ActivationFormat::Q8K, hp.hidden, &slice(&norms.values, hp.hidden));
+            input.set(
+                ActivationFormat::Q8K,
+                hp.hidden,
+                &slice(&norms.values, hp.hidden),
+            );
             let at = layer * positions * hp.experts_used;
             let batch = ExpertBatch {
                 layer,
@@ -227,7 +267,10 @@ fn routed_experts_match_the_reference() {
                 routes: slice(&weights.values, hp.experts_used)
                     .into_iter()
                     .zip(&experts.values[at..])
-                    .map(|(weight, &expert)| Route { expert: expert as u32, weight })
+                    .map(|(weight, &expert)| Route {
+                        expert: expert as u32,
+                        weight,
+                    })
                     .collect(),
                 input: ExpertInput::from_activations(&input),
                 round: true,
@@ -238,15 +281,24 @@ fn routed_experts_match_the_reference() {
             store
                 .compute(Kernels::detect(), &batch, &rects, &mut scratch, &mut out)
                 .expect("compute");
-            for (found, want) in
-                out.chunks_exact(hp.hidden).zip(slice(&want.values, hp.hidden).chunks(hp.hidden))
+            for (found, want) in out
+                .chunks_exact(hp.hidden)
+                .zip(slice(&want.values, hp.hidden).chunks(hp.hidden))
             {
-                let worst = found.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let worst = found
+                    .iter()
+                    .zip(want)
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
                 assert!(worst <= 5e-3, "{} layer {layer}: {worst}", reference.0);
                 exact += usize::from(worst <= 1e-5);
                 total += 1;
             }
         }
-        assert!(exact * 10 >= total * 9, "{}: {exact} of {total} rows to 1e-5", reference.0);
+        assert!(
+            exact * 10 >= total * 9,
+            "{}: {exact} of {total} rows to 1e-5",
+            reference.0
+        );
     }
 }

@@ -8,7 +8,11 @@ use anyhow::{Context, Result, ensure};
 #[derive(Clone, Copy, Debug)]
 pub struct Reference(pub &'static str);
 
-pub const ALL: [Reference; 3] = [Reference("tiny-a"), Reference("tiny-b"), Reference("tiny-w")];
+pub const ALL: [Reference; 3] = [
+    Reference("tiny-a"),
+    Reference("tiny-b"),
+    Reference("tiny-w"),
+];
 
 /// Float array with its shape, row-major.
 #[derive(Clone, Debug)]
@@ -20,7 +24,9 @@ pub struct Array<T> {
 impl Reference {
     #[must_use]
     pub fn folder(self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(self.0)
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("golden")
+            .join(self.0)
     }
 
     #[must_use]
@@ -66,7 +72,10 @@ fn read_npy<T: npyz::Deserialize>(path: &Path) -> Result<Array<T>> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let npy = npyz::NpyFile::new(&bytes[..])?;
     let shape = npy.shape().iter().map(|&d| d as usize).collect();
-    Ok(Array { shape, values: npy.into_vec()? })
+    Ok(Array {
+        shape,
+        values: npy.into_vec()?,
+    })
 }
 
 /// How far logits are from the reference, over all positions.
@@ -83,10 +92,18 @@ pub struct Distance {
 /// # Errors
 /// The two differ in length.
 pub fn distance(found: &[f32], want: &[f32], vocab: usize) -> Result<Distance> {
-    ensure!(found.len() == want.len(), "{} logits, not {}", found.len(), want.len());
+    ensure!(
+        found.len() == want.len(),
+        "{} logits, not {}",
+        found.len(),
+        want.len()
+    );
     let mean = want.iter().map(|&v| f64::from(v)).sum::<f64>() / want.len() as f64;
-    let variance =
-        want.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / want.len() as f64;
+    let variance = want
+        .iter()
+        .map(|&v| (f64::from(v) - mean).powi(2))
+        .sum::<f64>()
+        / want.len() as f64;
     let rows = found.chunks_exact(vocab).zip(want.chunks_exact(vocab));
     let mut rms: Vec<f64> = rows
         .clone()
@@ -98,7 +115,11 @@ pub fn distance(found: &[f32], want: &[f32], vocab: usize) -> Result<Distance> {
     rms.sort_by(f64::total_cmp);
     let agree = rows.filter(|(f, w)| argmax(f) == argmax(w)).count();
     Ok(Distance {
-        max_abs: found.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max),
+        max_abs: found
+            .iter()
+            .zip(want)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max),
         relative_rms_median: rms[rms.len() / 2],
         argmax_agreement: agree as f64 / rms.len() as f64,
     })

@@ -62,10 +62,11 @@ impl Schedule {
                 let Some(&first) = self.by_token[pairs.clone()].first() else {
                     continue;
                 };
+                let expert_adds = self.fold_experts(grid, pairs);
                 self.rows.push(OutputRow {
                     blocks: subtree.blocks,
                     root: first,
-                    expert_adds: self.fold_experts(grid, pairs),
+                    expert_adds,
                     block_adds: block_adds.clone(),
                 });
             }

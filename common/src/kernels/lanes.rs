@@ -4,6 +4,8 @@
 //! has by default, where the compiler turns the 16 lanes into vectors. It neither fuses nor
 //! reorders float operations, so the bits are the same everywhere.
 
+use crate::quant::BlockQ8;
+
 /// How many partial sums a dot product keeps; element (or block) `i` goes to sum `i % 16`.
 pub(super) const LANES: usize = 16;
 
@@ -60,4 +62,15 @@ pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y += a * x;
     }
+}
+
+/// Adds one block of 32 to its lane.
+#[inline(always)]
+pub(super) fn add_small_block(lane: &mut f32, scale: f32, w: &[i8; 32], x: &BlockQ8) {
+    let sum: i32 = w
+        .iter()
+        .zip(&x.q)
+        .map(|(&w, &x)| i32::from(w) * i32::from(x))
+        .sum();
+    *lane += (scale * x.d) * sum as f32;
 }

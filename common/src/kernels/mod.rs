@@ -23,6 +23,11 @@ mod matrix;
 mod row;
 mod scalar;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -48,6 +53,10 @@ pub struct Kernels(Isa);
 #[derive(Clone, Copy, Debug)]
 enum Isa {
     Scalar(Scalar),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(x86_64::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(x86_64::Avx512),
 }
 
 /// Calls the same generic code for whichever instruction set was chosen.
@@ -55,6 +64,10 @@ macro_rules! with_kernel {
     ($kernels:expr, $k:ident => $call:expr) => {
         match $kernels.0 {
             Isa::Scalar($k) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2($k) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512($k) => $call,
         }
     };
 }
@@ -63,7 +76,8 @@ impl Kernels {
     /// The fastest kernels of this CPU.
     #[must_use]
     pub fn detect() -> Self {
-        Self(Isa::Scalar(Scalar))
+        let scalar = Self(Isa::Scalar(Scalar));
+        Self::available().last().copied().unwrap_or(scalar)
     }
 
     /// The kernels `scalar`, `avx2` or `avx512vnni`, or the fastest ones for `auto`.
@@ -92,7 +106,13 @@ impl Kernels {
     /// All kernels that this CPU can run, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        vec![Self(Isa::Scalar(Scalar))]
+        let mut found = vec![Self(Isa::Scalar(Scalar))];
+        #[cfg(target_arch = "x86_64")]
+        {
+            found.extend(x86_64::Avx2::detect().map(|k| Self(Isa::Avx2(k))));
+            found.extend(x86_64::Avx512::detect().map(|k| Self(Isa::Avx512(k))));
+        }
+        found
     }
 
     #[must_use]

@@ -53,12 +53,8 @@ impl RowKernel for Scalar {
         for (x, out) in xs.iter().zip(out.iter_mut()) {
             let mut lanes = [0.0; LANES];
             for (b, (w, x)) in blocks.iter().zip(*x).enumerate() {
-                let sum: i32 = F::integers(w)
-                    .iter()
-                    .zip(&x.q)
-                    .map(|(&w, &x)| i32::from(w) * i32::from(x))
-                    .sum();
-                lanes[b % LANES] += (F::scale(w) * x.d) * sum as f32;
+                let lane = &mut lanes[b % LANES];
+                lanes::add_small_block(lane, F::scale(w), &F::integers(w), x);
             }
             *out = lanes::tree(lanes);
         }

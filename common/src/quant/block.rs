@@ -27,6 +27,22 @@ impl IntBlock {
         mins: [0; 16],
         q: [0; 256],
     };
+
+    /// The integers times their scales, which fit by the bound above.
+    #[inline(always)]
+    pub(crate) fn scale_into(&self, out: &mut [i16; 256]) {
+        let runs = self
+            .q
+            .as_chunks::<16>()
+            .0
+            .iter()
+            .zip(out.as_chunks_mut::<16>().0);
+        for ((q, out), scale) in runs.zip(self.scales) {
+            for (out, &q) in out.iter_mut().zip(q) {
+                *out = scale.wrapping_mul(i16::from(q));
+            }
+        }
+    }
 }
 
 /// A format of 256 weights a block.
@@ -54,6 +70,9 @@ pub(crate) trait SmallBlock {
     fn blocks(row: &[u8]) -> &[Self::Bytes];
 
     fn scale(bytes: &Self::Bytes) -> f32;
+
+    /// The bits of a scale that is stored as a half float; `None` for another kind of scale.
+    fn half_scale(bytes: &Self::Bytes) -> Option<u16>;
 
     fn integers(bytes: &Self::Bytes) -> [i8; 32];
 }
@@ -147,8 +166,9 @@ mod tests {
     #[test]
     fn six_bit_scales_round_trip() {
         for seed in 0..64_u8 {
-            let scales = std::array::from_fn(|j| (seed + 11 * j as u8) & 63);
-            let mins = std::array::from_fn(|j| (63 - seed + 29 * j as u8) & 63);
+            let scales = std::array::from_fn(|j| seed.wrapping_add(11 * j as u8) & 63);
+            let mins =
+                std::array::from_fn(|j| seed.wrapping_mul(5).wrapping_add(29 * j as u8) & 63);
             let (s, m) = six_bit_pairs(pack(scales, mins));
             assert_eq!((s.to_le_bytes(), m.to_le_bytes()), (scales, mins));
         }

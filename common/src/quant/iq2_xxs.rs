@@ -123,7 +123,7 @@ mod tests {
         bytes[1] = 0x3c;
         // Group 1 of the first 32 values takes sign index 0b11 and so the even parity, group 2
         // takes 0b1 and flips its last value; the scale nibble is 15.
-        bytes[6..10].copy_from_slice(&(3 << 7 | 1 << 14 | 15 << 28_u32).to_le_bytes());
+        bytes[6..10].copy_from_slice(&(15_u32 << 28 | 1 << 14 | 3 << 7).to_le_bytes());
         let mut block = IntBlock::ZERO;
         Iq2Xxs::unpack(&bytes, &mut block);
         assert_eq!((block.d, &block.scales[..3]), (1.0, &[31, 31, 1][..]));

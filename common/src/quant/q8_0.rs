@@ -18,6 +18,11 @@ impl SmallBlock for Q8_0 {
     }
 
     #[inline(always)]
+    fn half_scale(bytes: &Self::Bytes) -> Option<u16> {
+        Some(u16::from_le_bytes([bytes[0], bytes[1]]))
+    }
+
+    #[inline(always)]
     fn integers(bytes: &Self::Bytes) -> [i8; 32] {
         std::array::from_fn(|i| bytes[2 + i] as i8)
     }

@@ -24,13 +24,20 @@ struct Buffers {
 impl LocalBackend {
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        LocalBackend { store, kernels, buffers: Mutex::default() }
+        LocalBackend {
+            store,
+            kernels,
+            buffers: Mutex::default(),
+        }
     }
 }
 
 impl ExpertBackend for LocalBackend {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
-        Ok(Box::new(Pending { backend: self, batch }))
+        Ok(Box::new(Pending {
+            backend: self,
+            batch,
+        }))
     }
 }
 
@@ -41,11 +48,21 @@ struct Pending<'a> {
 
 impl PendingExperts for Pending<'_> {
     fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError> {
-        let LocalBackend { store, kernels, buffers } = self.backend;
+        let LocalBackend {
+            store,
+            kernels,
+            buffers,
+        } = self.backend;
         let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let Buffers { scratch, rows } = &mut *buffers;
         // The whole grid is one subtree, so its rows are the final sums, one a token.
-        store.compute(*kernels, &self.batch, &[store.grid().whole()], scratch, rows)?;
+        store.compute(
+            *kernels,
+            &self.batch,
+            &[store.grid().whole()],
+            scratch,
+            rows,
+        )?;
         out.copy_from_slice(rows);
         Ok(())
     }

@@ -36,7 +36,11 @@ impl Batch {
     }
 
     pub(crate) fn push(&mut self, chunk: usize, position: usize, tokens: &[u32], ropes: &Ropes) {
-        self.chunks.push(ChunkRows { chunk, first: self.rows(), len: tokens.len() });
+        self.chunks.push(ChunkRows {
+            chunk,
+            first: self.rows(),
+            len: tokens.len(),
+        });
         self.tokens.extend_from_slice(tokens);
         let mut angles = Vec::new();
         for p in position..position + tokens.len() {
@@ -50,7 +54,11 @@ impl Batch {
 
     /// The angles of one row on layers that compress or not.
     pub(crate) fn angles(&self, row: usize, compressing: bool) -> &[(f32, f32)] {
-        let all = if compressing { &self.compressing_angles } else { &self.plain_angles };
+        let all = if compressing {
+            &self.compressing_angles
+        } else {
+            &self.plain_angles
+        };
         let pairs = all.len() / self.rows();
         &all[row * pairs..(row + 1) * pairs]
     }

@@ -13,14 +13,14 @@ use rayon::prelude::*;
 use super::attention::{AttentionLayer, AttentionScratch};
 use super::batch::{Batch, Ropes};
 use super::compute::Compute;
-use super::hyper_connection::{HcConstants, MAX_STREAMS, Mixing, mix_in, mix_out, mixing, norm_streams};
+use super::hyper_connection::{
+    HcConstants, MAX_STREAMS, Mixing, mix_in, mix_out, mixing, norm_streams,
+};
 use super::kv_cache::LayerCache;
 use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
 use super::operand::Operand;
 use super::weights::{FfnWeights, HcWeights, Layer, Weights};
-use super::{
-    Chunk, ChunkOutput, EngineError, ExpertBackend, LogitsWanted, Stage, StageTimes,
-};
+use super::{Chunk, ChunkOutput, EngineError, ExpertBackend, LogitsWanted, Stage, StageTimes};
 
 /// Buffers of a step, kept between steps. All are row-major over the batch's rows.
 #[derive(Debug, Default)]
@@ -67,7 +67,9 @@ impl Forward<'_> {
         self.scratch.batch.clear();
         for (i, chunk) in chunks.iter_mut().enumerate() {
             let position = chunk.sequence.position;
-            self.scratch.batch.push(i, position, chunk.tokens, self.ropes);
+            self.scratch
+                .batch
+                .push(i, position, chunk.tokens, self.ropes);
             // Until its last layer is done, the sequence stands at several positions at once.
             chunk.sequence.broken = true;
         }
@@ -98,11 +100,17 @@ impl Forward<'_> {
         let tokens = &self.scratch.batch.tokens;
         let width = self.hp.streams * hidden;
         self.scratch.streams.resize(tokens.len() * width, 0.0);
-        self.scratch.streams.par_chunks_mut(width).zip(tokens).for_each(|(streams, &token)| {
-            let (first, others) = streams.split_at_mut(hidden);
-            dequantize_row(embedding.ty(), embedding.row_bytes(token as usize), first);
-            others.chunks_exact_mut(hidden).for_each(|stream| stream.copy_from_slice(first));
-        });
+        self.scratch
+            .streams
+            .par_chunks_mut(width)
+            .zip(tokens)
+            .for_each(|(streams, &token)| {
+                let (first, others) = streams.split_at_mut(hidden);
+                dequantize_row(embedding.ty(), embedding.row_bytes(token as usize), first);
+                others
+                    .chunks_exact_mut(hidden)
+                    .for_each(|stream| stream.copy_from_slice(first));
+            });
     }
 
     fn drop_cancelled(&mut self, chunks: &[Chunk<'_>], outputs: &mut [ChunkOutput]) {
@@ -110,7 +118,11 @@ impl Forward<'_> {
             output.cancelled |= chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
         }
         let Scratch { batch, streams, .. } = &mut *self.scratch;
-        if batch.chunks.iter().any(|rows| outputs[rows.chunk].cancelled) {
+        if batch
+            .chunks
+            .iter()
+            .any(|rows| outputs[rows.chunk].cancelled)
+        {
             let width = self.hp.streams * self.hp.hidden;
             batch.retain(
                 |chunk| !outputs[chunk].cancelled,
@@ -136,7 +148,13 @@ impl Forward<'_> {
             weights: &layer.attention,
             ratio: self.hp.compress_ratios[index],
         };
-        let Scratch { batch, normed, attention: scratch, output, .. } = &mut *self.scratch;
+        let Scratch {
+            batch,
+            normed,
+            attention: scratch,
+            output,
+            ..
+        } = &mut *self.scratch;
         let mut caches: Vec<&mut LayerCache> = Vec::with_capacity(batch.chunks.len());
         let mut remaining = chunks.iter_mut().enumerate();
         for rows in &batch.chunks {
@@ -164,7 +182,13 @@ impl Forward<'_> {
         self.times.lap(Stage::Router, mark);
         let pending = self.experts.begin(Arc::new(batch))?;
         self.times.lap(Stage::RoutedExperts, mark);
-        let Scratch { normed, shared, output, routed, .. } = &mut *self.scratch;
+        let Scratch {
+            normed,
+            shared,
+            output,
+            routed,
+            ..
+        } = &mut *self.scratch;
         let clamp = self.hp.clamp_shared[index];
         shared_expert(self.compute, &layer.ffn, clamp, normed, shared, output)?;
         self.times.lap(Stage::SharedExpert, mark);
@@ -181,13 +205,24 @@ impl Forward<'_> {
 
     /// Chooses experts for every row and packs the call.
     fn route(&mut self, index: usize, ffn: &FfnWeights) -> Result<ExpertBatch, EngineError> {
-        let Scratch { batch, normed, router_logits, router, .. } = &mut *self.scratch;
+        let Scratch {
+            batch,
+            normed,
+            router_logits,
+            router,
+            ..
+        } = &mut *self.scratch;
         self.compute.linear(&ffn.router, normed, router_logits)?;
         let mut routes = Vec::with_capacity(batch.rows() * self.hp.experts_used);
-        for (logits, &token) in router_logits.chunks_exact(self.hp.experts).zip(&batch.tokens) {
+        for (logits, &token) in router_logits
+            .chunks_exact(self.hp.experts)
+            .zip(&batch.tokens)
+        {
             route(self.hp, &ffn.choice, token, logits, router, &mut routes);
         }
-        let [gate, up] = ffn.routed_types.map(|ty| self.compute.numerics.activation_format(ty));
+        let [gate, up] = ffn
+            .routed_types
+            .map(|ty| self.compute.numerics.activation_format(ty));
         // Gate and up of different kinds would need two layouts: send the plain values then.
         let input = if gate == up {
             ExpertInput::from_activations(normed.in_format(gate))
@@ -209,7 +244,14 @@ impl Forward<'_> {
         let (hp, hidden) = (self.hp, self.hp.hidden);
         let rows = self.scratch.batch.rows();
         self.stream_logits(hc, rows)?;
-        let Scratch { streams, hc_logits, mixings, mixed, normed, .. } = &mut *self.scratch;
+        let Scratch {
+            streams,
+            hc_logits,
+            mixings,
+            mixed,
+            normed,
+            ..
+        } = &mut *self.scratch;
         mixings.resize(rows, Mixing::default());
         mixed.resize(rows * hidden, 0.0);
         let constants = HcConstants {
@@ -219,7 +261,9 @@ impl Forward<'_> {
             iterations: hp.sinkhorn_iterations,
             epsilon: hp.hc_eps,
         };
-        let inputs = streams.par_chunks(hp.streams * hidden).zip(hc_logits.par_chunks(hc.base.len()));
+        let inputs = streams
+            .par_chunks(hp.streams * hidden)
+            .zip(hc_logits.par_chunks(hc.base.len()));
         mixings
             .par_iter_mut()
             .zip(mixed.par_chunks_mut(hidden))
@@ -235,18 +279,31 @@ impl Forward<'_> {
 
     /// The mixing logits of every row: a matrix over all its streams, normed together.
     fn stream_logits(&mut self, hc: &HcWeights, rows: usize) -> Result<(), EngineError> {
-        let Scratch { streams, hc_input, hc_logits, .. } = &mut *self.scratch;
+        let Scratch {
+            streams,
+            hc_input,
+            hc_logits,
+            ..
+        } = &mut *self.scratch;
         let width = self.hp.streams * self.hp.hidden;
         let normed = hc_input.values_mut(width, rows);
-        normed.par_chunks_mut(width).zip(streams.par_chunks(width)).for_each(|(out, streams)| {
-            norm_streams(streams, self.hp.rms_eps, out);
-        });
+        normed
+            .par_chunks_mut(width)
+            .zip(streams.par_chunks(width))
+            .for_each(|(out, streams)| {
+                norm_streams(streams, self.hp.rms_eps, out);
+            });
         self.compute.linear(&hc.function, hc_input, hc_logits)
     }
 
     /// The sublayer's output back to the streams.
     fn mix_out(&mut self) {
-        let Scratch { streams, output, mixings, .. } = &mut *self.scratch;
+        let Scratch {
+            streams,
+            output,
+            mixings,
+            ..
+        } = &mut *self.scratch;
         let (hidden, count) = (self.hp.hidden, self.hp.streams);
         streams
             .par_chunks_mut(count * hidden)
@@ -263,7 +320,12 @@ impl Forward<'_> {
     ) -> Result<(), EngineError> {
         let (hp, vocab) = (self.hp, self.hp.vocab);
         let width = hp.streams * hp.hidden;
-        let Scratch { batch, streams, logits, .. } = &mut *self.scratch;
+        let Scratch {
+            batch,
+            streams,
+            logits,
+            ..
+        } = &mut *self.scratch;
         let mut kept = 0;
         for rows in &batch.chunks {
             let first = match chunks[rows.chunk].logits {
@@ -290,9 +352,18 @@ impl Forward<'_> {
         let hc = &self.weights.head_hc;
         let width = hp.streams * hp.hidden;
         self.stream_logits(hc, rows)?;
-        let Scratch { streams, hc_logits, mixed, normed, logits, .. } = &mut *self.scratch;
+        let Scratch {
+            streams,
+            hc_logits,
+            mixed,
+            normed,
+            logits,
+            ..
+        } = &mut *self.scratch;
         mixed.resize(rows * hp.hidden, 0.0);
-        let inputs = streams.par_chunks(width).zip(hc_logits.par_chunks(hp.streams));
+        let inputs = streams
+            .par_chunks(width)
+            .zip(hc_logits.par_chunks(hp.streams));
         mixed
             .par_chunks_mut(hp.hidden)
             .zip(normed.values_mut(hp.hidden, rows).par_chunks_mut(hp.hidden))

@@ -51,12 +51,7 @@ pub(crate) fn mixing(m: &[f32], c: &HcConstants<'_>) -> Mixing {
 }
 
 /// Row softmax, then alternating column and row normalisation, columns last.
-fn sinkhorn(
-    a: &mut [[f32; MAX_STREAMS]; MAX_STREAMS],
-    n: usize,
-    iterations: usize,
-    epsilon: f32,
-) {
+fn sinkhorn(a: &mut [[f32; MAX_STREAMS]; MAX_STREAMS], n: usize, iterations: usize, epsilon: f32) {
     for row in a.iter_mut().take(n) {
         let row = &mut row[..n];
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -134,12 +129,30 @@ mod tests {
                 assert!((f - w).abs() < 1e-6, "{found:?} is not {want:?}");
             }
         };
-        close(&mix.pre, [0.512_498_4, 0.477_516_2, 0.542_398_9, 0.457_603_1]);
-        close(&mix.post, [1.082_313_3, 0.950_041_6, 1.116_962_2, 0.935_091_4]);
-        close(&mix.streams[0], [0.041_722_1, 0.458_395_5, 0.041_722_1, 0.458_159_4]);
-        close(&mix.streams[1], [0.155_335, 0.344_718_2, 0.155_335, 0.344_610_9]);
-        close(&mix.streams[2], [0.345_021_9, 0.154_923_7, 0.345_021_9, 0.155_031_4]);
-        close(&mix.streams[3], [0.457_92, 0.041_961_6, 0.457_92, 0.042_197_3]);
+        close(
+            &mix.pre,
+            [0.512_498_4, 0.477_516_2, 0.542_398_9, 0.457_603_1],
+        );
+        close(
+            &mix.post,
+            [1.082_313_3, 0.950_041_6, 1.116_962_2, 0.935_091_4],
+        );
+        close(
+            &mix.streams[0],
+            [0.041_722_1, 0.458_395_5, 0.041_722_1, 0.458_159_4],
+        );
+        close(
+            &mix.streams[1],
+            [0.155_335, 0.344_718_2, 0.155_335, 0.344_610_9],
+        );
+        close(
+            &mix.streams[2],
+            [0.345_021_9, 0.154_923_7, 0.345_021_9, 0.155_031_4],
+        );
+        close(
+            &mix.streams[3],
+            [0.457_92, 0.041_961_6, 0.457_92, 0.042_197_3],
+        );
         for column in 0..4 {
             let sum: f32 = mix.streams.iter().map(|row| row[column]).sum();
             assert!((sum - 1.0).abs() < 2e-6);
@@ -148,7 +161,10 @@ mod tests {
 
     #[test]
     fn mixing_out_sums_over_the_first_index() {
-        let mut mix = Mixing { post: [1.0; MAX_STREAMS], ..Mixing::default() };
+        let mut mix = Mixing {
+            post: [1.0; MAX_STREAMS],
+            ..Mixing::default()
+        };
         mix.streams[0][1] = 1.0;
         let mut streams = vec![5.0, 7.0];
         mix_out(&mut streams, &[100.0], &mix, 2);

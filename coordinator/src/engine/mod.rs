@@ -110,7 +110,9 @@ pub struct Engine {
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Engine").field("compute", &self.compute).finish_non_exhaustive()
+        f.debug_struct("Engine")
+            .field("compute", &self.compute)
+            .finish_non_exhaustive()
     }
 }
 
@@ -134,8 +136,14 @@ impl Engine {
             wanted => wanted.min(hp.context),
         };
         Ok(Engine {
-            ropes: Ropes { plain: Rope::window_only(&hp), compressing: Rope::compressing(&hp) },
-            compute: Compute { kernels: config.kernels, numerics: config.numerics },
+            ropes: Ropes {
+                plain: Rope::window_only(&hp),
+                compressing: Rope::compressing(&hp),
+            },
+            compute: Compute {
+                kernels: config.kernels,
+                numerics: config.numerics,
+            },
             hp,
             weights,
             context,
@@ -192,7 +200,10 @@ impl Engine {
         };
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;
-        Ok(StepOutput { logits: &self.scratch.logits, chunks: &self.outputs })
+        Ok(StepOutput {
+            logits: &self.scratch.logits,
+            chunks: &self.outputs,
+        })
     }
 
     fn check(&self, chunk: &Chunk<'_>) -> Result<(), EngineError> {
@@ -203,7 +214,10 @@ impl Engine {
             return Err(EngineError::BrokenSequence);
         }
         if let Some(&token) = chunk.tokens.iter().find(|&&t| t as usize >= self.hp.vocab) {
-            return Err(EngineError::Token { token, vocab: self.hp.vocab });
+            return Err(EngineError::Token {
+                token,
+                vocab: self.hp.vocab,
+            });
         }
         if chunk.sequence.position + chunk.tokens.len() > self.context {
             return Err(EngineError::Context {

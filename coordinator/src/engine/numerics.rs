@@ -30,7 +30,11 @@ impl Numerics {
     /// The layout in which an activation meets a weight of type `ty`.
     #[must_use]
     pub fn activation_format(self, ty: GgmlType) -> ActivationFormat {
-        if self.rounds_activations() { ty.activation_format() } else { ActivationFormat::F32 }
+        if self.rounds_activations() {
+            ty.activation_format()
+        } else {
+            ActivationFormat::F32
+        }
     }
 }
 

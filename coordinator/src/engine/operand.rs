@@ -20,12 +20,8 @@ struct Layout {
 }
 
 impl Operand {
-    /// Takes new values; layouts made of the old ones are dropped, their memory is kept.
-    pub(crate) fn load(&mut self, cols: usize, values: &[f32]) {
-        self.values_mut(cols, values.len() / cols).copy_from_slice(values);
-    }
-
-    /// Room for `rows x cols` new values, which the caller fills.
+    /// Room for `rows x cols` new values, which the caller fills. Layouts made of the old ones
+    /// are dropped, their memory is kept.
     pub(crate) fn values_mut(&mut self, cols: usize, rows: usize) -> &mut [f32] {
         self.cols = cols;
         self.values.resize(rows * cols, 0.0);
@@ -37,10 +33,6 @@ impl Operand {
 
     pub(crate) fn values(&self) -> &[f32] {
         &self.values
-    }
-
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
-        &self.values[row * self.cols..(row + 1) * self.cols]
     }
 
     pub(crate) fn rows(&self) -> usize {

@@ -13,13 +13,17 @@ pub(crate) struct Rope {
 impl Rope {
     /// Layers that attend to the window alone: plain frequencies.
     pub(crate) fn window_only(hp: &HyperParams) -> Self {
-        Rope { frequencies: frequencies(hp.rope_dims, f64::from(hp.rope_base), None) }
+        Rope {
+            frequencies: frequencies(hp.rope_dims, f64::from(hp.rope_base), None),
+        }
     }
 
     /// Layers that compress: a larger base, interpolated by YaRN without a magnitude factor.
     pub(crate) fn compressing(hp: &HyperParams) -> Self {
         let base = f64::from(hp.compress_rope_base);
-        Rope { frequencies: frequencies(hp.rope_dims, base, hp.yarn.as_ref()) }
+        Rope {
+            frequencies: frequencies(hp.rope_dims, base, hp.yarn.as_ref()),
+        }
     }
 
     pub(crate) fn dims(&self) -> usize {
@@ -38,7 +42,9 @@ fn frequencies(dims: usize, base: f64, yarn: Option<&Yarn>) -> Vec<f32> {
     (0..dims / 2)
         .map(|i| {
             let plain = libm::pow(base, -((2 * i) as f64) / dims as f64);
-            let Some(yarn) = yarn else { return plain as f32 };
+            let Some(yarn) = yarn else {
+                return plain as f32;
+            };
             let ramp = yarn_ramp(i, dims, base, yarn);
             (plain * (1.0 - ramp) + plain / f64::from(yarn.factor) * ramp) as f32
         })
@@ -80,7 +86,10 @@ mod tests {
     use super::*;
 
     fn close(found: f32, want: f64) {
-        assert!((f64::from(found) / want - 1.0).abs() < 1e-6, "{found} is not {want}");
+        assert!(
+            (f64::from(found) / want - 1.0).abs() < 1e-6,
+            "{found} is not {want}"
+        );
     }
 
     #[test]
@@ -89,8 +98,12 @@ mod tests {
         close(plain[1], 0.749_894_209);
         close(plain[15], 0.013_335_214_3);
         close(plain[31], 1.333_521_43e-4);
-        let yarn =
-            Yarn { factor: 16.0, beta_fast: 32.0, beta_slow: 1.0, original_context: 65536 };
+        let yarn = Yarn {
+            factor: 16.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_context: 65536,
+        };
         let ramped = frequencies(64, 160_000.0, Some(&yarn));
         for (i, want) in [
             (1, 0.687_656_022),
@@ -108,7 +121,9 @@ mod tests {
 
     #[test]
     fn rotating_back_restores() {
-        let rope = Rope { frequencies: frequencies(8, 10_000.0, None) };
+        let rope = Rope {
+            frequencies: frequencies(8, 10_000.0, None),
+        };
         let original: Vec<f32> = (0..12).map(|i| i as f32 - 5.5).collect();
         let mut row = original.clone();
         let mut angles = Vec::new();

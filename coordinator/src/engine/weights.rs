@@ -9,6 +9,7 @@ use ds4_common::model::{
 use ds4_common::quant::GgmlType;
 
 use super::EngineError;
+use super::hyper_connection::MAX_STREAMS;
 
 /// A mapped weight matrix of `rows` outputs and `cols` inputs.
 #[derive(Clone, Debug)]
@@ -23,7 +24,11 @@ impl Linear {
     fn new(tensor: &Tensor) -> Result<Self, EngineError> {
         let cols = tensor.dims().first().map_or(0, |&d| d as usize);
         let rows = tensor.dims().iter().skip(1).map(|&d| d as usize).product();
-        let linear = Linear { tensor: tensor.clone(), rows, cols };
+        let linear = Linear {
+            tensor: tensor.clone(),
+            rows,
+            cols,
+        };
         linear.matrix()?;
         Ok(linear)
     }
@@ -43,10 +48,6 @@ impl Linear {
 
     pub(crate) fn rows(&self) -> usize {
         self.rows
-    }
-
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
     }
 
     pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
@@ -134,6 +135,12 @@ pub(crate) struct Weights {
 
 impl Weights {
     pub(crate) fn new(hp: &HyperParams, tensors: &ModelTensors) -> Result<Self, EngineError> {
+        if hp.streams > MAX_STREAMS {
+            return Err(EngineError::Streams {
+                streams: hp.streams,
+                limit: MAX_STREAMS,
+            });
+        }
         let layers = tensors
             .layers
             .iter()
@@ -147,7 +154,7 @@ impl Weights {
                 &tensors.output_hc_scale,
                 &tensors.output_hc_base,
             )?,
-            output_norm: floats(&tensors.output_norm)?,
+            output_norm: read_floats(&tensors.output_norm)?,
             output: Linear::new(&tensors.output)?,
         })
     }
@@ -168,8 +175,8 @@ impl HcWeights {
     fn new(function: &Tensor, scale: &Tensor, base: &Tensor) -> Result<Self, EngineError> {
         Ok(HcWeights {
             function: Linear::new(function)?,
-            scale: floats(scale)?,
-            base: floats(base)?,
+            scale: read_floats(scale)?,
+            base: read_floats(base)?,
         })
     }
 }
@@ -177,16 +184,20 @@ impl HcWeights {
 impl AttentionWeights {
     fn new(t: &LayerTensors) -> Result<Self, EngineError> {
         Ok(AttentionWeights {
-            norm: floats(&t.attn_norm)?,
+            norm: read_floats(&t.attn_norm)?,
             q_a: Linear::new(&t.attn_q_a)?,
-            q_a_norm: floats(&t.attn_q_a_norm)?,
+            q_a_norm: read_floats(&t.attn_q_a_norm)?,
             q_b: Linear::new(&t.attn_q_b)?,
             kv: Linear::new(&t.attn_kv)?,
-            kv_norm: floats(&t.attn_kv_a_norm)?,
-            sinks: floats(&t.attn_sinks)?,
+            kv_norm: read_floats(&t.attn_kv_a_norm)?,
+            sinks: read_floats(&t.attn_sinks)?,
             output_a: Linear::new(&t.attn_output_a)?,
             output_b: Linear::new(&t.attn_output_b)?,
-            compressor: t.compressor.as_ref().map(CompressorWeights::new).transpose()?,
+            compressor: t
+                .compressor
+                .as_ref()
+                .map(CompressorWeights::new)
+                .transpose()?,
             indexer: t.indexer.as_ref().map(IndexerWeights::new).transpose()?,
         })
     }
@@ -197,8 +208,8 @@ impl CompressorWeights {
         Ok(CompressorWeights {
             kv: Linear::new(&t.kv)?,
             gate: Linear::new(&t.gate)?,
-            position_bias: floats(&t.ape)?,
-            norm: floats(&t.norm)?,
+            position_bias: read_floats(&t.ape)?,
+            norm: read_floats(&t.norm)?,
         })
     }
 }
@@ -218,13 +229,20 @@ impl FfnWeights {
         let choice = match (&t.tid2eid, &t.exp_probs_b) {
             (Some(table), _) => {
                 check_table(hp, table)?;
-                Choice::Hash { table: table.clone(), stride: table.dims()[0] as usize }
+                Choice::Hash {
+                    table: table.clone(),
+                    stride: table.dims()[0] as usize,
+                }
             }
-            (None, Some(bias)) => Choice::Learned { bias: floats(bias)? },
-            (None, None) => Choice::Learned { bias: vec![0.0; hp.experts] },
+            (None, Some(bias)) => Choice::Learned {
+                bias: read_floats(bias)?,
+            },
+            (None, None) => Choice::Learned {
+                bias: vec![0.0; hp.experts],
+            },
         };
         Ok(FfnWeights {
-            norm: floats(&t.ffn_norm)?,
+            norm: read_floats(&t.ffn_norm)?,
             router: Linear::new(&t.ffn_gate_inp)?,
             choice,
             shared_gate: Linear::new(&t.gate_shexp)?,
@@ -237,10 +255,13 @@ impl FfnWeights {
 
 /// Refuses a table that names an expert the model lacks, so that routing need not check.
 fn check_table(hp: &HyperParams, table: &Tensor) -> Result<(), EngineError> {
-    let bad = table.bytes().chunks_exact(4).find_map(|bytes| {
-        let id = i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        (usize::try_from(id).is_ok_and(|id| id < hp.experts)).then_some(None).unwrap_or(Some(id))
-    });
+    let ids = table
+        .bytes()
+        .chunks_exact(4)
+        .map(|bytes| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+    let bad = ids
+        .into_iter()
+        .find(|&id| usize::try_from(id).map_or(true, |id| id >= hp.experts));
     match bad {
         None => Ok(()),
         Some(id) => Err(EngineError::Values {
@@ -248,11 +269,4 @@ fn check_table(hp: &HyperParams, table: &Tensor) -> Result<(), EngineError> {
             reason: format!("names expert {id} of {}", hp.experts),
         }),
     }
-}
-
-fn floats(tensor: &Tensor) -> Result<Vec<f32>, EngineError> {
-    read_floats(tensor).map_err(|e| EngineError::Values {
-        tensor: tensor.name().to_owned(),
-        reason: e.to_string(),
-    })
 }

@@ -61,11 +61,25 @@ impl CompressorScratch {
                 let position = batch.positions[row];
                 let span = row * width..(row + 1) * width;
                 let bias = &weights.position_bias[position % ratio * width..][..width];
-                let scores = self.scores[span.clone()].iter().zip(bias).map(|(s, b)| s + b);
-                if target.state.take(position, &self.values[span], scores, &mut self.pooled) {
-                    rms_norm(&self.pooled, &weights.norm, layer.hp.rms_eps, &mut self.entry);
+                let scores = self.scores[span.clone()]
+                    .iter()
+                    .zip(bias)
+                    .map(|(s, b)| s + b);
+                if target
+                    .state
+                    .take(position, &self.values[span], scores, &mut self.pooled)
+                {
+                    rms_norm(
+                        &self.pooled,
+                        &weights.norm,
+                        layer.hp.rms_eps,
+                        &mut self.entry,
+                    );
                     // A row stands at the position of its window's first token.
-                    layer.ropes.compressing.angles(position + 1 - ratio, &mut self.angles);
+                    layer
+                        .ropes
+                        .compressing
+                        .angles(position + 1 - ratio, &mut self.angles);
                     rotate(&mut self.entry, &self.angles);
                     if layer.compute.numerics.rounds_cache() {
                         round_entry(&mut self.entry, rounding, layer.ropes.compressing.dims());

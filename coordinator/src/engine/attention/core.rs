@@ -43,7 +43,9 @@ pub(super) fn attend(
     let hp = layer.hp;
     let width = hp.heads * hp.head_dim;
     // Few rows: split their heads too, so that every thread has work.
-    let tasks_a_row = (4 * rayon::current_num_threads()).div_ceil(batch.rows()).min(hp.heads);
+    let tasks_a_row = (4 * rayon::current_num_threads())
+        .div_ceil(batch.rows())
+        .min(hp.heads);
     let heads_a_task = hp.heads.div_ceil(tasks_a_row);
     let owner: Vec<usize> = batch
         .chunks
@@ -51,26 +53,31 @@ pub(super) fn attend(
         .enumerate()
         .flat_map(|(i, rows)| std::iter::repeat_n(i, rows.len))
         .collect();
-    out.par_chunks_mut(width).enumerate().for_each(|(row, out)| {
-        let chosen = selection.map_or(&[][..], |all| &all[row]);
-        let visible = visible(layer, caches[owner[row]], batch.positions[row], chosen);
-        let angles = batch.angles(row, layer.compressing());
-        let query = &queries[row * width..(row + 1) * width];
-        let span = heads_a_task * hp.head_dim;
-        out.par_chunks_mut(span).enumerate().for_each(|(task, out)| {
-            let query = &query[task * span..][..out.len()];
-            let sinks = &layer.weights.sinks[task * heads_a_task..];
-            SCRATCH.with_borrow_mut(|scratch| {
-                gather(&visible, hp.head_dim, &mut scratch.rows);
-                let heads =
-                    query.chunks_exact(hp.head_dim).zip(out.chunks_exact_mut(hp.head_dim));
-                for ((query, out), &sink) in heads.zip(sinks) {
-                    attend_head(layer, query, sink, scratch, out);
-                    rotate_back(out, angles);
-                }
-            });
+    out.par_chunks_mut(width)
+        .enumerate()
+        .for_each(|(row, out)| {
+            let chosen = selection.map_or(&[][..], |all| &all[row]);
+            let visible = visible(layer, caches[owner[row]], batch.positions[row], chosen);
+            let angles = batch.angles(row, layer.compressing());
+            let query = &queries[row * width..(row + 1) * width];
+            let span = heads_a_task * hp.head_dim;
+            out.par_chunks_mut(span)
+                .enumerate()
+                .for_each(|(task, out)| {
+                    let query = &query[task * span..][..out.len()];
+                    let sinks = &layer.weights.sinks[task * heads_a_task..];
+                    SCRATCH.with_borrow_mut(|scratch| {
+                        gather(&visible, hp.head_dim, &mut scratch.rows);
+                        let heads = query
+                            .chunks_exact(hp.head_dim)
+                            .zip(out.chunks_exact_mut(hp.head_dim));
+                        for ((query, out), &sink) in heads.zip(sinks) {
+                            attend_head(layer, query, sink, scratch, out);
+                            rotate_back(out, angles);
+                        }
+                    });
+                });
         });
-    });
 }
 
 fn visible<'a>(
@@ -97,7 +104,9 @@ fn gather(visible: &Visible<'_>, dim: usize, rows: &mut Vec<f32>) {
     rows.resize((visible.window_count + visible.compressed_count) * dim, 0.0);
     let (window, compressed) = rows.split_at_mut(visible.window_count * dim);
     visible.cache.window.read(visible.window_first, window);
-    let Some(cache) = &visible.cache.compressed else { return };
+    let Some(cache) = &visible.cache.compressed else {
+        return;
+    };
     if visible.chosen.is_empty() {
         cache.rows.read(0, compressed);
     } else {
@@ -120,7 +129,12 @@ fn attend_head(
     let scale = 1.0 / (dim as f32).sqrt();
     let weights = &mut scratch.weights;
     weights.clear();
-    weights.extend(scratch.rows.chunks_exact(dim).map(|row| kernels.dot_f32(query, row) * scale));
+    weights.extend(
+        scratch
+            .rows
+            .chunks_exact(dim)
+            .map(|row| kernels.dot_f32(query, row) * scale),
+    );
     let max = weights.iter().copied().fold(sink, f32::max);
     let mut total = exp(sink - max);
     for w in weights.iter_mut() {

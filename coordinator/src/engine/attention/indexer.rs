@@ -47,13 +47,17 @@ pub(super) fn select(
     let hp = layer.hp;
     let visible = |row: usize| (batch.positions[row] + 1) / layer.ratio.max(1);
     scratch.active = false;
-    let Some(weights) = &layer.weights.indexer else { return Ok(()) };
+    let Some(weights) = &layer.weights.indexer else {
+        return Ok(());
+    };
     if (0..batch.rows()).all(|row| visible(row) <= hp.index_top_k) {
         return Ok(());
     }
     scratch.active = true;
     project(layer, weights, batch, x, query_latent, scratch)?;
-    scratch.chosen.resize_with(batch.rows().max(scratch.chosen.len()), Vec::new);
+    scratch
+        .chosen
+        .resize_with(batch.rows().max(scratch.chosen.len()), Vec::new);
     scratch.chosen.iter_mut().for_each(Vec::clear);
     for (rows, cache) in batch.chunks.iter().zip(caches) {
         let Some(index) = &cache.index else { continue };
@@ -77,20 +81,28 @@ fn project(
     scratch: &mut IndexerScratch,
 ) -> Result<(), EngineError> {
     let hp = layer.hp;
-    layer.compute.linear(&weights.query, query_latent, &mut scratch.queries)?;
-    layer.compute.linear(&weights.head_weights, x, &mut scratch.head_weights)?;
+    layer
+        .compute
+        .linear(&weights.query, query_latent, &mut scratch.queries)?;
+    layer
+        .compute
+        .linear(&weights.head_weights, x, &mut scratch.head_weights)?;
     let scale = 1.0 / ((hp.index_dim * hp.index_heads) as f32).sqrt();
     scratch.head_weights.iter_mut().for_each(|w| *w *= scale);
     let width = hp.index_heads * hp.index_dim;
-    scratch.queries.par_chunks_mut(width).enumerate().for_each(|(r, row)| {
-        for head in row.chunks_exact_mut(hp.index_dim) {
-            rotate(head, batch.angles(r, true));
-            if layer.compute.numerics.rounds_cache() {
-                hadamard(head);
-                round_fp4_blocks(head);
+    scratch
+        .queries
+        .par_chunks_mut(width)
+        .enumerate()
+        .for_each(|(r, row)| {
+            for head in row.chunks_exact_mut(hp.index_dim) {
+                rotate(head, batch.angles(r, true));
+                if layer.compute.numerics.rounds_cache() {
+                    hadamard(head);
+                    round_fp4_blocks(head);
+                }
             }
-        }
-    });
+        });
     Ok(())
 }
 
@@ -108,9 +120,11 @@ fn score_group(
     scratch.scores.resize(group.len() * stride, 0.0);
     let width = hp.index_heads * hp.index_dim;
     let (queries, head_weights) = (&scratch.queries, &scratch.head_weights);
-    scratch.scores.par_chunks_mut(SCORE_SPAN).enumerate().for_each_init(
-        Vec::new,
-        |keys, (span, scores)| {
+    scratch
+        .scores
+        .par_chunks_mut(SCORE_SPAN)
+        .enumerate()
+        .for_each_init(Vec::new, |keys, (span, scores)| {
             let row = group[span * SCORE_SPAN / stride];
             let first = span * SCORE_SPAN % stride;
             let count = visible(row).saturating_sub(first).min(SCORE_SPAN);
@@ -124,8 +138,7 @@ fn score_group(
                     *score += w * layer.compute.kernels.dot_f32(head, key).max(0.0);
                 }
             }
-        },
-    );
+        });
     for (&row, scores) in group.iter().zip(scratch.scores.chunks_exact(stride)) {
         let chosen = &mut scratch.chosen[row];
         top_k(&scores[..visible(row)], hp.index_top_k, chosen);

@@ -70,7 +70,14 @@ impl AttentionLayer<'_> {
         self.queries(batch, x, scratch)?;
         self.store_keys(batch, caches, x, scratch)?;
         self.compress(batch, caches, x, &mut scratch.compressor)?;
-        indexer::select(self, batch, caches, x, &mut scratch.query_latent, &mut scratch.indexer)?;
+        indexer::select(
+            self,
+            batch,
+            caches,
+            x,
+            &mut scratch.query_latent,
+            &mut scratch.indexer,
+        )?;
         let shared: Vec<&LayerCache> = caches.iter().map(|c| &**c).collect();
         scratch.heads.resize(scratch.queries.len(), 0.0);
         core::attend(
@@ -97,19 +104,25 @@ impl AttentionLayer<'_> {
         let (w, hp) = (self.weights, self.hp);
         self.compute.linear(&w.q_a, x, &mut scratch.latent)?;
         let normed = scratch.query_latent.values_mut(hp.q_rank, batch.rows());
-        for (row, latent) in
-            normed.chunks_exact_mut(hp.q_rank).zip(scratch.latent.chunks_exact(hp.q_rank))
+        for (row, latent) in normed
+            .chunks_exact_mut(hp.q_rank)
+            .zip(scratch.latent.chunks_exact(hp.q_rank))
         {
             rms_norm(latent, &w.q_a_norm, hp.rms_eps, row);
         }
-        self.compute.linear(&w.q_b, &mut scratch.query_latent, &mut scratch.queries)?;
-        scratch.queries.par_chunks_mut(hp.heads * hp.head_dim).enumerate().for_each(|(r, row)| {
-            for head in row.chunks_exact_mut(hp.head_dim) {
-                let scale = rms_scale(head, hp.rms_eps);
-                head.iter_mut().for_each(|v| *v *= scale);
-                rotate(head, batch.angles(r, self.compressing()));
-            }
-        });
+        self.compute
+            .linear(&w.q_b, &mut scratch.query_latent, &mut scratch.queries)?;
+        scratch
+            .queries
+            .par_chunks_mut(hp.heads * hp.head_dim)
+            .enumerate()
+            .for_each(|(r, row)| {
+                for head in row.chunks_exact_mut(hp.head_dim) {
+                    let scale = rms_scale(head, hp.rms_eps);
+                    head.iter_mut().for_each(|v| *v *= scale);
+                    rotate(head, batch.angles(r, self.compressing()));
+                }
+            });
         Ok(())
     }
 
@@ -138,7 +151,8 @@ impl AttentionLayer<'_> {
         });
         for (rows, cache) in batch.chunks.iter().zip(caches) {
             let keys = &scratch.keys[rows.first * hp.head_dim..][..rows.len * hp.head_dim];
-            keys.chunks_exact(hp.head_dim).for_each(|key| cache.window.push(key));
+            keys.chunks_exact(hp.head_dim)
+                .for_each(|key| cache.window.push(key));
         }
         Ok(())
     }
@@ -159,7 +173,13 @@ impl AttentionLayer<'_> {
         if let Some(indexer) = &self.weights.indexer {
             scratch.project(self.compute, &indexer.compressor, x)?;
             let targets = caches.iter_mut().map(|c| c.index.as_mut());
-            scratch.push(self, &indexer.compressor, batch, targets, RowRounding::Index);
+            scratch.push(
+                self,
+                &indexer.compressor,
+                batch,
+                targets,
+                RowRounding::Index,
+            );
         }
         Ok(())
     }
@@ -181,13 +201,21 @@ impl AttentionLayer<'_> {
         scratch.group_out.resize(rows * hp.out_rank, 0.0);
         for g in 0..hp.out_groups {
             let input = scratch.group.values_mut(width, rows);
-            for (to, from) in input.chunks_exact_mut(width).zip(scratch.heads.chunks_exact(all)) {
+            for (to, from) in input
+                .chunks_exact_mut(width)
+                .zip(scratch.heads.chunks_exact(all))
+            {
                 to.copy_from_slice(&from[g * width..(g + 1) * width]);
             }
             let strip = output_a.row_range(g * hp.out_rank..(g + 1) * hp.out_rank);
             let input = scratch.group.in_format(format);
-            self.compute.kernels.matmul(&strip, input, &mut scratch.group_out);
-            let to = scratch.low_rank.values_mut(low_rank, rows).chunks_exact_mut(low_rank);
+            self.compute
+                .kernels
+                .matmul(&strip, input, &mut scratch.group_out);
+            let to = scratch
+                .low_rank
+                .values_mut(low_rank, rows)
+                .chunks_exact_mut(low_rank);
             for (to, from) in to.zip(scratch.group_out.chunks_exact(hp.out_rank)) {
                 to[g * hp.out_rank..(g + 1) * hp.out_rank].copy_from_slice(from);
             }

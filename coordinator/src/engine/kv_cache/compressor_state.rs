@@ -70,10 +70,18 @@ impl CompressorState {
         let width = Self::width(self.dim, self.ratio);
         let slots = self.values.len() / width;
         // The column in which a slot holds dimension 0 of the entry that closes now.
-        let column = |slot: usize| if overlap(self.ratio) == 2 && slot >= self.ratio { self.dim } else { 0 };
+        let column = |slot: usize| {
+            if overlap(self.ratio) == 2 && slot >= self.ratio {
+                self.dim
+            } else {
+                0
+            }
+        };
         for (j, o) in out.iter_mut().enumerate() {
             let at = |slot: usize| slot * width + column(slot) + j;
-            let max = (0..slots).map(|s| self.scores[at(s)]).fold(f32::NEG_INFINITY, f32::max);
+            let max = (0..slots)
+                .map(|s| self.scores[at(s)])
+                .fold(f32::NEG_INFINITY, f32::max);
             let mut total = 0.0;
             let mut sum = 0.0;
             for slot in 0..slots {
@@ -107,8 +115,14 @@ mod tests {
                 entries.push(out[0]);
             }
         }
-        assert_eq!(entries[0], 1.5, "no previous window: rows 0..3 weigh nothing");
-        assert_eq!(entries[1], (100.0 + 101.0 + 102.0 + 103.0 + 4.0 + 5.0 + 6.0 + 7.0) / 8.0);
+        assert_eq!(
+            entries[0], 1.5,
+            "no previous window: rows 0..3 weigh nothing"
+        );
+        assert_eq!(
+            entries[1],
+            (100.0 + 101.0 + 102.0 + 103.0 + 4.0 + 5.0 + 6.0 + 7.0) / 8.0
+        );
     }
 
     #[test]

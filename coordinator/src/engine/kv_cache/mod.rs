@@ -58,7 +58,11 @@ impl Sequence {
                 }),
             })
             .collect();
-        Sequence { position: 0, broken: false, layers }
+        Sequence {
+            position: 0,
+            broken: false,
+            layers,
+        }
     }
 
     /// Tokens taken in so far.

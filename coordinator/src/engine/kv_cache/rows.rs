@@ -16,7 +16,11 @@ enum Store {
 
 impl Rows {
     pub(crate) fn new(width: usize, half: bool) -> Self {
-        let store = if half { Store::F16(Vec::new()) } else { Store::F32(Vec::new()) };
+        let store = if half {
+            Store::F16(Vec::new())
+        } else {
+            Store::F32(Vec::new())
+        };
         Rows { width, store }
     }
 

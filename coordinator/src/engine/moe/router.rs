@@ -32,9 +32,11 @@ pub(crate) fn route(
         Choice::Hash { table, stride } => {
             let row = token as usize * stride * 4;
             order.clear();
-            order.extend(table.bytes()[row..row + used * 4].chunks_exact(4).map(|id| {
-                u32::from_le_bytes([id[0], id[1], id[2], id[3]])
-            }));
+            order.extend(
+                table.bytes()[row..row + used * 4]
+                    .chunks_exact(4)
+                    .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])),
+            );
         }
         Choice::Learned { bias } => {
             biased.clear();
@@ -43,10 +45,17 @@ pub(crate) fn route(
         }
     }
     let first = routes.len();
-    routes.extend(order[..used].iter().map(|&expert| Route { expert, weight: score(expert) }));
+    routes.extend(order[..used].iter().map(|&expert| Route {
+        expert,
+        weight: score(expert),
+    }));
     let chosen = &mut routes[first..];
     let divisor = if hp.normalize_weights {
-        chosen.iter().map(|r| r.weight).sum::<f32>().max(MIN_WEIGHT_SUM)
+        chosen
+            .iter()
+            .map(|r| r.weight)
+            .sum::<f32>()
+            .max(MIN_WEIGHT_SUM)
     } else {
         1.0
     };
@@ -60,7 +69,11 @@ pub(crate) fn route(
 pub(crate) fn top_k(values: &[f32], k: usize, out: &mut Vec<u32>) {
     let key = |i: u32| {
         let v = values[i as usize];
-        if v.is_nan() { f32::NEG_INFINITY } else { v + 0.0 }
+        if v.is_nan() {
+            f32::NEG_INFINITY
+        } else {
+            v + 0.0
+        }
     };
     let order = |a: &u32, b: &u32| key(*b).total_cmp(&key(*a)).then(a.cmp(b));
     out.clear();

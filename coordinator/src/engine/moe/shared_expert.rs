@@ -24,7 +24,9 @@ pub(crate) fn shared_expert(
 ) -> Result<(), EngineError> {
     compute.linear(&weights.shared_gate, input, &mut scratch.gate)?;
     compute.linear(&weights.shared_up, input, &mut scratch.up)?;
-    let inner = scratch.inner.values_mut(weights.shared_gate.rows(), input.rows());
+    let inner = scratch
+        .inner
+        .values_mut(weights.shared_gate.rows(), input.rows());
     inner.copy_from_slice(&scratch.gate);
     swiglu(inner, &scratch.up, clamp, 1.0);
     compute.linear(&weights.shared_down, &mut scratch.inner, out)

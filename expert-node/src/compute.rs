@@ -1,0 +1,35 @@
+//! What a worker runs: the one expert function, or a script in a test.
+
+use ds4_common::expert::{BatchError, ExpertBatch};
+use ds4_common::tiles::TileRect;
+use ds4_proto::wire::{FingerprintBytes, Shape, TileSet};
+
+/// Computes the rows of a checked batch on the current rayon pool.
+pub trait Compute: Send + 'static {
+    /// Replaces `out` by the rows that a holder of `rects` returns, `hidden` floats each, in the
+    /// order of [`ExpertBatch::reply_rows`]. Returns how many (token, expert, block) products that
+    /// took.
+    ///
+    /// # Errors
+    /// The batch does not fit the weights.
+    fn compute(
+        &mut self,
+        batch: &ExpertBatch,
+        rects: &[TileRect],
+        out: &mut Vec<f32>,
+    ) -> Result<u64, BatchError>;
+}
+
+/// What a node tells about itself, fixed while it runs.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The model's name, as its file says.
+    pub model: String,
+    pub fingerprint: FingerprintBytes,
+    pub shape: Shape,
+    pub held: TileSet,
+    /// Instruction set of the kernels.
+    pub kernels: String,
+    /// Bytes of the weights of the tiles held.
+    pub weight_bytes: u64,
+}

@@ -1,0 +1,182 @@
+//! A running node: server, worker and the order in which they stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ds4_proto::channel;
+use ds4_proto::pb;
+use ds4_proto::pb::node_control_server::NodeControlServer;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::compute::{Compute, Identity};
+use crate::service::{MAX_SESSIONS, NodeService, NodeState, Phase};
+use crate::stats::Stats;
+use crate::worker::Worker;
+
+/// The name under which health answers for the compute service.
+pub const COMPUTE_SERVICE: &str = "ds4.v1.ExpertCompute";
+
+/// Time that open connections get to close once the streams have ended.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How a node runs, whatever it computes.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// Compute threads; 0 takes one a core.
+    pub threads: usize,
+    /// Work items that wait, of all coordinators together.
+    pub queue: usize,
+    /// Work items in flight on one coordinator's stream.
+    pub in_flight: usize,
+    /// Time in which a stopping node finishes what it has taken.
+    pub drain_timeout: Duration,
+}
+
+impl Default for NodeSettings {
+    fn default() -> Self {
+        NodeSettings {
+            threads: 0,
+            queue: 64,
+            in_flight: 8,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A node that could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("the listening socket has no address: {0}")]
+    Address(std::io::Error),
+    #[error("compute threads could not be started: {0}")]
+    Threads(std::io::Error),
+}
+
+/// A running node. Dropping it without [`RunningNode::stop`] ends its streams at once.
+#[derive(Debug)]
+pub struct RunningNode {
+    address: SocketAddr,
+    threads: usize,
+    stats: Arc<Stats>,
+    phase: watch::Sender<Phase>,
+    sessions: Arc<Semaphore>,
+    health: HealthReporter,
+    shutdown: Option<oneshot::Sender<()>>,
+    server: JoinHandle<Result<(), tonic::transport::Error>>,
+    worker: Worker,
+    drain_timeout: Duration,
+}
+
+impl RunningNode {
+    /// Serves `compute` on `listener`, on the current tokio runtime; ready when it returns.
+    ///
+    /// # Errors
+    /// The threads or the socket fail.
+    pub async fn start(
+        compute: Box<dyn Compute>,
+        identity: Identity,
+        settings: &NodeSettings,
+        listener: TcpListener,
+    ) -> Result<Self, NodeError> {
+        let address = listener.local_addr().map_err(NodeError::Address)?;
+        let threads = match settings.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let stats = Arc::new(Stats::default());
+        let (queue, worker) = Worker::start(compute, threads, settings.queue, Arc::clone(&stats))
+            .map_err(NodeError::Threads)?;
+        let (phase, phase_seen) = watch::channel(Phase::Serving);
+        let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));
+        let service = NodeService(Arc::new(NodeState {
+            identity,
+            threads,
+            max_in_flight: settings.in_flight.clamp(1, 1024),
+            queue,
+            stats: Arc::clone(&stats),
+            phase: phase_seen,
+            sessions: Arc::clone(&sessions),
+        }));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::Serving).await;
+        let (shutdown, stop) = oneshot::channel::<()>();
+        let server = channel::server()
+            .add_service(health_service)
+            .add_service(channel::compute_server(service.clone()))
+            .add_service(NodeControlServer::new(service))
+            .serve_with_incoming_shutdown(channel::incoming(listener), async {
+                // A dropped handle is a stop as well.
+                let _ = stop.await;
+            });
+        Ok(RunningNode {
+            address,
+            threads,
+            stats,
+            phase,
+            sessions,
+            health,
+            shutdown: Some(shutdown),
+            server: tokio::spawn(server),
+            worker,
+            drain_timeout: settings.drain_timeout,
+        })
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Compute threads in use.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Work done so far.
+    #[must_use]
+    pub fn counters(&self) -> pb::Counters {
+        self.stats.snapshot()
+    }
+
+    /// Waits until the server ends by itself, which is a failure of its socket.
+    pub async fn failed(&mut self) -> String {
+        match (&mut self.server).await {
+            Ok(Ok(())) => "the server ended".to_owned(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Drains and stops: health turns to not serving, new work is refused, work that was taken is
+    /// finished within the drain timeout, then the connections close. Returns whether all of it
+    /// was finished.
+    pub async fn stop(mut self) -> bool {
+        set_health(&self.health, ServingStatus::NotServing).await;
+        self.phase.send_replace(Phase::Draining);
+        let idle = self.sessions.acquire_many(MAX_SESSIONS);
+        let finished = tokio::time::timeout(self.drain_timeout, idle).await.is_ok();
+        self.phase.send_replace(Phase::Stopping);
+        drop(self.shutdown.take());
+        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server)
+            .await
+            .is_err()
+        {
+            self.server.abort();
+        }
+        let worker = self.worker;
+        let ended = tokio::task::spawn_blocking(move || worker.wait(CLOSE_TIMEOUT));
+        finished && ended.await.unwrap_or(false)
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", COMPUTE_SERVICE] {
+        health.set_service_status(service, status).await;
+    }
+}

@@ -1,0 +1,85 @@
+//! The node's gRPC services. They hand over; nothing is computed here.
+
+use std::sync::Arc;
+
+use ds4_proto::limits::PROTOCOL_VERSION;
+use ds4_proto::pb;
+use ds4_proto::pb::expert_compute_server::ExpertCompute;
+use ds4_proto::pb::node_control_server::NodeControl;
+use tokio::sync::{Semaphore, watch};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::compute::Identity;
+use crate::session;
+use crate::stats::Stats;
+use crate::worker::WorkQueue;
+
+/// Coordinators that a node serves at once.
+pub(crate) const MAX_SESSIONS: u32 = 64;
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// No new work; what was taken is finished.
+    Draining,
+    /// Streams end at once.
+    Stopping,
+}
+
+/// What the streams of a node share.
+#[derive(Debug)]
+pub(crate) struct NodeState {
+    pub(crate) identity: Identity,
+    pub(crate) threads: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) queue: WorkQueue,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// One permit of [`MAX_SESSIONS`] a stream.
+    pub(crate) sessions: Arc<Semaphore>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct NodeService(pub(crate) Arc<NodeState>);
+
+#[tonic::async_trait]
+impl ExpertCompute for NodeService {
+    type ComputeStream = session::Replies;
+
+    async fn compute(
+        &self,
+        request: Request<Streaming<pb::ComputeRequest>>,
+    ) -> Result<Response<Self::ComputeStream>, Status> {
+        session::open(Arc::clone(&self.0), request.into_inner())
+            .await
+            .map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl NodeControl for NodeService {
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        let node = &self.0;
+        let identity = &node.identity;
+        Ok(Response::new(pb::DescribeReply {
+            protocol_version: PROTOCOL_VERSION,
+            software: env!("CARGO_PKG_VERSION").to_owned(),
+            model: identity.model.clone(),
+            fingerprint: identity.fingerprint.to_vec().into(),
+            layers: identity.shape.layers as u32,
+            hidden: identity.shape.hidden as u32,
+            grid_experts: identity.shape.grid.experts,
+            grid_blocks: identity.shape.grid.blocks,
+            held: identity.held.encode(),
+            kernels: identity.kernels.clone(),
+            threads: node.threads as u32,
+            weight_bytes: identity.weight_bytes,
+            draining: *node.phase.borrow() != Phase::Serving,
+            counters: Some(node.stats.snapshot()),
+        }))
+    }
+}

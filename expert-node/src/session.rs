@@ -1,0 +1,292 @@
+//! One coordinator's stream: handshake, checked work into the queue, outcomes back out.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
+use ds4_proto::pb::{self, compute_reply, compute_request};
+use ds4_proto::wire::{bytes_from_floats, check_hello, clip, decode_work};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::service::{NodeState, Phase};
+use crate::worker::{Job, Outcome};
+
+/// Replies as tonic sends them.
+pub(crate) type Replies =
+    std::pin::Pin<Box<dyn futures::Stream<Item = Result<pb::ComputeReply, Status>> + Send>>;
+
+/// A reply before its floats become bytes, which happens when the stream is ready for it.
+type Reply = Result<Event, Status>;
+
+enum Event {
+    Welcome(pb::Welcome),
+    Done(u64, Outcome),
+    Failure(pb::Failure),
+}
+
+/// Reads the hello and starts the stream's reader.
+///
+/// # Errors
+/// The hello is missing, malformed, or of a coordinator that does not fit this node.
+pub(crate) async fn open(
+    node: Arc<NodeState>,
+    mut inbound: Streaming<pb::ComputeRequest>,
+) -> Result<Replies, Status> {
+    let slot = Arc::clone(&node.sessions)
+        .try_acquire_owned()
+        .map_err(|_| Status::resource_exhausted("this node has all the coordinators it takes"))?;
+    if *node.phase.borrow() != Phase::Serving {
+        return Err(Status::unavailable("this node is about to stop"));
+    }
+    let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, inbound.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+    let Some(compute_request::Kind::Hello(hello)) = first.and_then(|message| message.kind) else {
+        return Err(Status::invalid_argument(
+            "the first message must be a hello",
+        ));
+    };
+    check_hello(&hello, &node.identity.fingerprint)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?
+        .map_err(|mismatch| Status::failed_precondition(mismatch.to_string()))?;
+    tracing::info!(
+        software = clip(&hello.software, MAX_NAME_BYTES),
+        "coordinator connected"
+    );
+
+    let (replies, outbox) = mpsc::channel(node.max_in_flight + 1);
+    let welcome = pb::Welcome {
+        max_in_flight: node.max_in_flight as u32,
+        held: node.identity.held.encode(),
+    };
+    // The channel is new and has room.
+    let _ = replies.try_send(Ok(Event::Welcome(welcome)));
+    let reader = Reader {
+        phase: node.phase.clone(),
+        node: Arc::clone(&node),
+        replies,
+        open: Arc::default(),
+    };
+    // Reader and reply stream share the slot: the stream counts until its last reply has left.
+    let slot = Arc::new(slot);
+    tokio::spawn(reader.run(inbound, Arc::clone(&slot)));
+    let encode = move |reply: Reply| {
+        let _counted = &slot;
+        reply.map(|event| encode(event, &node))
+    };
+    Ok(Box::pin(ReceiverStream::new(outbox).map(encode)))
+}
+
+/// Work of this stream that has no outcome yet.
+#[derive(Default)]
+struct OpenCalls {
+    cancelled: Mutex<HashMap<u64, Arc<AtomicBool>>>,
+    changed: Notify,
+}
+
+impl OpenCalls {
+    fn with<T>(&self, use_map: impl FnOnce(&mut HashMap<u64, Arc<AtomicBool>>) -> T) -> T {
+        // The map is whole even if another thread panicked between two operations on it.
+        let mut map = self
+            .cancelled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        use_map(&mut map)
+    }
+
+    fn close(&self, id: u64) {
+        self.with(|map| map.remove(&id));
+        self.changed.notify_one();
+    }
+
+    fn cancel_all(&self) {
+        self.with(|map| {
+            for flag in map.values() {
+                flag.store(true, Ordering::Release);
+            }
+        });
+    }
+}
+
+struct Reader {
+    node: Arc<NodeState>,
+    phase: watch::Receiver<Phase>,
+    replies: mpsc::Sender<Reply>,
+    open: Arc<OpenCalls>,
+}
+
+impl Reader {
+    /// Runs until the coordinator is gone, breaks the protocol, or the node stops, and holds the
+    /// stream's place among the coordinators until then.
+    async fn run(
+        mut self,
+        mut inbound: Streaming<pb::ComputeRequest>,
+        _slot: Arc<OwnedSemaphorePermit>,
+    ) {
+        loop {
+            match *self.phase.borrow_and_update() {
+                Phase::Draining if self.open.with(|map| map.is_empty()) => break,
+                Phase::Stopping => break,
+                Phase::Draining | Phase::Serving => {}
+            }
+            let message = tokio::select! {
+                message = inbound.message() => message,
+                _ = self.phase.changed() => continue,
+                () = self.open.changed.notified() => continue,
+                () = self.replies.closed() => break,
+            };
+            let handled = match message {
+                Ok(Some(message)) => self.handle(message.kind).await,
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(%status, "a coordinator's stream broke");
+                    break;
+                }
+            };
+            if let Err(status) = handled {
+                tracing::warn!(
+                    reason = status.message(),
+                    "a coordinator broke the protocol"
+                );
+                // If the coordinator is gone, nobody needs the status.
+                let _ = self.replies.send(Err(status)).await;
+                break;
+            }
+        }
+        self.open.cancel_all();
+        tracing::info!("coordinator disconnected");
+    }
+
+    async fn handle(&self, kind: Option<compute_request::Kind>) -> Result<(), Status> {
+        match kind {
+            Some(compute_request::Kind::Work(work)) => self.accept(work).await,
+            Some(compute_request::Kind::Cancel(cancel)) => {
+                self.open.with(|map| {
+                    if let Some(flag) = map.get(&cancel.id) {
+                        flag.store(true, Ordering::Release);
+                    }
+                });
+                Ok(())
+            }
+            Some(compute_request::Kind::Hello(_)) => {
+                Err(Status::invalid_argument("a second hello on one stream"))
+            }
+            None => Err(Status::invalid_argument("a message of no known kind")),
+        }
+    }
+
+    async fn accept(&self, work: pb::Work) -> Result<(), Status> {
+        let received = Instant::now();
+        let id = work.id;
+        if self.open.with(|map| map.contains_key(&id)) {
+            return Err(Status::invalid_argument(format!(
+                "work {id} was sent again before its answer"
+            )));
+        }
+        if *self.phase.borrow() != Phase::Serving {
+            return self
+                .refuse(id, pb::FailureKind::Draining, "the node is about to stop")
+                .await;
+        }
+        let identity = &self.node.identity;
+        let call = match decode_work(&work, &identity.shape, &identity.held) {
+            Ok(call) => call,
+            Err(error) => {
+                let text = error.to_string();
+                return self.refuse(id, pb::FailureKind::Invalid, &text).await;
+            }
+        };
+        // The place for the reply is taken now, so that the compute thread never waits for it.
+        let Ok(place) = self.replies.clone().try_reserve_owned() else {
+            return self
+                .refuse(id, pb::FailureKind::Busy, "too much work in flight")
+                .await;
+        };
+        let cancelled = Arc::new(AtomicBool::new(false));
+        self.open.with(|map| map.insert(id, Arc::clone(&cancelled)));
+        let open = Arc::clone(&self.open);
+        let job = Job {
+            call,
+            received,
+            cancelled,
+            done: Box::new(move |outcome| {
+                place.send(Ok(Event::Done(id, outcome)));
+                open.close(id);
+            }),
+        };
+        if self.node.queue.submit(job).is_err() {
+            self.open.close(id);
+            return self
+                .refuse(id, pb::FailureKind::Busy, "the node's queue is full")
+                .await;
+        }
+        self.node
+            .stats
+            .accepted(work.routes.len() + work.input.len());
+        Ok(())
+    }
+
+    async fn refuse(&self, id: u64, kind: pb::FailureKind, reason: &str) -> Result<(), Status> {
+        self.node.stats.refused();
+        let event = Event::Failure(failure(id, kind, reason));
+        // Waiting here holds up this stream alone, whose coordinator does not read its replies.
+        self.replies
+            .send(Ok(event))
+            .await
+            .map_err(|_| Status::cancelled("the coordinator is gone"))
+    }
+}
+
+fn failure(id: u64, kind: pb::FailureKind, reason: &str) -> pb::Failure {
+    pb::Failure {
+        id,
+        kind: kind.into(),
+        message: reason.to_owned(),
+    }
+}
+
+fn encode(event: Event, node: &NodeState) -> pb::ComputeReply {
+    let kind = match event {
+        Event::Welcome(welcome) => compute_reply::Kind::Welcome(welcome),
+        Event::Failure(failure) => compute_reply::Kind::Failure(failure),
+        Event::Done(
+            id,
+            Outcome::Rows {
+                values,
+                queued,
+                computed,
+            },
+        ) => {
+            let rows = bytes_from_floats(&values);
+            node.stats.sent(rows.len());
+            compute_reply::Kind::Rows(pb::Rows {
+                id,
+                rows,
+                queue_us: queued.as_micros() as u64,
+                compute_us: computed.as_micros() as u64,
+            })
+        }
+        Event::Done(id, Outcome::Cancelled) => {
+            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Cancelled, "cancelled"))
+        }
+        Event::Done(id, Outcome::Expired) => compute_reply::Kind::Failure(failure(
+            id,
+            pb::FailureKind::Expired,
+            "the deadline passed in the queue",
+        )),
+        Event::Done(id, Outcome::Refused(error)) => {
+            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Invalid, &error.to_string()))
+        }
+        Event::Done(id, Outcome::Broken) => compute_reply::Kind::Failure(failure(
+            id,
+            pb::FailureKind::Internal,
+            "the computation failed; the node's log says where",
+        )),
+    };
+    pb::ComputeReply { kind: Some(kind) }
+}

@@ -1,0 +1,337 @@
+//! One compute thread with its own rayon pool behind a bounded queue. No async, no sockets.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use ds4_common::expert::BatchError;
+use ds4_proto::wire::Call;
+
+use crate::compute::Compute;
+use crate::stats::Stats;
+
+/// Work with the way back for its outcome.
+pub struct Job {
+    pub call: Call,
+    pub received: Instant,
+    /// Set once nobody wants the answer; looked at before the computation.
+    pub cancelled: Arc<AtomicBool>,
+    /// Called exactly once by the compute thread; must not block.
+    pub done: Box<dyn FnOnce(Outcome) + Send>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Job").field("id", &self.call.id).finish()
+    }
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub enum Outcome {
+    Rows {
+        values: Vec<f32>,
+        /// From receipt to the start of the computation.
+        queued: Duration,
+        computed: Duration,
+    },
+    Cancelled,
+    Expired,
+    /// The batch does not fit the weights.
+    Refused(BatchError),
+    /// The computation panicked.
+    Broken,
+}
+
+/// The way into the queue. The worker ends when every clone is gone.
+#[derive(Clone, Debug)]
+pub struct WorkQueue {
+    jobs: SyncSender<Job>,
+}
+
+impl WorkQueue {
+    /// Queues a job behind those that came earlier, whoever sent them.
+    ///
+    /// # Errors
+    /// The queue is full, or the worker has ended; the job comes back.
+    pub fn submit(&self, job: Job) -> Result<(), Job> {
+        self.jobs.try_send(job).map_err(|error| match error {
+            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+        })
+    }
+}
+
+/// The compute thread.
+#[derive(Debug)]
+pub struct Worker {
+    ended: Receiver<()>,
+}
+
+impl Worker {
+    /// Starts a compute thread whose pool has `threads` threads, itself included.
+    ///
+    /// # Errors
+    /// The threads could not be made.
+    pub fn start(
+        mut compute: Box<dyn Compute>,
+        threads: usize,
+        queue: usize,
+        stats: Arc<Stats>,
+    ) -> std::io::Result<(WorkQueue, Worker)> {
+        let (jobs, inbox) = sync_channel(queue.max(1));
+        let (started, start) = sync_channel(1);
+        let (ending, ended) = sync_channel(1);
+        std::thread::Builder::new()
+            .name("ds4-compute".to_owned())
+            .spawn(move || {
+                // The compute thread is part of its pool, so that a call needs no hand-over.
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads.max(1))
+                    .thread_name(|i| format!("ds4-compute-{i}"))
+                    .use_current_thread()
+                    .build();
+                let usable = pool.as_ref().map(|_| ()).map_err(ToString::to_string);
+                let go = usable.is_ok();
+                // The starter waits for this message.
+                let _ = started.send(usable);
+                if go {
+                    run(&inbox, compute.as_mut(), &stats);
+                }
+                drop(pool);
+                drop(ending);
+            })?;
+        match start.recv() {
+            Ok(Ok(())) => Ok((WorkQueue { jobs }, Worker { ended })),
+            Ok(Err(reason)) => Err(std::io::Error::other(reason)),
+            Err(_) => Err(std::io::Error::other(
+                "the compute thread ended at its start",
+            )),
+        }
+    }
+
+    /// Waits until the thread has ended, which it does once all queues are gone and its jobs are
+    /// done. Returns whether it has.
+    #[must_use]
+    pub fn wait(&self, timeout: Duration) -> bool {
+        matches!(
+            self.ended.recv_timeout(timeout),
+            Err(RecvTimeoutError::Disconnected)
+        )
+    }
+}
+
+fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats) {
+    while let Ok(job) = inbox.recv() {
+        let outcome = work(&job, compute, stats);
+        (job.done)(outcome);
+    }
+}
+
+fn work(job: &Job, compute: &mut dyn Compute, stats: &Stats) -> Outcome {
+    let queued = job.received.elapsed();
+    if job.cancelled.load(Ordering::Acquire) {
+        stats.dropped();
+        return Outcome::Cancelled;
+    }
+    if queued >= job.call.deadline {
+        stats.dropped();
+        return Outcome::Expired;
+    }
+    let Call { batch, rects, .. } = &job.call;
+    let start = Instant::now();
+    let mut values = Vec::new();
+    // A panic is a defect, but one call's defect: the node goes on serving the others. `values`
+    // is thrown away then, so nothing half-made is seen.
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        compute.compute(batch, rects.rects(), &mut values)
+    }));
+    let computed = start.elapsed();
+    match result {
+        Ok(Ok(products)) => {
+            stats.computed(products, computed);
+            Outcome::Rows {
+                values,
+                queued,
+                computed,
+            }
+        }
+        Ok(Err(error)) => {
+            stats.refused();
+            Outcome::Refused(error)
+        }
+        Err(_) => Outcome::Broken,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+    use ds4_common::tiles::{Grid, TileRect};
+    use ds4_proto::wire::TileSet;
+
+    const GRID: Grid = Grid {
+        experts: 2,
+        blocks: 1,
+    };
+
+    /// Notes the layers that it computes; each waits for `gate`. Layer 13 panics.
+    struct Script {
+        seen: Arc<Mutex<Vec<usize>>>,
+        gate: Receiver<()>,
+    }
+
+    impl Compute for Script {
+        fn compute(
+            &mut self,
+            batch: &ExpertBatch,
+            _: &[TileRect],
+            out: &mut Vec<f32>,
+        ) -> Result<u64, BatchError> {
+            self.gate
+                .recv_timeout(Duration::from_secs(10))
+                .expect("opened");
+            self.seen.lock().expect("seen").push(batch.layer);
+            assert_ne!(batch.layer, 13, "the scripted defect");
+            out.push(batch.layer as f32);
+            Ok(7)
+        }
+    }
+
+    struct Bench {
+        seen: Arc<Mutex<Vec<usize>>>,
+        gate: SyncSender<()>,
+        queue: WorkQueue,
+        worker: Worker,
+        stats: Arc<Stats>,
+        outcomes: Receiver<(u64, Outcome)>,
+        sink: SyncSender<(u64, Outcome)>,
+    }
+
+    fn bench(queue: usize) -> Bench {
+        let (gate, opened) = sync_channel(64);
+        let (sink, outcomes) = sync_channel(64);
+        let seen = Arc::default();
+        let script = Box::new(Script {
+            seen: Arc::clone(&seen),
+            gate: opened,
+        });
+        let stats = Arc::new(Stats::default());
+        let (queue, worker) = Worker::start(script, 2, queue, Arc::clone(&stats)).expect("worker");
+        Bench {
+            seen,
+            gate,
+            queue,
+            worker,
+            stats,
+            outcomes,
+            sink,
+        }
+    }
+
+    impl Bench {
+        fn job(&self, layer: usize, deadline: Duration) -> (Job, Arc<AtomicBool>) {
+            let cancelled = Arc::new(AtomicBool::new(false));
+            let sink = self.sink.clone();
+            let batch = ExpertBatch {
+                layer,
+                tokens: 1,
+                used: 1,
+                routes: vec![Route {
+                    expert: 0,
+                    weight: 1.0,
+                }],
+                input: ExpertInput::F32(vec![0.0; 4]),
+                round: false,
+            };
+            let job = Job {
+                call: Call {
+                    id: layer as u64,
+                    batch,
+                    rects: TileSet::new(GRID, vec![GRID.whole()]).expect("set"),
+                    deadline,
+                },
+                received: Instant::now(),
+                cancelled: Arc::clone(&cancelled),
+                done: Box::new(move |outcome| sink.send((layer as u64, outcome)).expect("sink")),
+            };
+            (job, cancelled)
+        }
+
+        fn next(&self) -> (u64, Outcome) {
+            self.outcomes
+                .recv_timeout(Duration::from_secs(10))
+                .expect("an outcome")
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn cancelled_and_expired_jobs_are_dropped_before_they_compute() {
+        let bench = bench(8);
+        let (first, _) = bench.job(1, LONG);
+        let (second, cancelled) = bench.job(2, LONG);
+        let (third, _) = bench.job(3, Duration::ZERO);
+        let (fourth, _) = bench.job(4, LONG);
+        for job in [first, second, third, fourth] {
+            bench.queue.submit(job).expect("room");
+        }
+        cancelled.store(true, Ordering::Release);
+        bench.gate.send(()).expect("gate");
+        bench.gate.send(()).expect("gate");
+        assert!(matches!(bench.next(), (1, Outcome::Rows { .. })));
+        assert!(matches!(bench.next(), (2, Outcome::Cancelled)));
+        assert!(matches!(bench.next(), (3, Outcome::Expired)));
+        assert!(matches!(bench.next(), (4, Outcome::Rows { .. })));
+        assert_eq!(*bench.seen.lock().expect("seen"), [1, 4]);
+        let counters = bench.stats.snapshot();
+        assert_eq!((counters.calls, counters.dropped), (2, 2));
+        assert_eq!(counters.expert_blocks, 14);
+    }
+
+    #[test]
+    fn a_full_queue_gives_the_job_back() {
+        let bench = bench(1);
+        let mut refused = 0;
+        for layer in 0..4 {
+            refused += usize::from(bench.queue.submit(bench.job(layer, LONG).0).is_err());
+        }
+        // One may be with the thread already, one waits in the queue.
+        assert!((2..=3).contains(&refused), "{refused}");
+        for _ in refused..4 {
+            bench.gate.send(()).expect("gate");
+            bench.next();
+        }
+    }
+
+    #[test]
+    fn a_panic_costs_one_job() {
+        let bench = bench(8);
+        for layer in [13, 5] {
+            bench.queue.submit(bench.job(layer, LONG).0).expect("room");
+            bench.gate.send(()).expect("gate");
+        }
+        assert!(matches!(bench.next(), (13, Outcome::Broken)));
+        assert!(matches!(bench.next(), (5, Outcome::Rows { .. })));
+    }
+
+    #[test]
+    fn queued_jobs_are_finished_before_the_thread_ends() {
+        let bench = bench(8);
+        for layer in 0..3 {
+            bench.queue.submit(bench.job(layer, LONG).0).expect("room");
+        }
+        drop(bench.queue);
+        assert!(!bench.worker.wait(Duration::from_millis(20)));
+        for _ in 0..3 {
+            bench.gate.send(()).expect("gate");
+        }
+        assert!(bench.worker.wait(Duration::from_secs(10)));
+        assert_eq!(bench.outcomes.try_iter().count(), 3);
+    }
+}

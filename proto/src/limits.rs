@@ -1,0 +1,76 @@
+//! Every bound of the wire in one place. Both sides use the same numbers.
+
+use std::time::Duration;
+
+/// Version of messages and their meaning. Peers must agree on it exactly.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Bytes of a model fingerprint.
+pub const FINGERPRINT_BYTES: usize = 32;
+
+/// Tokens of one call; a larger batch travels as several calls.
+pub const MAX_TOKENS: usize = 4096;
+
+/// Experts that one token may choose.
+pub const MAX_USED: usize = 256;
+
+/// Experts of a layer, and blocks of an expert, that a peer may claim.
+pub const MAX_AXIS: u32 = 1 << 16;
+
+/// Layers that a peer may claim.
+pub const MAX_LAYERS: u32 = 1 << 12;
+
+/// Width of a layer's input that a peer may claim.
+pub const MAX_HIDDEN: u32 = 1 << 20;
+
+/// Rectangles in one call or description.
+pub const MAX_RECTS: usize = 1024;
+
+/// Bytes of activations in one call, and of rows in one reply.
+pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
+
+/// Bytes of one encoded message: a full payload, the routes of all its tokens, and the rest.
+pub const MAX_MESSAGE_BYTES: usize =
+    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + (1 << 20);
+
+/// Bytes of one route: u32 expert, f32 weight.
+pub const ROUTE_BYTES: usize = 8;
+
+/// Longest deadline that a call may ask for.
+pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
+
+/// Bytes of a peer's version, model or kernel name.
+pub const MAX_NAME_BYTES: usize = 128;
+
+/// Bytes of a peer's error message that are shown.
+pub const MAX_TEXT_BYTES: usize = 512;
+
+/// Calls that a node may allow in flight on one stream.
+pub const MAX_IN_FLIGHT: u32 = 1024;
+
+/// HTTP/2 streams on one connection: the compute stream, health and description.
+pub const MAX_STREAMS: u32 = 32;
+
+/// Bytes of a request's headers.
+pub const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+/// Flow-control window of a stream. The default of 64 KiB stalls every bulk message.
+pub const STREAM_WINDOW: u32 = 8 << 20;
+
+/// Flow-control window of a connection.
+pub const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// Largest HTTP/2 frame.
+pub const FRAME_BYTES: u32 = 1 << 20;
+
+/// Time to open a connection.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Time from a stream's start to its hello or welcome, and of a description.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Silence after which a peer is pinged. Without pings a healed partition is never noticed.
+pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Time to answer a ping before the connection counts as dead.
+pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,151 @@
+//! The handshake and a node's description of itself.
+
+use std::fmt::Write;
+
+use ds4_common::tiles::Grid;
+
+use super::{FingerprintBytes, Shape, TileSet, WireError, bound, clip};
+use crate::limits::{
+    MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, PROTOCOL_VERSION,
+};
+use crate::pb;
+
+/// Why two peers cannot work together. Each variant names both sides' values.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    #[error("the node speaks protocol version {node}, the coordinator version {coordinator}")]
+    Version { node: u32, coordinator: u32 },
+    #[error(
+        "the node serves the model with fingerprint {}, the coordinator the one with {}",
+        hex(node),
+        hex(coordinator)
+    )]
+    Fingerprint {
+        node: FingerprintBytes,
+        coordinator: FingerprintBytes,
+    },
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// What the coordinator says first.
+#[must_use]
+pub fn hello(fingerprint: &FingerprintBytes) -> pb::Hello {
+    pb::Hello {
+        protocol_version: PROTOCOL_VERSION,
+        fingerprint: fingerprint.to_vec().into(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The node's check of a coordinator's hello.
+///
+/// # Errors
+/// The outer error is a malformed message, the inner one a peer that does not fit.
+pub fn check_hello(
+    hello: &pb::Hello,
+    ours: &FingerprintBytes,
+) -> Result<Result<(), Mismatch>, WireError> {
+    if hello.protocol_version != PROTOCOL_VERSION {
+        return Ok(Err(Mismatch::Version {
+            node: PROTOCOL_VERSION,
+            coordinator: hello.protocol_version,
+        }));
+    }
+    bound(
+        "the software name's length",
+        hello.software.len() as u64,
+        0,
+        MAX_NAME_BYTES as u64,
+    )?;
+    let theirs = fingerprint(&hello.fingerprint)?;
+    if theirs != *ours {
+        return Ok(Err(Mismatch::Fingerprint {
+            node: *ours,
+            coordinator: theirs,
+        }));
+    }
+    Ok(Ok(()))
+}
+
+/// The coordinator's check of a node's welcome: the window and the tiles held.
+///
+/// # Errors
+/// A value is outside of its bounds.
+pub fn decode_welcome(welcome: &pb::Welcome, grid: Grid) -> Result<(usize, TileSet), WireError> {
+    bound(
+        "max_in_flight",
+        welcome.max_in_flight.into(),
+        1,
+        MAX_IN_FLIGHT.into(),
+    )?;
+    let held = TileSet::decode(grid, &welcome.held)?;
+    Ok((welcome.max_in_flight as usize, held))
+}
+
+/// What a node says about itself, checked.
+#[derive(Clone, Debug)]
+pub struct NodeInfo {
+    pub software: String,
+    pub model: String,
+    pub fingerprint: FingerprintBytes,
+    pub shape: Shape,
+    pub held: TileSet,
+    /// Instruction set of the node's kernels.
+    pub kernels: String,
+    pub threads: u32,
+    /// Bytes of the weights of the tiles held.
+    pub weight_bytes: u64,
+    pub draining: bool,
+    pub counters: pb::Counters,
+}
+
+/// Checks a description. The version comes first, since only then do the other fields mean what
+/// this version says.
+///
+/// # Errors
+/// The outer error is a malformed message, the inner one another protocol version.
+pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatch>, WireError> {
+    if reply.protocol_version != PROTOCOL_VERSION {
+        return Ok(Err(Mismatch::Version {
+            node: reply.protocol_version,
+            coordinator: PROTOCOL_VERSION,
+        }));
+    }
+    bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
+    bound("hidden", reply.hidden.into(), 1, MAX_HIDDEN.into())?;
+    bound("experts", reply.grid_experts.into(), 1, MAX_AXIS.into())?;
+    bound("blocks", reply.grid_blocks.into(), 1, MAX_AXIS.into())?;
+    let grid = Grid {
+        experts: reply.grid_experts,
+        blocks: reply.grid_blocks,
+    };
+    Ok(Ok(NodeInfo {
+        software: clip(&reply.software, MAX_NAME_BYTES),
+        model: clip(&reply.model, MAX_NAME_BYTES),
+        fingerprint: fingerprint(&reply.fingerprint)?,
+        shape: Shape {
+            layers: reply.layers as usize,
+            hidden: reply.hidden as usize,
+            grid,
+        },
+        held: TileSet::decode(grid, &reply.held)?,
+        kernels: clip(&reply.kernels, MAX_NAME_BYTES),
+        threads: reply.threads,
+        weight_bytes: reply.weight_bytes,
+        draining: reply.draining,
+        counters: reply.counters.unwrap_or_default(),
+    }))
+}
+
+fn fingerprint(bytes: &[u8]) -> Result<FingerprintBytes, WireError> {
+    bytes
+        .try_into()
+        .map_err(|_| WireError::Fingerprint(bytes.len()))
+}

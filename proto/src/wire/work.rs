@@ -1,0 +1,139 @@
+//! One call: encoded once for all nodes, checked before it is believed.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use ds4_common::expert::ExpertBatch;
+use ds4_common::quant::ActivationFormat;
+
+use super::blocks::{decode_input, decode_routes, encode_input, encode_routes, input_bytes};
+use super::{Shape, TileSet, WireError, bound, length};
+use crate::limits::{MAX_DEADLINE, MAX_PAYLOAD_BYTES, MAX_TOKENS, MAX_USED, ROUTE_BYTES};
+use crate::pb;
+
+/// The part of a call that is the same for every node. Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct EncodedBatch {
+    layer: u32,
+    tokens: u32,
+    used: u32,
+    round: bool,
+    format: pb::InputFormat,
+    routes: Bytes,
+    input: Bytes,
+}
+
+impl EncodedBatch {
+    /// Encodes the tokens of `range`. The batch must have passed [`ExpertBatch::check`].
+    #[must_use]
+    pub fn new(batch: &ExpertBatch, range: Range<usize>) -> Self {
+        EncodedBatch {
+            layer: batch.layer as u32,
+            tokens: range.len() as u32,
+            used: batch.used as u32,
+            round: batch.round,
+            format: match batch.input.format() {
+                ActivationFormat::F32 => pb::InputFormat::F32,
+                ActivationFormat::Q8 => pb::InputFormat::Q8,
+                ActivationFormat::Q8K => pb::InputFormat::Q8k,
+            },
+            routes: encode_routes(&batch.routes[range.start * batch.used..range.end * batch.used]),
+            input: encode_input(&batch.input, range, batch.tokens),
+        }
+    }
+
+    /// The message for one node.
+    #[must_use]
+    pub fn work(&self, id: u64, rects: &TileSet, deadline: Duration) -> pb::Work {
+        pb::Work {
+            id,
+            layer: self.layer,
+            tokens: self.tokens,
+            used: self.used,
+            routes: self.routes.clone(),
+            format: self.format.into(),
+            round: self.round,
+            rects: rects.encode(),
+            deadline_ms: deadline.min(MAX_DEADLINE).as_millis().max(1) as u32,
+            input: self.input.clone(),
+        }
+    }
+}
+
+/// Checked work, as the node computes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    pub id: u64,
+    pub batch: ExpertBatch,
+    pub rects: TileSet,
+    /// Time from receipt on in which the answer is wanted.
+    pub deadline: Duration,
+}
+
+/// Checks one work item against the model and the tiles held.
+///
+/// # Errors
+/// Names the first field that is off.
+pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Call, WireError> {
+    bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
+    bound("used", work.used.into(), 1, MAX_USED as u64)?;
+    let most_ms = MAX_DEADLINE.as_millis() as u64;
+    bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
+    let (tokens, used) = (work.tokens as usize, work.used as usize);
+    length("routes", work.routes.len(), tokens * used * ROUTE_BYTES)?;
+    let format = decode_format(work.format)?;
+    check_input(work, tokens, format, shape)?;
+
+    let rects = TileSet::decode(shape.grid, &work.rects)?;
+    if let Some(rect) = rects.rects().iter().find(|rect| !held.covers(**rect)) {
+        return Err(WireError::NotHeld(*rect));
+    }
+    let subtrees = rects.subtrees(shape.grid);
+    if shape.tokens_per_call(subtrees, format) < tokens {
+        return Err(WireError::Reply {
+            tokens,
+            subtrees,
+            limit: MAX_PAYLOAD_BYTES,
+        });
+    }
+
+    let batch = ExpertBatch {
+        layer: work.layer as usize,
+        tokens,
+        used,
+        routes: decode_routes(&work.routes),
+        input: decode_input(format, &work.input),
+        round: work.round,
+    };
+    batch.check(shape.layers, shape.grid, shape.hidden)?;
+    Ok(Call {
+        id: work.id,
+        batch,
+        rects,
+        deadline: Duration::from_millis(work.deadline_ms.into()),
+    })
+}
+
+fn decode_format(format: i32) -> Result<ActivationFormat, WireError> {
+    match pb::InputFormat::try_from(format) {
+        Ok(pb::InputFormat::F32) => Ok(ActivationFormat::F32),
+        Ok(pb::InputFormat::Q8) => Ok(ActivationFormat::Q8),
+        Ok(pb::InputFormat::Q8k) => Ok(ActivationFormat::Q8K),
+        Ok(pb::InputFormat::Unspecified) | Err(_) => Err(WireError::Format(format)),
+    }
+}
+
+fn check_input(
+    work: &pb::Work,
+    tokens: usize,
+    format: ActivationFormat,
+    shape: &Shape,
+) -> Result<(), WireError> {
+    let hidden = shape.hidden;
+    let row = input_bytes(format, hidden).ok_or(WireError::Blocks { format, hidden })?;
+    let expected = row.saturating_mul(tokens);
+    bound("input bytes", expected as u64, 1, MAX_PAYLOAD_BYTES as u64)?;
+    length("input", work.input.len(), expected)
+}

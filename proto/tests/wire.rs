@@ -1,0 +1,332 @@
+//! The wire checks against arbitrary bytes, lying counts, and exact round trips.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::quant::{BlockQ8, BlockQ8K};
+use ds4_common::tiles::Grid;
+use ds4_proto::limits::{MAX_TOKENS, PROTOCOL_VERSION};
+use ds4_proto::pb;
+use ds4_proto::wire::{
+    Call, EncodedBatch, Mismatch, Shape, TileSet, WireError, bytes_from_floats, check_hello,
+    decode_node, decode_welcome, decode_work, floats_from_bytes, hello,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use prost::Message;
+
+const SHAPE: Shape = Shape {
+    layers: 3,
+    hidden: 512,
+    grid: Grid {
+        experts: 8,
+        blocks: 4,
+    },
+};
+
+fn whole() -> TileSet {
+    TileSet::new(SHAPE.grid, vec![SHAPE.grid.whole()]).expect("whole grid")
+}
+
+fn any_float() -> impl Strategy<Value = f32> {
+    any::<u32>().prop_map(f32::from_bits)
+}
+
+fn q8k() -> impl Strategy<Value = BlockQ8K> {
+    (any_float(), vec(any::<i8>(), 256)).prop_map(|(d, q)| {
+        let q: [i8; 256] = q.try_into().expect("256 values");
+        let mut bsums = [0; 16];
+        for (i, v) in q.iter().enumerate() {
+            bsums[i / 16] += i16::from(*v);
+        }
+        BlockQ8K { d, q, bsums }
+    })
+}
+
+fn q8() -> impl Strategy<Value = BlockQ8> {
+    (any_float(), vec(any::<i8>(), 32)).prop_map(|(d, q)| BlockQ8 {
+        d,
+        q: q.try_into().expect("32 values"),
+    })
+}
+
+fn batch() -> impl Strategy<Value = ExpertBatch> {
+    (1usize..5, 1usize..4, 0..SHAPE.layers, any::<bool>()).prop_flat_map(
+        |(tokens, used, layer, round)| {
+            let input = prop_oneof![
+                vec(any_float(), tokens * SHAPE.hidden).prop_map(ExpertInput::F32),
+                vec(q8(), tokens * SHAPE.hidden / 32).prop_map(ExpertInput::Q8),
+                vec(q8k(), tokens * SHAPE.hidden / 256).prop_map(ExpertInput::Q8K),
+            ];
+            let route = (0..SHAPE.grid.experts, any_float())
+                .prop_map(|(expert, weight)| Route { expert, weight });
+            (vec(route, tokens * used), input).prop_map(move |(routes, input)| ExpertBatch {
+                layer,
+                tokens,
+                used,
+                routes,
+                input,
+                round,
+            })
+        },
+    )
+}
+
+/// Everything of a batch as integers, since NaN is not equal to itself.
+fn bits(batch: &ExpertBatch) -> (Vec<usize>, Vec<u32>, Vec<i32>) {
+    let counts = vec![
+        batch.layer,
+        batch.tokens,
+        batch.used,
+        usize::from(batch.round),
+    ];
+    let mut floats: Vec<u32> = batch.routes.iter().map(|r| r.weight.to_bits()).collect();
+    let mut ints: Vec<i32> = batch.routes.iter().map(|r| r.expert as i32).collect();
+    match &batch.input {
+        ExpertInput::F32(v) => floats.extend(v.iter().map(|x| x.to_bits())),
+        ExpertInput::Q8(v) => v.iter().for_each(|b| {
+            floats.push(b.d.to_bits());
+            ints.extend(b.q.map(i32::from));
+        }),
+        ExpertInput::Q8K(v) => v.iter().for_each(|b| {
+            floats.push(b.d.to_bits());
+            ints.extend(b.q.map(i32::from));
+            ints.extend(b.bsums.map(i32::from));
+        }),
+    }
+    (counts, floats, ints)
+}
+
+/// The message as the node receives it: encoded and decoded.
+fn travel(work: &pb::Work) -> pb::Work {
+    pb::Work::decode(work.encode_to_vec().as_slice()).expect("own encoding")
+}
+
+fn some_work() -> pb::Work {
+    let batch = ExpertBatch {
+        layer: 1,
+        tokens: 2,
+        used: 2,
+        routes: [0, 7, 3, 1]
+            .map(|expert| Route {
+                expert,
+                weight: 0.5,
+            })
+            .to_vec(),
+        input: ExpertInput::F32(vec![1.0; 2 * SHAPE.hidden]),
+        round: true,
+    };
+    EncodedBatch::new(&batch, 0..2).work(9, &whole(), Duration::from_secs(1))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_call_arrives_bit_for_bit(batch in batch(), id in any::<u64>()) {
+        let work = EncodedBatch::new(&batch, 0..batch.tokens)
+            .work(id, &whole(), Duration::from_millis(1500));
+        let call = decode_work(&travel(&work), &SHAPE, &whole()).expect("valid work");
+        prop_assert_eq!(call.id, id);
+        prop_assert_eq!(call.deadline, Duration::from_millis(1500));
+        prop_assert_eq!(&call.rects, &whole());
+        prop_assert_eq!(call.batch.input.format(), batch.input.format());
+        prop_assert_eq!(bits(&call.batch), bits(&batch));
+    }
+
+    #[test]
+    fn parts_of_a_batch_are_its_tokens(batch in batch()) {
+        for token in 0..batch.tokens {
+            let work = EncodedBatch::new(&batch, token..token + 1)
+                .work(1, &whole(), Duration::from_secs(1));
+            let part = decode_work(&travel(&work), &SHAPE, &whole()).expect("valid work").batch;
+            let weights = |routes: &[Route]| -> Vec<(u32, u32)> {
+                routes.iter().map(|r| (r.expert, r.weight.to_bits())).collect()
+            };
+            prop_assert_eq!(weights(part.routes_of(0)), weights(batch.routes_of(token)));
+            let whole_bits = bits(&batch);
+            let floats = &whole_bits.1[batch.routes.len()..];
+            let per = floats.len() / batch.tokens;
+            prop_assert_eq!(&bits(&part).1[batch.used..], &floats[token * per..(token + 1) * per]);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_or_decoded_but_never_panic(raw in vec(any::<u8>(), 0..400)) {
+        if let Ok(work) = pb::Work::decode(raw.as_slice()) {
+            let _ = decode_work(&work, &SHAPE, &whole());
+        }
+        if let Ok(reply) = pb::DescribeReply::decode(raw.as_slice()) {
+            let _ = decode_node(&reply);
+        }
+        if let Ok(welcome) = pb::Welcome::decode(raw.as_slice()) {
+            let _ = decode_welcome(&welcome, SHAPE.grid);
+        }
+        if let Ok(hello) = pb::Hello::decode(raw.as_slice()) {
+            let _ = check_hello(&hello, &[0; 32]);
+        }
+        let _ = pb::ComputeReply::decode(raw.as_slice());
+    }
+
+    #[test]
+    fn valid_work_with_flipped_bytes_never_panics(
+        flips in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)
+    ) {
+        let mut raw = some_work().encode_to_vec();
+        for (at, value) in flips {
+            let at = at.index(raw.len());
+            raw[at] = value;
+        }
+        if let Ok(work) = pb::Work::decode(raw.as_slice())
+            && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &whole())
+        {
+            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden).is_ok());
+        }
+    }
+
+    #[test]
+    fn arbitrary_fields_are_checked(
+        counts in (any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()),
+        format in -1i32..5,
+        routes in vec(any::<u8>(), 0..64),
+        input in vec(any::<u8>(), 0..64),
+        rects in vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()), 0..4),
+    ) {
+        let (id, layer, tokens, used, deadline_ms) = counts;
+        let rects = rects
+            .into_iter()
+            .map(|(expert_start, expert_end, block_start, block_end)| pb::TileRect {
+                expert_start,
+                expert_end,
+                block_start,
+                block_end,
+            })
+            .collect();
+        let work = pb::Work {
+            id,
+            layer,
+            tokens,
+            used,
+            routes: routes.into(),
+            format,
+            round: false,
+            rects,
+            deadline_ms,
+            input: input.into(),
+        };
+        prop_assert!(decode_work(&work, &SHAPE, &whole()).is_err());
+    }
+
+    #[test]
+    fn rows_round_trip(values in vec(any_float(), 0..300)) {
+        let bytes = bytes_from_floats(&values);
+        let mut back = vec![0.0; values.len()];
+        floats_from_bytes(&bytes, &mut back);
+        let bits = |v: &[f32]| -> Vec<u32> { v.iter().map(|x| x.to_bits()).collect() };
+        prop_assert_eq!(bits(&back), bits(&values));
+    }
+}
+
+/// Applies `change` to valid work and returns the refusal.
+fn refusal(change: impl FnOnce(&mut pb::Work)) -> WireError {
+    let mut work = some_work();
+    decode_work(&work, &SHAPE, &whole()).expect("valid before the change");
+    change(&mut work);
+    decode_work(&work, &SHAPE, &whole()).expect_err("refused")
+}
+
+#[test]
+fn counts_that_lie_are_named() {
+    let text = |e: WireError| e.to_string();
+    assert!(text(refusal(|w| w.tokens = 3)).contains("routes"));
+    assert!(text(refusal(|w| w.tokens = 0)).contains("tokens is 0"));
+    assert!(text(refusal(|w| w.tokens = MAX_TOKENS as u32 + 1)).contains("tokens is 4097"));
+    assert!(text(refusal(|w| w.used = 0)).contains("used is 0"));
+    assert!(text(refusal(|w| w.used = u32::MAX)).contains("used"));
+    assert!(text(refusal(|w| w.layer = 3)).contains("layer 3"));
+    assert!(text(refusal(|w| w.format = 0)).contains("format"));
+    assert!(text(refusal(|w| w.deadline_ms = 0)).contains("deadline_ms"));
+    assert!(text(refusal(|w| w.input = w.input.slice(1..))).contains("input"));
+    assert!(text(refusal(|w| w.format = pb::InputFormat::Q8k.into())).contains("input"));
+    assert!(text(refusal(|w| w.rects.clear())).contains("rectangles"));
+    assert!(text(refusal(|w| w.rects.push(w.rects[0]))).contains("twice"));
+    assert!(text(refusal(|w| w.rects[0].expert_end = 9)).contains("outside"));
+    let mut routes = some_work().routes.to_vec();
+    routes[0] = 8;
+    let routes = Bytes::from(routes);
+    assert!(text(refusal(|w| w.routes = routes)).contains("expert 8"));
+}
+
+#[test]
+fn tiles_that_are_not_held_are_refused() {
+    let half = TileSet::new(SHAPE.grid, vec![SHAPE.grid.cut(2, 1).expect("cut")[0]]).expect("set");
+    let refusal = decode_work(&some_work(), &SHAPE, &half).expect_err("refused");
+    assert_eq!(refusal, WireError::NotHeld(SHAPE.grid.whole()));
+}
+
+#[test]
+fn work_whose_rows_would_not_fit_a_reply_is_refused() {
+    let shape = Shape {
+        hidden: 1 << 19,
+        ..SHAPE
+    };
+    let batch = ExpertBatch {
+        layer: 0,
+        tokens: 16,
+        used: 1,
+        routes: vec![
+            Route {
+                expert: 0,
+                weight: 1.0
+            };
+            16
+        ],
+        input: ExpertInput::Q8(vec![BlockQ8 { d: 0.0, q: [0; 32] }; 16 * shape.hidden / 32]),
+        round: false,
+    };
+    let rects = TileSet::new(shape.grid, shape.grid.cut(8, 4).expect("cut")).expect("set");
+    let work = EncodedBatch::new(&batch, 0..16).work(1, &rects, Duration::from_secs(1));
+    let refusal = decode_work(&work, &shape, &whole()).expect_err("refused");
+    assert!(
+        matches!(refusal, WireError::Reply { subtrees: 32, .. }),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn the_handshake_names_both_sides() {
+    let mut greeting = hello(&[7; 32]);
+    assert_eq!(check_hello(&greeting, &[7; 32]), Ok(Ok(())));
+    let other = check_hello(&greeting, &[8; 32])
+        .expect("well formed")
+        .expect_err("mismatch");
+    assert!(other.to_string().contains(&"07".repeat(32)), "{other}");
+    assert!(other.to_string().contains(&"08".repeat(32)), "{other}");
+    greeting.protocol_version = PROTOCOL_VERSION + 1;
+    assert_eq!(
+        check_hello(&greeting, &[8; 32]),
+        Ok(Err(Mismatch::Version {
+            node: PROTOCOL_VERSION,
+            coordinator: PROTOCOL_VERSION + 1
+        }))
+    );
+    let mut short = hello(&[7; 32]);
+    short.fingerprint = Bytes::from_static(b"short");
+    assert!(check_hello(&short, &[7; 32]).is_err());
+}
+
+#[test]
+fn a_description_of_absurd_size_is_refused() {
+    let reply = pb::DescribeReply {
+        protocol_version: PROTOCOL_VERSION,
+        fingerprint: vec![0; 32].into(),
+        layers: 1,
+        hidden: 64,
+        grid_experts: u32::MAX,
+        grid_blocks: 1,
+        held: whole().encode(),
+        ..Default::default()
+    };
+    assert!(decode_node(&reply).is_err());
+}
