@@ -5,13 +5,17 @@
 //! model, and [`synthetic`] writes random-weight models of any shape.
 
 mod error;
+mod fingerprint;
 mod floats;
 mod hparams;
+mod hparams_write;
 mod layout;
 mod names;
+pub mod synthetic;
 mod tensors;
 
 pub use error::ModelError;
+pub use fingerprint::{Fingerprint, FingerprintLength};
 pub use floats::read_floats;
 pub use hparams::{ARCHITECTURE, HyperParams, Yarn};
 pub use tensors::{CompressorTensors, IndexerTensors, LayerTensors, ModelTensors};
