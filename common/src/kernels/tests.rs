@@ -427,6 +427,15 @@ fn float_matrices_equal_scalar_for_every_length() {
 }
 
 #[test]
+fn wide_activations_come_in_several_parts() {
+    let mut random = Random(12);
+    let (rows, cols, tokens) = (5, 12_000, 19);
+    let bytes = weights(&mut random, GgmlType::F16, rows, cols);
+    let w = Matrix::new(GgmlType::F16, rows, cols, &bytes).unwrap();
+    assert_equal_on_raw(&mut random, &w, tokens, "wide");
+}
+
+#[test]
 fn every_half_widens_alike() {
     let bytes: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
     for ty in [GgmlType::F16, GgmlType::BF16] {
