@@ -145,8 +145,8 @@ impl Kernels {
     /// The rows `rows` of `w` times each of `xs`, on this thread:
     /// `out[(r - rows.start) * xs.len() + t] = w[r] · xs[t]`.
     ///
-    /// A weight row is unpacked once for up to 64 tokens, fewer where those are wide. Quantised weights meet f32 activations as
-    /// f32: the row is dequantised first.
+    /// A weight row is unpacked once for up to 64 tokens, fewer where those are wide. Quantised
+    /// weights meet f32 activations as f32: the row is dequantised first.
     ///
     /// # Panics
     /// `rows` is not within `w`, `out` has another length, a row of `xs` has other columns than
