@@ -1,0 +1,9 @@
+//! `ds4-coord`'s commands: wiring and printing, no algorithms.
+
+pub mod assembly;
+pub mod bench;
+pub mod inspect;
+pub mod logits;
+pub mod model_args;
+pub mod reference_model;
+pub mod synth;

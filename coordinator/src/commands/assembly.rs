@@ -1,0 +1,147 @@
+//! From flags to an engine with its experts: open the model, start or find the nodes, join them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use ds4_common::expert::ExpertStore;
+use ds4_common::gguf::GgufModel;
+use ds4_common::kernels::Kernels;
+use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
+use ds4_common::tiles::Grid;
+use ds4_expert_node::embedded::{EmbeddedNode, NodeConfig};
+use ds4_expert_node::load::ModelConfig;
+use ds4_expert_node::node::NodeSettings;
+use ds4_expert_node::tiles::TileChoice;
+use ds4_proto::wire::Shape;
+use tokio::net::TcpListener;
+
+use super::model_args::ModelArgs;
+use crate::cluster::{ClusterBackend, ClusterOptions, Expectation, LocalBackend};
+use crate::engine::{Engine, EngineConfig, ExpertBackend};
+use crate::prompt::Tokenizer;
+
+/// A model that is mapped and checked, without threads or experts.
+#[derive(Debug)]
+pub struct OpenModel {
+    pub gguf: GgufModel,
+    pub hp: HyperParams,
+    pub tensors: ModelTensors,
+    /// The name in the metadata, or the file's.
+    pub name: String,
+}
+
+/// An engine that is ready, and the embedded nodes that it calls.
+#[derive(Debug)]
+pub struct Assembly {
+    pub model: OpenModel,
+    pub engine: Engine,
+    pub kernels: Kernels,
+    pub embedded: Vec<EmbeddedNode>,
+}
+
+impl OpenModel {
+    /// Maps and checks the model. Blocks.
+    ///
+    /// # Errors
+    /// Names the file, key or tensor that is wrong.
+    pub fn open(args: &ModelArgs) -> Result<Self> {
+        let paths = args.paths()?;
+        let gguf = GgufModel::open_parts(&paths)?;
+        let hp = HyperParams::from_model(&gguf)?;
+        let tensors = ModelTensors::bind(&gguf, &hp)?;
+        let named = gguf.metadata().optional_str("general.name").ok().flatten();
+        let file = || paths[0].file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let name = named.filter(|n| !n.is_empty()).map(str::to_owned).or_else(file);
+        Ok(OpenModel { hp, tensors, name: name.unwrap_or_else(|| "model".to_owned()), gguf })
+    }
+
+    /// The vocabulary of the model's own file.
+    ///
+    /// # Errors
+    /// Names the key that is missing or malformed.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let metadata = self.gguf.metadata();
+        let types = metadata.get("tokenizer.ggml.token_type").map_or(Ok(Vec::new()), |_| {
+            let types = metadata.u32s("tokenizer.ggml.token_type")?;
+            Ok::<_, anyhow::Error>(types.into_iter().map(|t| t as i32).collect())
+        })?;
+        Tokenizer::new(
+            metadata.strings("tokenizer.ggml.tokens")?.to_vec(),
+            &types,
+            metadata.strings("tokenizer.ggml.merges")?,
+            metadata.u32("tokenizer.ggml.bos_token_id")?,
+            metadata.u32("tokenizer.ggml.eos_token_id")?,
+        )
+        .with_context(|| format!("the tokenizer in {}", self.gguf.name().display()))
+    }
+
+    fn expectation(&self) -> Result<Expectation> {
+        let grid = Grid::of(self.hp.experts, self.hp.expert_width);
+        Ok(Expectation {
+            fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
+            shape: Shape { layers: self.hp.layers, hidden: self.hp.hidden, grid },
+        })
+    }
+}
+
+impl Assembly {
+    /// Opens the model, starts embedded nodes, waits for the others, and makes the engine.
+    ///
+    /// # Errors
+    /// Names what is wrong with the flags, the model or a node.
+    pub async fn open(args: &ModelArgs) -> Result<Self> {
+        let kernels = args.kernels()?;
+        let for_load = args.clone();
+        let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
+        let embedded = start_embedded(args, kernels).await?;
+        let nodes: Vec<String> =
+            args.nodes.iter().cloned().chain(embedded.iter().map(EmbeddedNode::address)).collect();
+        let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
+            let store = ExpertStore::new(&model.hp, &model.tensors)?;
+            Arc::new(LocalBackend::new(store, kernels))
+        } else {
+            let options = ClusterOptions {
+                nodes,
+                grid: args.grid.map(|cut| (cut.groups, cut.strips)),
+                patience: Duration::from_secs(args.wait_for_nodes),
+                deadline: Duration::from_secs(args.call_timeout),
+            };
+            Arc::new(ClusterBackend::connect(&options, &model.expectation()?).await?)
+        };
+        let config = EngineConfig {
+            kernels,
+            numerics: args.numerics,
+            threads: args.threads,
+            context: args.context,
+        };
+        let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
+        Ok(Assembly { model, engine, kernels, embedded })
+    }
+}
+
+/// Nodes of this process, each with an equal share of the threads.
+async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<EmbeddedNode>> {
+    let count = args.embedded_nodes();
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = if args.threads == 0 { cores } else { args.threads };
+    let config = NodeConfig {
+        model: ModelConfig {
+            paths: args.paths()?,
+            tiles: TileChoice::All,
+            kernels,
+            populate: false,
+        },
+        settings: NodeSettings { threads: threads.div_ceil(count), ..NodeSettings::default() },
+    };
+    let mut nodes = Vec::with_capacity(count);
+    for i in 0..count {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("a loopback socket")?;
+        let node = EmbeddedNode::start(&config, listener).await;
+        nodes.push(node.with_context(|| format!("embedded expert node {i}"))?);
+    }
+    Ok(nodes)
+}
