@@ -13,6 +13,7 @@ mod assignment;
 mod backend;
 mod calls;
 mod combine;
+mod local;
 mod membership;
 mod node_metrics;
 mod transport;
@@ -22,4 +23,5 @@ mod loopback;
 
 pub use assignment::{AssignmentError, assign};
 pub use backend::{ClusterBackend, ClusterOptions};
+pub use local::LocalBackend;
 pub use membership::{ClusterError, Expectation, Member, gather, inspect};

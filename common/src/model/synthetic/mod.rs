@@ -1,0 +1,211 @@
+//! Random-weight models of any shape, for tests and benchmarks.
+//!
+//! The weights mean nothing, but they are well-conditioned: every matrix about keeps the size of
+//! its input, so that activations stay finite through any number of layers. The same recipe
+//! always gives the same file.
+
+mod fill;
+pub mod presets;
+mod rng;
+
+use std::io;
+use std::path::Path;
+
+use rayon::prelude::*;
+
+use super::HyperParams;
+use super::layout::{self, Kind, Spec};
+use crate::gguf::{GgufWriter, Value, WriteError};
+use crate::quant::GgmlType;
+use fill::Filler;
+use rng::SplitMix;
+
+/// What a synthetic model is made of, beyond its shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    pub name: String,
+    pub seed: u64,
+    pub formats: Formats,
+    /// More metadata, as a rule a tokenizer's.
+    pub extra: Vec<(String, Value)>,
+}
+
+/// The weight format of every role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formats {
+    pub embedding: GgmlType,
+    pub output: GgmlType,
+    pub attention: GgmlType,
+    pub shared: GgmlType,
+    /// Gate and up projections of routed experts.
+    pub expert_up: GgmlType,
+    pub expert_down: GgmlType,
+    /// Hyper-connection matrices.
+    pub mixer: GgmlType,
+    pub compressor: GgmlType,
+    pub position_bias: GgmlType,
+    pub indexer: GgmlType,
+    pub router: GgmlType,
+    /// Norms, scales, biases and sinks: F32, F16 or BF16.
+    pub vectors: GgmlType,
+}
+
+impl Formats {
+    /// As in the published Q4 file.
+    pub const PUBLISHED_Q4: Formats = Formats {
+        embedding: GgmlType::F16,
+        output: GgmlType::Q8_0,
+        attention: GgmlType::Q8_0,
+        shared: GgmlType::Q8_0,
+        expert_up: GgmlType::Q4K,
+        expert_down: GgmlType::Q4K,
+        mixer: GgmlType::F16,
+        compressor: GgmlType::F16,
+        position_bias: GgmlType::F16,
+        indexer: GgmlType::F16,
+        router: GgmlType::F16,
+        vectors: GgmlType::F32,
+    };
+
+    /// Every matrix in one format; vectors and position biases in F32.
+    #[must_use]
+    pub fn uniform(ty: GgmlType) -> Self {
+        Self {
+            embedding: ty,
+            output: ty,
+            attention: ty,
+            shared: ty,
+            expert_up: ty,
+            expert_down: ty,
+            mixer: ty,
+            compressor: ty,
+            position_bias: GgmlType::F32,
+            indexer: ty,
+            router: ty,
+            vectors: GgmlType::F32,
+        }
+    }
+
+    fn of(&self, kind: Kind) -> GgmlType {
+        match kind {
+            Kind::Embedding => self.embedding,
+            Kind::Output => self.output,
+            Kind::Attention => self.attention,
+            Kind::Shared => self.shared,
+            Kind::ExpertUp => self.expert_up,
+            Kind::ExpertDown => self.expert_down,
+            Kind::Mixer => self.mixer,
+            Kind::Compressor => self.compressor,
+            Kind::PositionBias => self.position_bias,
+            Kind::Indexer => self.indexer,
+            Kind::Router => self.router,
+            Kind::HashTable => GgmlType::I32,
+            Kind::MixerBase | Kind::MixerScale | Kind::RouterBias | Kind::Norm | Kind::Sinks => {
+                self.vectors
+            }
+        }
+    }
+}
+
+impl Default for Recipe {
+    /// The published formats, no tokenizer.
+    fn default() -> Self {
+        Self {
+            name: "synthetic".into(),
+            seed: 1,
+            formats: Formats::PUBLISHED_Q4,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// Writes the model to `path`, streaming: memory does not grow with the model. Gives its bytes.
+///
+/// # Errors
+/// The file cannot be written, a format does not fit a shape (rows must be whole blocks), or
+/// `extra` repeats a key.
+pub fn write(path: &Path, hp: &HyperParams, recipe: &Recipe) -> Result<u64, WriteError> {
+    let mut writer = GgufWriter::new();
+    writer.add("general.name", Value::String(recipe.name.clone()))?;
+    for (key, value) in hp.to_metadata() {
+        writer.add(&key, value)?;
+    }
+    for (key, value) in &recipe.extra {
+        writer.add(key, value.clone())?;
+    }
+    let specs = layout::model(hp);
+    for spec in &specs {
+        writer.add_tensor(&spec.name, spec.shape.dims(), recipe.formats.of(spec.kind))?;
+    }
+    let mut specs = specs.iter();
+    writer.write_file(path, |planned, out| {
+        let spec = specs
+            .next()
+            .ok_or_else(|| io::Error::other("more tensors than declared"))?;
+        let filler = filler(hp, spec, planned.ty);
+        stream(
+            &filler,
+            SplitMix::named(recipe.seed, &planned.name),
+            planned.bytes,
+            out,
+        )
+    })
+}
+
+/// Chooses values so that activations keep about their size.
+fn filler(hp: &HyperParams, spec: &Spec, ty: GgmlType) -> Filler {
+    let inputs = spec.shape.dims().first().copied().unwrap_or(1) as f32;
+    let weights = |gain: f32| Filler::weights(ty, gain / inputs.sqrt());
+    match spec.kind {
+        Kind::Embedding => Filler::weights(ty, 0.5),
+        Kind::PositionBias => Filler::weights(ty, 0.3),
+        // A larger gain spreads the logits, so that the most likely token stands out.
+        Kind::Output => weights(2.0),
+        Kind::Attention
+        | Kind::Shared
+        | Kind::ExpertUp
+        | Kind::ExpertDown
+        | Kind::Mixer
+        | Kind::Compressor
+        | Kind::Indexer
+        | Kind::Router => weights(1.0),
+        Kind::Norm => Filler::vector(ty, 1.0, 0.2),
+        Kind::MixerScale => Filler::vector(ty, 0.5, 0.3),
+        Kind::MixerBase => Filler::vector(ty, 0.0, 0.5),
+        Kind::Sinks => Filler::vector(ty, 0.0, 1.0),
+        Kind::RouterBias => Filler::vector(ty, 0.0, 0.1),
+        Kind::HashTable => Filler::table(hp.experts_used, hp.experts),
+    }
+}
+
+/// Fills pieces on all cores. Each piece has its own generator, so that the bytes do not depend
+/// on how many cores there are.
+fn stream(filler: &Filler, seed: SplitMix, total: u64, out: &mut dyn io::Write) -> io::Result<()> {
+    const PIECE: usize = 256 << 10;
+    const PIECES: usize = 16;
+    let unit = filler.unit_bytes();
+    let piece = (PIECE / unit).max(1) * unit;
+    let whole = usize::try_from(total)
+        .unwrap_or(usize::MAX)
+        .min(piece * PIECES);
+    let mut buffer = vec![0; whole];
+    let mut left = total;
+    let mut first = 0;
+    while left > 0 {
+        // Not above the buffer's length, a usize.
+        let now = left.min(buffer.len() as u64) as usize;
+        buffer[..now]
+            .par_chunks_mut(piece)
+            .enumerate()
+            .for_each(|(i, bytes)| {
+                filler.fill(&mut seed.child(first + i as u64), bytes);
+            });
+        out.write_all(&buffer[..now])?;
+        left -= now as u64;
+        first += PIECES as u64;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

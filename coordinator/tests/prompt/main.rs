@@ -1,0 +1,6 @@
+//! Prompts and tokens against those of DeepSeek's own encoder and vocabulary.
+
+mod fixtures;
+mod render;
+mod tokenize;
+mod vocabulary;
