@@ -33,3 +33,17 @@ pub struct Identity {
     /// Bytes of the weights of the tiles held.
     pub weight_bytes: u64,
 }
+
+impl Identity {
+    /// Model and tiles in a few words.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let tiles: Vec<String> = self.held.rects().iter().map(ToString::to_string).collect();
+        let grid = self.shape.grid;
+        format!(
+            "model {}, {} of a grid of {grid}",
+            self.model,
+            tiles.join(" + ")
+        )
+    }
+}

@@ -8,10 +8,17 @@
 //!
 //! A tokio thread never computes and the compute thread never touches a socket.
 
+pub mod cli;
 pub mod compute;
+mod embedded;
+pub mod lifecycle;
+pub mod load;
 pub mod node;
 mod service;
 mod session;
 pub mod stats;
 pub mod tiles;
+mod weights;
 pub mod worker;
+
+pub use embedded::{EmbeddedNode, NodeConfig, StartError};

@@ -61,6 +61,7 @@ pub enum NodeError {
 #[derive(Debug)]
 pub struct RunningNode {
     address: SocketAddr,
+    identity: Arc<Identity>,
     threads: usize,
     stats: Arc<Stats>,
     phase: watch::Sender<Phase>,
@@ -93,8 +94,9 @@ impl RunningNode {
             .map_err(NodeError::Threads)?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));
+        let identity = Arc::new(identity);
         let service = NodeService(Arc::new(NodeState {
-            identity,
+            identity: Arc::clone(&identity),
             threads,
             max_in_flight: settings.in_flight.clamp(1, 1024),
             queue,
@@ -115,6 +117,7 @@ impl RunningNode {
             });
         Ok(RunningNode {
             address,
+            identity,
             threads,
             stats,
             phase,
@@ -130,6 +133,12 @@ impl RunningNode {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What the node serves.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Compute threads in use.

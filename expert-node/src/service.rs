@@ -30,7 +30,7 @@ pub(crate) enum Phase {
 /// What the streams of a node share.
 #[derive(Debug)]
 pub(crate) struct NodeState {
-    pub(crate) identity: Identity,
+    pub(crate) identity: Arc<Identity>,
     pub(crate) threads: usize,
     pub(crate) max_in_flight: usize,
     pub(crate) queue: WorkQueue,

@@ -69,7 +69,6 @@ impl ClusterBackend {
         let held: Vec<TileSet> = members.iter().map(|m| m.info.held.clone()).collect();
         let grid = expected.shape.grid;
         let mut links = Vec::new();
-        let mut holders = Vec::new();
         for (member, share) in members.iter().zip(assign(grid, &held, options.grid)?) {
             if share.is_empty() {
                 tracing::warn!(node = member.address, "expert node is left without tiles");
@@ -82,12 +81,12 @@ impl ClusterBackend {
                 endpoint: member.endpoint.clone(),
                 fingerprint: expected.fingerprint,
                 grid,
-                tiles: Arc::new(tiles.clone()),
+                tiles: Arc::new(tiles),
             };
             links.push(NodeLink::start(calls, target));
-            holders.push(tiles);
         }
-        let cover = Cover::new(grid, holders).map_err(AssignmentError::from)?;
+        let shares = links.iter().map(|link: &NodeLink| link.tiles.rects());
+        let cover = Cover::new(grid, shares).map_err(AssignmentError::from)?;
         let left = options.patience.saturating_sub(start.elapsed());
         await_links(&links, left.max(Duration::from_secs(1)), options.patience).await?;
         Ok(ClusterBackend {
@@ -107,8 +106,9 @@ impl ClusterBackend {
 
     /// The tiles of each node that has some.
     pub fn shares(&self) -> impl Iterator<Item = (&str, &[TileRect])> {
-        let names = self.links.iter().map(|link| link.calls.node().as_ref());
-        names.zip(self.cover.holders().iter().map(TileSet::rects))
+        self.links
+            .iter()
+            .map(|link| (link.calls.node().as_ref(), link.tiles.rects()))
     }
 
     /// The nodes that are not connected now, and why.

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::{Grid, Reduction, TileError};
-use ds4_proto::wire::{TileSet, floats_from_bytes};
+use ds4_common::tiles::{Grid, Reduction, TileError, TileRect};
+use ds4_proto::wire::floats_from_bytes;
 use rayon::prelude::*;
 
 /// Rows of a holder, wherever they lie.
@@ -31,7 +31,6 @@ impl Rows for Bytes {
 /// Who holds what, as an exact cover of the grid, and how the parts are added.
 #[derive(Clone, Debug)]
 pub(super) struct Cover {
-    holders: Vec<TileSet>,
     /// Of all holders' subtrees, holder by holder.
     reduction: Reduction,
     /// Each holder's subtrees within the reduction's.
@@ -54,24 +53,22 @@ pub(super) struct RowMap {
 impl Cover {
     /// # Errors
     /// The holders' tiles are no exact cover of the grid.
-    pub(super) fn new(grid: Grid, holders: Vec<TileSet>) -> Result<Self, TileError> {
+    pub(super) fn new<'a>(
+        grid: Grid,
+        holders: impl Iterator<Item = &'a [TileRect]>,
+    ) -> Result<Self, TileError> {
         let mut all = Vec::new();
-        let mut subtrees = Vec::with_capacity(holders.len());
-        for holder in &holders {
+        let mut subtrees = Vec::new();
+        for rects in holders {
             let start = all.len();
-            all.extend(holder.rects().iter().flat_map(|rect| rect.subtrees(grid)));
+            all.extend(rects.iter().flat_map(|rect| rect.subtrees(grid)));
             subtrees.push(start..all.len());
         }
         let reduction = Reduction::new(grid, all)?;
         Ok(Cover {
-            holders,
             reduction,
             subtrees,
         })
-    }
-
-    pub(super) fn holders(&self) -> &[TileSet] {
-        &self.holders
     }
 
     /// The most subtrees that one holder has.
@@ -82,7 +79,7 @@ impl Cover {
     /// The rows of the tokens in `tokens`: holder by holder, subtree by subtree, tokens ascending.
     pub(super) fn rows(&self, batch: &ExpertBatch, tokens: Range<usize>) -> RowMap {
         let mut row = Vec::with_capacity(self.reduction.subtrees().len() * tokens.len());
-        let mut rows = Vec::with_capacity(self.holders.len());
+        let mut rows = Vec::with_capacity(self.subtrees.len());
         for subtrees in &self.subtrees {
             let mut next = 0;
             for &subtree in &self.reduction.subtrees()[subtrees.clone()] {

@@ -4,21 +4,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ds4_common::expert::{ExpertBatch, ExpertScratch, ExpertStore};
 use ds4_common::kernels::Kernels;
+use ds4_common::tiles::{TileError, TileRect};
 
+use super::combine::Cover;
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
 
-/// An [`ExpertBackend`] on the caller's own threads.
+/// An [`ExpertBackend`] on the caller's own threads: the current rayon pool of `finish`.
 #[derive(Debug)]
 pub struct LocalBackend {
     store: ExpertStore,
     kernels: Kernels,
+    /// `None` computes the whole grid at once, which leaves nothing to add.
+    cut: Option<Cut>,
     buffers: Mutex<Buffers>,
+}
+
+#[derive(Debug)]
+struct Cut {
+    parts: Vec<TileRect>,
+    cover: Cover,
 }
 
 #[derive(Debug, Default)]
 struct Buffers {
     scratch: ExpertScratch,
-    rows: Vec<f32>,
+    /// Of each part.
+    rows: Vec<Vec<f32>>,
 }
 
 impl LocalBackend {
@@ -27,8 +38,40 @@ impl LocalBackend {
         LocalBackend {
             store,
             kernels,
+            cut: None,
             buffers: Mutex::default(),
         }
+    }
+
+    /// Computes the grid in groups x strips, one after the other, as that many nodes would.
+    ///
+    /// # Errors
+    /// The grid has no such cut.
+    pub fn with_cut(
+        store: ExpertStore,
+        kernels: Kernels,
+        groups: u32,
+        strips: u32,
+    ) -> Result<Self, TileError> {
+        let parts = store.grid().cut(groups, strips)?;
+        let cover = Cover::new(store.grid(), parts.iter().map(std::slice::from_ref))?;
+        let cut = Some(Cut { parts, cover });
+        Ok(LocalBackend {
+            cut,
+            ..Self::new(store, kernels)
+        })
+    }
+
+    fn compute(
+        &self,
+        batch: &ExpertBatch,
+        rects: &[TileRect],
+        scratch: &mut ExpertScratch,
+        rows: &mut Vec<f32>,
+    ) -> Result<(), ExpertError> {
+        self.store
+            .compute(self.kernels, batch, rects, scratch, rows)?;
+        Ok(())
     }
 }
 
@@ -48,22 +91,31 @@ struct Pending<'a> {
 
 impl PendingExperts for Pending<'_> {
     fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError> {
-        let LocalBackend {
-            store,
-            kernels,
-            buffers,
-        } = self.backend;
-        let mut buffers = buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Pending { backend, batch } = *self;
+        // Buffers that a panic left behind are overwritten like any others.
+        let mut buffers = backend
+            .buffers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let Buffers { scratch, rows } = &mut *buffers;
-        // The whole grid is one subtree, so its rows are the final sums, one a token.
-        store.compute(
-            *kernels,
-            &self.batch,
-            &[store.grid().whole()],
-            scratch,
-            rows,
-        )?;
-        out.copy_from_slice(rows);
+        let parts = backend.cut.as_ref().map_or(1, |cut| cut.parts.len());
+        rows.resize_with(parts, Vec::new);
+        let Some(Cut { parts, cover }) = &backend.cut else {
+            // The whole grid is one subtree, so its rows are the final sums, one a token.
+            backend.compute(
+                &batch,
+                &[backend.store.grid().whole()],
+                scratch,
+                &mut rows[0],
+            )?;
+            out.copy_from_slice(&rows[0]);
+            return Ok(());
+        };
+        for (part, rows) in parts.iter().zip(rows.iter_mut()) {
+            backend.compute(&batch, std::slice::from_ref(part), scratch, rows)?;
+        }
+        let map = cover.rows(&batch, 0..batch.tokens);
+        cover.combine(&map, rows, backend.store.hidden(), out);
         Ok(())
     }
 }

@@ -1,0 +1,187 @@
+//! The command line of `ds4-expert`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ds4_common::kernels::Kernels;
+use tracing_subscriber::EnvFilter;
+
+use crate::embedded::NodeConfig;
+use crate::load::ModelConfig;
+use crate::node::NodeSettings;
+use crate::tiles::{GridCut, TileChoice};
+
+/// Expert node of a ds4 cluster: computes routed experts of a DeepSeek V4 model for coordinators.
+#[derive(Debug, Parser)]
+#[command(name = "ds4-expert", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log filter, for example `info` or `ds4_expert_node=debug`
+    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_parser = log_filter)]
+    pub log: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the tiles of a model until SIGTERM or ctrl-c
+    Serve(ServeArgs),
+    /// Print a model's shape, its tile grid, and the kernels of this machine
+    Inspect(ModelArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct ModelArgs {
+    /// GGUF file of the model, one of its split files, or all of its layer shards
+    #[arg(
+        short,
+        long = "model",
+        env = "DS4_MODEL",
+        required = true,
+        num_args = 1..,
+        value_delimiter = ','
+    )]
+    pub models: Vec<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
+    pub listen: SocketAddr,
+    /// Compute threads; 0 takes one a core
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
+    pub threads: usize,
+    /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
+    #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
+    pub tiles: Option<TileChoice>,
+    /// Cut the grid into expert groups x block strips, and hold one part of it
+    #[arg(long, env = "DS4_GRID", value_name = "ExB", requires = "index")]
+    pub grid: Option<GridCut>,
+    /// Which part of the grid to hold, from 0
+    #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
+    pub index: Option<usize>,
+    /// Kernels to use: `auto`, or one that `inspect` lists
+    #[arg(long, env = "DS4_ISA", default_value = "auto", value_parser = kernels)]
+    pub isa: Kernels,
+    /// Work items that may wait, of all coordinators together
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_parser = count)]
+    pub queue: usize,
+    /// Work items in flight for one coordinator
+    #[arg(long, env = "DS4_IN_FLIGHT", default_value_t = 8, value_parser = count)]
+    pub in_flight: usize,
+    /// Seconds in which a stopping node finishes the work that it has taken
+    #[arg(
+        long,
+        env = "DS4_DRAIN_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECONDS"
+    )]
+    pub drain_timeout: u64,
+    /// Be ready before the weights are in memory; the first calls read them from disk
+    #[arg(long, env = "DS4_NO_POPULATE")]
+    pub no_populate: bool,
+}
+
+impl ServeArgs {
+    /// What the flags ask for.
+    #[must_use]
+    pub fn config(&self) -> NodeConfig {
+        let tiles = match (self.grid, self.index) {
+            (Some(cut), Some(index)) => TileChoice::Part { cut, index },
+            _ => self.tiles.clone().unwrap_or_default(),
+        };
+        NodeConfig {
+            model: ModelConfig {
+                paths: self.model.models.clone(),
+                tiles,
+                kernels: self.isa,
+                populate: !self.no_populate,
+            },
+            settings: NodeSettings {
+                threads: self.threads,
+                queue: self.queue,
+                in_flight: self.in_flight,
+                drain_timeout: Duration::from_secs(self.drain_timeout),
+            },
+        }
+    }
+}
+
+fn kernels(name: &str) -> Result<Kernels, String> {
+    Kernels::named(name).map_err(|error| error.to_string())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::try_new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// 1 to 1024.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=1024) => Ok(n),
+        _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["ds4-expert"].into_iter().chain(args.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_a_config() {
+        let cli = parse("serve -m a.gguf --grid 2x4 --index 3 --threads 7 --drain-timeout 5");
+        let Command::Serve(args) = cli.expect("valid").command else {
+            panic!("another command");
+        };
+        let config = args.config();
+        assert_eq!(
+            config.model.tiles,
+            TileChoice::Part {
+                cut: GridCut {
+                    groups: 2,
+                    strips: 4
+                },
+                index: 3
+            }
+        );
+        assert_eq!(config.settings.threads, 7);
+        assert_eq!(config.settings.drain_timeout, Duration::from_secs(5));
+        assert!(config.model.populate);
+    }
+
+    #[test]
+    fn bad_flags_are_refused() {
+        for bad in [
+            "serve",
+            "serve -m a --grid 2x4",
+            "serve -m a --index 1",
+            "serve -m a --grid 2x4 --index 0 --tiles all",
+            "serve -m a --tiles experts=3",
+            "serve -m a --listen nowhere",
+            "serve -m a --isa abacus",
+            "serve -m a --queue 0",
+            "serve -m a --log ==",
+        ] {
+            let error = parse(bad).expect_err(bad);
+            assert_eq!(error.exit_code(), 2, "{bad}");
+        }
+    }
+}

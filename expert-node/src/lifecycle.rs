@@ -1,0 +1,103 @@
+//! A node as a process: load, ready, drain, stop.
+
+use anyhow::{Context, Result, bail};
+use ds4_common::gguf::GgufModel;
+use ds4_common::kernels::Kernels;
+use ds4_common::model::{Fingerprint, HyperParams};
+use ds4_common::tiles::Grid;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::{ModelArgs, ServeArgs};
+use crate::embedded::start;
+
+/// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once.
+///
+/// # Errors
+/// The address is taken, the model cannot be loaded, or the server fails.
+pub async fn serve(args: &ServeArgs) -> Result<()> {
+    let mut signals = Signals::new()?;
+    // The port is taken before minutes of loading, so that a clash is seen at once.
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", args.listen))?;
+    let config = args.config();
+    let starting = start(&config, listener);
+    let mut node = tokio::select! {
+        node = starting => node?,
+        name = signals.next() => bail!("{name} while the model was loading"),
+    };
+    println!(
+        "ds4-expert ready on {}: {}, kernels {}, {} threads, {:.1} MB of weights",
+        node.address(),
+        node.identity().summary(),
+        node.identity().kernels,
+        node.threads(),
+        node.identity().weight_bytes as f64 / 1e6,
+    );
+    tokio::select! {
+        name = signals.next() => tracing::info!("{name}: draining"),
+        reason = node.failed() => bail!("the server failed: {reason}"),
+    }
+    tokio::select! {
+        finished = node.stop() => {
+            if !finished {
+                tracing::warn!("stopped before all work was finished");
+            }
+        }
+        name = signals.next() => tracing::warn!("{name} again: stopping at once"),
+    }
+    Ok(())
+}
+
+/// Prints what a model is and how it could be cut.
+///
+/// # Errors
+/// The files are no model that this software reads.
+pub fn inspect(args: &ModelArgs) -> Result<()> {
+    let gguf = GgufModel::open_parts(&args.models)?;
+    let hp = HyperParams::from_model(&gguf)?;
+    let grid = Grid::of(hp.experts, hp.expert_width);
+    let kernels: Vec<&str> = Kernels::available()
+        .into_iter()
+        .map(Kernels::name)
+        .collect();
+    println!("fingerprint  {}", Fingerprint::of(&gguf, &hp)?);
+    println!("layers       {}", hp.layers);
+    println!("hidden       {}", hp.hidden);
+    println!(
+        "experts      {} a layer, {} a token, {} wide",
+        hp.experts, hp.experts_used, hp.expert_width
+    );
+    println!("tile grid    {grid}");
+    println!("file bytes   {}", gguf.file_bytes());
+    println!(
+        "kernels      {} (auto takes {})",
+        kernels.join(", "),
+        Kernels::detect().name()
+    );
+    Ok(())
+}
+
+/// The signals that end a node. Both are caught, since a process that runs as init gets no
+/// default action for either.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("cannot catch ctrl-c")?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "ctrl-c",
+        }
+    }
+}
