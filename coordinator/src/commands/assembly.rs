@@ -9,10 +9,10 @@ use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::tiles::Grid;
-use ds4_expert_node::embedded::{EmbeddedNode, NodeConfig};
 use ds4_expert_node::load::ModelConfig;
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
+use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
@@ -51,9 +51,21 @@ impl OpenModel {
         let hp = HyperParams::from_model(&gguf)?;
         let tensors = ModelTensors::bind(&gguf, &hp)?;
         let named = gguf.metadata().optional_str("general.name").ok().flatten();
-        let file = || paths[0].file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        let name = named.filter(|n| !n.is_empty()).map(str::to_owned).or_else(file);
-        Ok(OpenModel { hp, tensors, name: name.unwrap_or_else(|| "model".to_owned()), gguf })
+        let file = || {
+            paths[0]
+                .file_stem()
+                .map(|stem| stem.to_string_lossy().into_owned())
+        };
+        let name = named
+            .filter(|n| !n.is_empty())
+            .map(str::to_owned)
+            .or_else(file);
+        Ok(OpenModel {
+            hp,
+            tensors,
+            name: name.unwrap_or_else(|| "model".to_owned()),
+            gguf,
+        })
     }
 
     /// The vocabulary of the model's own file.
@@ -62,10 +74,12 @@ impl OpenModel {
     /// Names the key that is missing or malformed.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let metadata = self.gguf.metadata();
-        let types = metadata.get("tokenizer.ggml.token_type").map_or(Ok(Vec::new()), |_| {
-            let types = metadata.u32s("tokenizer.ggml.token_type")?;
-            Ok::<_, anyhow::Error>(types.into_iter().map(|t| t as i32).collect())
-        })?;
+        let types = metadata
+            .get("tokenizer.ggml.token_type")
+            .map_or(Ok(Vec::new()), |_| {
+                let types = metadata.u32s("tokenizer.ggml.token_type")?;
+                Ok::<_, anyhow::Error>(types.into_iter().map(|t| t as i32).collect())
+            })?;
         Tokenizer::new(
             metadata.strings("tokenizer.ggml.tokens")?.to_vec(),
             &types,
@@ -80,7 +94,11 @@ impl OpenModel {
         let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
             fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
-            shape: Shape { layers: self.hp.layers, hidden: self.hp.hidden, grid },
+            shape: Shape {
+                layers: self.hp.layers,
+                hidden: self.hp.hidden,
+                grid,
+            },
         })
     }
 }
@@ -95,8 +113,12 @@ impl Assembly {
         let for_load = args.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let embedded = start_embedded(args, kernels).await?;
-        let nodes: Vec<String> =
-            args.nodes.iter().cloned().chain(embedded.iter().map(EmbeddedNode::address)).collect();
+        let nodes: Vec<String> = args
+            .nodes
+            .iter()
+            .cloned()
+            .chain(embedded.iter().map(EmbeddedNode::address))
+            .collect();
         let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Arc::new(LocalBackend::new(store, kernels))
@@ -116,7 +138,12 @@ impl Assembly {
             context: args.context,
         };
         let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
-        Ok(Assembly { model, engine, kernels, embedded })
+        Ok(Assembly {
+            model,
+            engine,
+            kernels,
+            embedded,
+        })
     }
 }
 
@@ -127,7 +154,11 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
         return Ok(Vec::new());
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if args.threads == 0 { cores } else { args.threads };
+    let threads = if args.threads == 0 {
+        cores
+    } else {
+        args.threads
+    };
     let config = NodeConfig {
         model: ModelConfig {
             paths: args.paths()?,
@@ -135,11 +166,16 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
             kernels,
             populate: false,
         },
-        settings: NodeSettings { threads: threads.div_ceil(count), ..NodeSettings::default() },
+        settings: NodeSettings {
+            threads: threads.div_ceil(count),
+            ..NodeSettings::default()
+        },
     };
     let mut nodes = Vec::with_capacity(count);
     for i in 0..count {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("a loopback socket")?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .context("a loopback socket")?;
         let node = EmbeddedNode::start(&config, listener).await;
         nodes.push(node.with_context(|| format!("embedded expert node {i}"))?);
     }

@@ -114,8 +114,9 @@ fn run_phases(args: &BenchArgs, engine: &mut Engine) -> Result<Vec<Phase>> {
     })?;
     let decode = timed(engine, "decode", args.decode * args.sequences, |engine| {
         for i in 0..args.decode {
-            let tokens: Vec<[u32; 1]> =
-                (0..args.sequences).map(|s| [token(s, args.prompt + i)]).collect();
+            let tokens: Vec<[u32; 1]> = (0..args.sequences)
+                .map(|s| [token(s, args.prompt + i)])
+                .collect();
             let mut chunks: Vec<Chunk<'_>> = sequences
                 .iter_mut()
                 .zip(&tokens)
@@ -144,7 +145,12 @@ fn timed(
     work(engine)?;
     let time = start.elapsed();
     let stages = Stage::ALL.map(|stage| engine.times().of(stage) - before.of(stage));
-    Ok(Phase { name, tokens, time, stages })
+    Ok(Phase {
+        name,
+        tokens,
+        time,
+        stages,
+    })
 }
 
 /// Resident bytes of this process, and the part that is mapped files; zero where the system does

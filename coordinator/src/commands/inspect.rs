@@ -54,6 +54,10 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         println!("{ty:<12} {count} tensors, {bytes} bytes");
     }
     let available: Vec<&str> = Kernels::available().iter().map(|k| k.name()).collect();
-    println!("kernels      {} (available: {})", args.model.kernels()?.name(), available.join(", "));
+    println!(
+        "kernels      {} (available: {})",
+        args.model.kernels()?.name(),
+        available.join(", ")
+    );
     Ok(())
 }

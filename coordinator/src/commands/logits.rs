@@ -76,7 +76,11 @@ fn write_logits(args: &LogitsArgs, mut assembly: Assembly, tokens: &[u32]) -> Re
         .writer(BufWriter::new(file))
         .begin_nd()
         .with_context(|| name.to_string())?;
-    let chunk = if args.chunk == 0 { tokens.len() } else { args.chunk };
+    let chunk = if args.chunk == 0 {
+        tokens.len()
+    } else {
+        args.chunk
+    };
     let mut sequence = engine.new_sequence();
     for part in tokens.chunks(chunk) {
         let mut chunks = [Chunk {
@@ -86,7 +90,8 @@ fn write_logits(args: &LogitsArgs, mut assembly: Assembly, tokens: &[u32]) -> Re
             cancelled: None,
         }];
         let output = engine.step(&mut chunks)?;
-        npy.extend(output.logits(0).iter().copied()).with_context(|| name.to_string())?;
+        npy.extend(output.logits(0).iter().copied())
+            .with_context(|| name.to_string())?;
     }
     npy.finish().with_context(|| name.to_string())
 }

@@ -15,11 +15,22 @@ use crate::engine::Numerics;
 pub struct ModelArgs {
     /// GGUF file, one of its split files, or all of its layer shards [default: the small
     /// reference model in the source tree]
-    #[arg(short, long, env = "DS4_MODEL", value_name = "FILE", value_delimiter = ',')]
+    #[arg(
+        short,
+        long,
+        env = "DS4_MODEL",
+        value_name = "FILE",
+        value_delimiter = ','
+    )]
     pub model: Vec<PathBuf>,
 
     /// Expert nodes that compute the routed experts
-    #[arg(long, env = "DS4_NODES", value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "DS4_NODES",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
     pub nodes: Vec<String>,
 
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
@@ -48,11 +59,21 @@ pub struct ModelArgs {
     pub context: usize,
 
     /// Time for all expert nodes to be there at the start
-    #[arg(long, env = "DS4_WAIT_FOR_NODES", default_value_t = 60, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "DS4_WAIT_FOR_NODES",
+        default_value_t = 60,
+        value_name = "SECONDS"
+    )]
     pub wait_for_nodes: u64,
 
     /// Time for one layer's experts, lost connections and retries included
-    #[arg(long, env = "DS4_CALL_TIMEOUT", default_value_t = 60, value_name = "SECONDS")]
+    #[arg(
+        long,
+        env = "DS4_CALL_TIMEOUT",
+        default_value_t = 60,
+        value_name = "SECONDS"
+    )]
     pub call_timeout: u64,
 }
 
@@ -60,7 +81,11 @@ impl ModelArgs {
     /// # Errors
     /// No model was named and the reference model is gone.
     pub fn paths(&self) -> Result<Vec<PathBuf>> {
-        if self.model.is_empty() { Ok(vec![reference_model::path()?]) } else { Ok(self.model.clone()) }
+        if self.model.is_empty() {
+            Ok(vec![reference_model::path()?])
+        } else {
+            Ok(self.model.clone())
+        }
     }
 
     /// # Errors

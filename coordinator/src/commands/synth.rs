@@ -42,8 +42,16 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         Preset::Flash => ("synthetic-flash", presets::flash(args.layers)),
         Preset::Tiny => ("synthetic-tiny", presets::tiny()),
     };
-    let recipe = Recipe { name: name.to_owned(), seed: args.seed, ..Recipe::default() };
+    let recipe = Recipe {
+        name: name.to_owned(),
+        seed: args.seed,
+        ..Recipe::default()
+    };
     let bytes = write(&args.out, &hp, &recipe)?;
-    println!("{}: {bytes} bytes, {} layers", args.out.display(), hp.layers);
+    println!(
+        "{}: {bytes} bytes, {} layers",
+        args.out.display(),
+        hp.layers
+    );
     Ok(())
 }
