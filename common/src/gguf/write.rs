@@ -45,6 +45,8 @@ pub enum WriteError {
     Io(#[from] io::Error),
     #[error("this would be no valid GGUF file: {0}")]
     Format(#[from] FormatError),
+    #[error("the key general.alignment follows from the writer's alignment, it cannot be set")]
+    AlignmentKey,
     #[error("tensor {tensor} needs {expected} bytes of data, but was given {written}")]
     Length {
         tensor: String,
@@ -91,8 +93,11 @@ impl GgufWriter {
     }
 
     /// # Errors
-    /// The key is there already.
+    /// The key is there already, or is that of the alignment.
     pub fn add(&mut self, key: &str, value: Value) -> Result<(), WriteError> {
+        if key == ALIGNMENT_KEY {
+            return Err(WriteError::AlignmentKey);
+        }
         if self.metadata.iter().any(|(known, _)| known == key) {
             return Err(WriteError::Format(FormatError::DuplicateKey {
                 key: key.to_owned(),

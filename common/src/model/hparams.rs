@@ -428,3 +428,6 @@ fn check_fixed(k: &Keys<'_>, hp: &HyperParams) -> Result<(), MetadataError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,7 +86,7 @@ impl Formats {
         }
     }
 
-    fn of(&self, kind: Kind) -> GgmlType {
+    pub(in crate::model) fn of(&self, kind: Kind) -> GgmlType {
         match kind {
             Kind::Embedding => self.embedding,
             Kind::Output => self.output,
