@@ -113,6 +113,17 @@ fn split_keys_that_lie_are_refused() {
     );
     file(&one, &split_keys(2, 2, 2), &["a"]);
     assert!(message(GgufModel::open(&one)).contains("split.no 2 is not below"));
+    file(
+        &one,
+        &[
+            ("split.no", Value::U16(0)),
+            ("split.count", Value::U32(u32::MAX)),
+        ],
+        &["a"],
+    );
+    assert!(message(GgufModel::open(&one)).contains("more than 65535 parts"));
+    file(&one, &[("split.count", Value::U16(2))], &["a"]);
+    assert!(message(GgufModel::open(&one)).contains("split.no is missing"));
 }
 
 #[test]
