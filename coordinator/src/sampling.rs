@@ -280,13 +280,16 @@ pub fn log_probs(logits: &[f32], chosen: u32, top: usize) -> Result<LogProbs, Sa
     let normaliser = max + libm::log(sum);
     let log_prob = |logit: f32| (f64::from(logit) - normaliser) as f32;
     let own = logits.get(chosen as usize).ok_or(SampleError::Empty)?;
-    let mut order: Vec<u32> = (0u32..).zip(logits).map(|(id, _)| id).collect();
-    let count = top.min(order.len());
-    if count > 0 && count < order.len() {
-        order.select_nth_unstable_by(count - 1, |a, b| descending(logits, *a, *b));
+    // `top` is small, so the list of the best is kept in order as the logits go by.
+    let count = top.min(logits.len());
+    let mut order: Vec<u32> = Vec::with_capacity(count + 1);
+    for (id, _) in (0u32..).zip(logits) {
+        let before_it = |other: &u32| descending(logits, *other, id) == Ordering::Less;
+        if order.len() < count || order.last().is_some_and(|last| !before_it(last)) {
+            order.insert(order.partition_point(before_it), id);
+            order.truncate(count);
+        }
     }
-    order.truncate(count);
-    order.sort_unstable_by(|a, b| descending(logits, *a, *b));
     let top = order
         .into_iter()
         .map(|id| (id, log_prob(logits[id as usize])))
@@ -329,3 +332,6 @@ impl XorShift64Star {
         (self.next() >> 40) as f64 / f64::from(1u32 << 24)
     }
 }
+
+#[cfg(test)]
+mod tests;

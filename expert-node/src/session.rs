@@ -136,7 +136,11 @@ impl Reader {
             }
             let message = tokio::select! {
                 message = inbound.message() => message,
-                _ = self.phase.changed() => continue,
+                changed = self.phase.changed() => match changed {
+                    Ok(()) => continue,
+                    // The node was dropped.
+                    Err(_) => break,
+                },
                 () = self.open.changed.notified() => continue,
                 () = self.replies.closed() => break,
             };

@@ -8,15 +8,15 @@ use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::ActivationFormat;
 use ds4_coordinator::cluster::LocalBackend;
-use ds4_coordinator::engine::{Chunk, Engine, EngineConfig, LogitsWanted, Numerics};
+use ds4_coordinator::engine::{Chunk, Engine, EngineConfig, ExpertBackend, LogitsWanted, Numerics};
 use ds4_tests::golden::{ALL, Distance, Reference, argmax, distance};
 
-struct Loaded {
-    hp: HyperParams,
-    tensors: ModelTensors,
+pub(crate) struct Loaded {
+    pub(crate) hp: HyperParams,
+    pub(crate) tensors: ModelTensors,
 }
 
-fn load(reference: Reference) -> Loaded {
+pub(crate) fn load(reference: Reference) -> Loaded {
     let gguf = GgufModel::open(&reference.model()).expect("model");
     let hp = HyperParams::from_metadata(gguf.metadata()).expect("hyper-parameters");
     let tensors = ModelTensors::bind(&gguf, &hp).expect("tensors");
@@ -36,12 +36,29 @@ fn engine_with(reference: Reference, numerics: Numerics, kernels: Kernels) -> En
     Engine::new(hp, &tensors, backend, &config).expect("engine")
 }
 
-fn engine(reference: Reference, numerics: Numerics) -> Engine {
+/// An engine whose experts are computed by `backend`.
+pub(crate) fn engine_on(
+    reference: Reference,
+    numerics: Numerics,
+    backend: Arc<dyn ExpertBackend>,
+) -> Engine {
+    let Loaded { hp, tensors } = load(reference);
+    let kernels = Kernels::detect();
+    let config = EngineConfig {
+        kernels,
+        numerics,
+        threads: 0,
+        context: 0,
+    };
+    Engine::new(hp, &tensors, backend, &config).expect("engine")
+}
+
+pub(crate) fn engine(reference: Reference, numerics: Numerics) -> Engine {
     engine_with(reference, numerics, Kernels::detect())
 }
 
 /// Logits of every position, fed in chunks of the sizes that `sizes` repeats.
-fn logits(engine: &mut Engine, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
+pub(crate) fn logits(engine: &mut Engine, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
     let mut sequence = engine.new_sequence();
     let mut all = Vec::new();
     let mut sizes = sizes.iter().cycle();

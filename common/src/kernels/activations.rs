@@ -26,6 +26,15 @@ impl ActRow<'_> {
         }
     }
 
+    /// Memory of the row.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            ActRow::F32(values) => size_of_val(*values),
+            ActRow::Q8(blocks) => size_of_val(*blocks),
+            ActRow::Q8K(blocks) => size_of_val(*blocks),
+        }
+    }
+
     #[must_use]
     pub fn format(&self) -> ActivationFormat {
         match self {

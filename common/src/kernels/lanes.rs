@@ -12,38 +12,52 @@ pub(super) const LANES: usize = 16;
 /// Adds the lanes as a tree: `l += l + 8`, `l += l + 4`, `l += l + 2`, `l += l + 1`.
 #[inline(always)]
 pub(super) fn tree(mut lanes: [f32; LANES]) -> f32 {
-    for width in [8, 4, 2, 1] {
-        for l in 0..width {
-            lanes[l] += lanes[l + width];
-        }
-    }
+    halve::<8>(&mut lanes);
+    halve::<4>(&mut lanes);
+    halve::<2>(&mut lanes);
+    halve::<1>(&mut lanes);
     lanes[0]
+}
+
+#[inline(always)]
+fn halve<const WIDTH: usize>(lanes: &mut [f32; LANES]) {
+    for l in 0..WIDTH {
+        lanes[l] += lanes[l + WIDTH];
+    }
 }
 
 /// `N` dot products with one common side: lane `i % 16` takes `a[i] * b[i]`, unfused, ascending.
 #[inline(always)]
 pub(super) fn dots<const N: usize>(a: &[f32], bs: [&[f32]; N]) -> [f32; N] {
-    let whole = a.len() / LANES * LANES;
-    let bs = bs.map(|b| &b[..a.len()]);
+    let (whole, rest) = a.as_chunks::<LANES>();
+    let parts = bs.map(|b| &b.as_chunks::<LANES>().0[..whole.len()]);
     let mut lanes = [[0.0; LANES]; N];
-    for at in (0..whole).step_by(LANES) {
-        let a: &[f32] = &a[at..at + LANES];
+    for (i, a) in whole.iter().enumerate() {
         for n in 0..N {
-            let b = &bs[n][at..at + LANES];
+            let b = &parts[n][i];
             for l in 0..LANES {
                 lanes[n][l] += a[l] * b[l];
             }
         }
     }
-    for n in 0..N {
-        for i in whole..a.len() {
-            lanes[n][i - whole] += a[i] * bs[n][i];
+    if !rest.is_empty() {
+        for (lanes, b) in lanes.iter_mut().zip(bs) {
+            *lanes = add_rest(*lanes, rest, &b[LANES * whole.len()..]);
         }
     }
     lanes.map(tree)
 }
 
-/// `out[i] = a · bs[i]`, four at a time so that the chains of additions overlap.
+/// Out of line, because it is rare and would crowd the loop above.
+#[inline(never)]
+fn add_rest(mut lanes: [f32; LANES], a: &[f32], b: &[f32]) -> [f32; LANES] {
+    for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+        *lane += a * b;
+    }
+    lanes
+}
+
+/// `out[i] = a · bs[i]`, several at a time so that the chains of additions overlap.
 #[inline(always)]
 pub(super) fn dots_many(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
     let (fours, rest) = bs.as_chunks::<4>();
@@ -51,8 +65,11 @@ pub(super) fn dots_many(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
     for (bs, out) in fours.iter().zip(out_fours) {
         *out = dots(a, *bs);
     }
-    for (b, out) in rest.iter().zip(out_rest) {
-        [*out] = dots(a, [b]);
+    match (rest, out_rest) {
+        ([x, y, z], [ox, oy, oz]) => [*ox, *oy, *oz] = dots(a, [*x, *y, *z]),
+        ([x, y], [ox, oy]) => [*ox, *oy] = dots(a, [*x, *y]),
+        ([x], [ox]) => [*ox] = dots(a, [*x]),
+        _ => {}
     }
 }
 

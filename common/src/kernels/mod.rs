@@ -106,13 +106,14 @@ impl Kernels {
     /// All kernels that this CPU can run, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        let mut found = vec![Self(Isa::Scalar(Scalar))];
-        #[cfg(target_arch = "x86_64")]
-        {
-            found.extend(x86_64::Avx2::detect().map(|k| Self(Isa::Avx2(k))));
-            found.extend(x86_64::Avx512::detect().map(|k| Self(Isa::Avx512(k))));
-        }
-        found
+        let found = [
+            Some(Isa::Scalar(Scalar)),
+            #[cfg(target_arch = "x86_64")]
+            x86_64::Avx2::detect().map(Isa::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            x86_64::Avx512::detect().map(Isa::Avx512),
+        ];
+        found.into_iter().flatten().map(Self).collect()
     }
 
     #[must_use]
@@ -144,8 +145,8 @@ impl Kernels {
     /// The rows `rows` of `w` times each of `xs`, on this thread:
     /// `out[(r - rows.start) * xs.len() + t] = w[r] · xs[t]`.
     ///
-    /// A weight row is unpacked once for 64 tokens. Quantised weights meet f32 activations as
-    /// f32: the row is dequantised first.
+    /// A weight row is unpacked once for up to 64 tokens, fewer where those are wide. Quantised
+    /// weights meet f32 activations as f32: the row is dequantised first.
     ///
     /// # Panics
     /// `rows` is not within `w`, `out` has another length, a row of `xs` has other columns than

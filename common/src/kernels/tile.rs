@@ -8,11 +8,14 @@ use super::row::RowKernel;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
 use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
 
-/// Activations that meet all rows of a tile before the next ones do. At Flash widths this many
-/// rows of Q8_K take 300 KB, which leaves room in a second-level cache for the tile's weights.
+/// The most activations that meet all rows of a tile before the next ones do.
 const TOKENS_AT_ONCE: usize = 64;
 
-/// Weight rows that meet a lone f32 activation together.
+/// Bytes of the activations that meet a tile together: they and the tile's weights stay in a
+/// second-level cache.
+const TOKEN_BYTES: usize = 320 << 10;
+
+/// Weight rows that meet an f32 activation together where there are fewer activations than this.
 const ROWS_AT_ONCE: usize = 4;
 
 /// Buffers of one thread, kept between calls.
@@ -69,8 +72,12 @@ pub(super) fn run<K: RowKernel>(
         "results of {} rows x {tokens}",
         w.rows()
     );
-    for start in (0..tokens).step_by(TOKENS_AT_ONCE) {
-        let len = TOKENS_AT_ONCE.min(tokens - start);
+    if tokens == 0 {
+        return;
+    }
+    let at_once = (TOKEN_BYTES / xs.get(0).bytes().max(1)).clamp(8, TOKENS_AT_ONCE);
+    for start in (0..tokens).step_by(at_once) {
+        let len = at_once.min(tokens - start);
         let at = |i: usize| {
             let x = xs.get(start + i);
             assert_eq!(
@@ -170,22 +177,24 @@ impl Part<'_, '_> {
         if buffer.len() < ROWS_AT_ONCE * cols {
             buffer.resize(ROWS_AT_ONCE * cols, 0.0);
         }
-        let [x] = xs else {
+        if xs.len() >= ROWS_AT_ONCE {
             return self.each_row(xs.len(), |row, out| {
                 widen_row(k, w.ty(), row, &mut buffer[..cols]);
                 k.dots_f32(&buffer[..cols], xs, out);
             });
-        };
+        }
         for first in (0..w.rows()).step_by(ROWS_AT_ONCE) {
             let count = ROWS_AT_ONCE.min(w.rows() - first);
             for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
                 widen_row(k, w.ty(), w.row(first + i), wide);
             }
             let wide: [&[f32]; ROWS_AT_ONCE] = std::array::from_fn(|i| &buffer[i * cols..][..cols]);
-            let mut results = [0.0; ROWS_AT_ONCE];
-            k.dots_f32(x, &wide[..count], &mut results[..count]);
-            for (i, result) in results[..count].iter().enumerate() {
-                self.out[(first + i) * self.tokens + self.start] = *result;
+            for (t, x) in xs.iter().enumerate() {
+                let mut results = [0.0; ROWS_AT_ONCE];
+                k.dots_f32(x, &wide[..count], &mut results[..count]);
+                for (i, result) in results[..count].iter().enumerate() {
+                    self.out[(first + i) * self.tokens + self.start + t] = *result;
+                }
             }
         }
     }

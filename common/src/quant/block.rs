@@ -29,6 +29,10 @@ impl IntBlock {
     };
 
     /// The integers times their scales, which fit by the bound above.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for vector kernels")
+    )]
     #[inline(always)]
     pub(crate) fn scale_into(&self, out: &mut [i16; 256]) {
         let runs = self
@@ -72,6 +76,10 @@ pub(crate) trait SmallBlock {
     fn scale(bytes: &Self::Bytes) -> f32;
 
     /// The bits of a scale that is stored as a half float; `None` for another kind of scale.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for vector kernels")
+    )]
     fn half_scale(bytes: &Self::Bytes) -> Option<u16>;
 
     fn integers(bytes: &Self::Bytes) -> [i8; 32];

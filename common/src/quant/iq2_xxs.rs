@@ -58,7 +58,7 @@ const SIGN_MASKS: [u64; 128] = {
     let mut table = [0; 128];
     let mut i = 0;
     while i < 128 {
-        let signs = (i as u32) | (i as u32).count_ones() % 2 << 7;
+        let signs = (i as u32) | (((i as u32).count_ones() % 2) << 7);
         let mut j = 0;
         while j < 8 {
             if signs >> j & 1 == 1 {

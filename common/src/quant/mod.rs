@@ -27,7 +27,9 @@ pub(crate) use iq2_xxs::Iq2Xxs;
 pub(crate) use mxfp4::Mxfp4;
 pub(crate) use q2_k::Q2K;
 pub(crate) use q3_k::Q3K;
-pub(crate) use q4_k::{Q4K, q4_k_scales};
+pub(crate) use q4_k::Q4K;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use q4_k::q4_k_scales;
 pub(crate) use q5_k::Q5K;
 pub(crate) use q6_k::Q6K;
 pub(crate) use q8_0::Q8_0;

@@ -40,6 +40,8 @@ pub enum ExpertError {
     },
     #[error("expert node {node} sent a malformed reply: {reason}")]
     Malformed { node: String, reason: String },
+    #[error("one row of this model is too large for one message to a node")]
+    TooLarge,
     #[error("the cluster is shutting down")]
     Closed,
 }

@@ -1,7 +1,8 @@
 //! From a conversation to token ids, and from token ids back to an answer.
 //!
 //! ```text
-//! Conversation ─ template ─► segments ─ tokenizer ─► ids … ids ─ stream_decoder ─► text ─ output_parser ─► events
+//! Conversation ─ template ─► segments ─ tokenizer ─► ids
+//! ids ─ tokenizer, stream_decoder ─► text ─ output_parser ─► reasoning, content, calls
 //! ```
 //!
 //! Pure code: no I/O, no clock, no threads.

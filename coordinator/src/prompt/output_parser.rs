@@ -117,8 +117,8 @@ impl OutputParser {
         let held = self.stops.finish();
         push_content(held, out);
         match ended {
+            _ if self.stops.stopped() => FinishReason::Stop,
             Ended::Length => FinishReason::Length,
-            Ended::Stop if self.stops.stopped() => FinishReason::Stop,
             Ended::Stop if self.calls_complete > 0 && !self.call_is_open() => {
                 FinishReason::ToolCalls
             }
@@ -166,6 +166,12 @@ impl OutputParser {
         if newlines > 0 {
             if !self.drop_blanks {
                 self.gap.push_str(&text[..newlines]);
+                // Stop strings see the newlines even if a marker were to follow.
+                if matches!(self.state, State::Content)
+                    && self.stops.would_stop(&self.gap, newlines)
+                {
+                    self.flush_gap(out);
+                }
             }
             return Step::Used(newlines);
         }

@@ -24,6 +24,17 @@ impl StopFilter {
         self.stopped
     }
 
+    /// Whether a stop string would end in the last `new` bytes of `text`, if `text` came next.
+    pub(super) fn would_stop(&self, text: &str, new: usize) -> bool {
+        let mut next = text.bytes().rev().chain(self.held.bytes().rev());
+        (0..new.min(text.len())).any(|_| {
+            let ends_here = |stop: &String| next.clone().take(stop.len()).eq(stop.bytes().rev());
+            let found = self.stops.iter().any(ends_here);
+            next.next();
+            found
+        })
+    }
+
     /// Takes more text and returns what is certain to come before any stop string.
     pub(super) fn push(&mut self, text: &str) -> String {
         if self.stopped {

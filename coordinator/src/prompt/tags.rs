@@ -75,6 +75,7 @@ impl Spelling {
     /// Recognises what begins a block: its tag and the header of the first call, or that header
     /// alone. The plain spelling needs both, as its tags are too common.
     pub(super) fn opening(self, text: &str) -> Found<String> {
+        let text = clipped(text);
         let after_tag = match literal(text, &[self.open(), "tool_calls>"]) {
             Found::Tag((), length) => length,
             Found::Partial => return Found::Partial,
@@ -93,6 +94,7 @@ impl Spelling {
 
     /// Recognises a tag inside a block.
     pub(super) fn tag(self, text: &str) -> Found<Tag> {
+        let text = clipped(text);
         let end = |name| match self {
             Self::Dsml => literal(text, &["</｜DSML｜", name]),
             Self::Plain => literal(text, &["</", name]),
@@ -200,6 +202,11 @@ pub(super) fn literal(text: &str, parts: &[&str]) -> Found<()> {
         }
     }
     Found::Tag((), text.len() - rest.len())
+}
+
+/// As much of `text` as can matter, so that a text without end is not searched to its end.
+fn clipped(text: &str) -> &str {
+    &text[..text.floor_char_boundary(text.len().min(HEADER_BYTES_MAX + 8))]
 }
 
 /// Gives up on what is too long, decided by the place where it ends so that it does not depend

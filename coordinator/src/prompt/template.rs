@@ -1,10 +1,10 @@
 //! Chat prompts in the form that DeepSeek V4 was trained on.
 //!
 //! A prompt is BOS, the effort text, the head (system messages, tools, answer format), the turns
-//! and the opening of the answer. The reference is DeepSeek's own encoder, the crate
-//! `deepseek-recipe-encoding`. It is not linked, not even for tests, because it brings a tokenizer
-//! library with a regular expression engine in C++ and C; the expected prompts in
-//! `testdata/fixtures.json` were made with it instead.
+//! and the opening of the answer. DeepSeek's own encoder, the crate `deepseek-recipe-encoding`,
+//! decides what is right. It is not linked: it brings a tokenizer library with a regular
+//! expression engine in C, which a pure Rust program should not carry, and building that for tests
+//! alone costs more than it shows. `tests/data/fixtures.json` holds what it renders instead.
 
 use std::cmp::Ordering;
 
@@ -378,3 +378,6 @@ fn parse_arguments(arguments: &str) -> Map<String, Value> {
         Map::from_iter([("arguments".to_owned(), Value::String(arguments.to_owned()))])
     })
 }
+
+#[cfg(test)]
+mod tests;

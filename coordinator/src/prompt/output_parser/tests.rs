@@ -451,3 +451,41 @@ proptest! {
         prop_assert_eq!(setup.parse_whole(&text), answer("", &text, FinishReason::Stop));
     }
 }
+
+#[test]
+fn long_answers_in_small_deltas_take_linear_time() {
+    let value = format!(
+        "<｜DSML｜parameter name=\"k\" string=\"true\">{}",
+        "<\n".repeat(100_000)
+    );
+    let json = format!(
+        "<｜DSML｜parameter name=\"k\" string=\"false\">{}",
+        "\"<".repeat(100_000)
+    );
+    let texts = [
+        "\n".repeat(200_000),
+        "<".repeat(200_000),
+        "ST".repeat(100_000),
+        [OPEN, INVOKE, &value].concat(),
+        [OPEN, INVOKE, &json].concat(),
+        [OPEN, INVOKE, "x ".repeat(100_000).as_str()].concat(),
+        OPEN.repeat(5_000),
+        format!("<｜DSML｜invoke name=\"{}", "x".repeat(200_000)),
+    ];
+    let setup = Setup {
+        start: Start::ContentContinued,
+        stops: &["STOP", "\n<"],
+        ..ANSWER
+    };
+    for text in texts {
+        let start = std::time::Instant::now();
+        let parsed = setup.parse(text.split("").take(200_000));
+        assert!(parsed.finish.is_some());
+        let elapsed = start.elapsed();
+        assert!(
+            elapsed < std::time::Duration::from_secs(10),
+            "{elapsed:?} for {:.40}",
+            text
+        );
+    }
+}

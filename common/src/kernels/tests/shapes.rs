@@ -1,0 +1,115 @@
+//! Strips, tiles and whole products agree; what does not fit is refused.
+
+use super::*;
+use crate::kernels::Activations;
+use crate::quant::ActivationFormat;
+
+#[test]
+fn a_strip_is_a_matrix_of_the_same_columns() {
+    let mut random = Random(10);
+    for ty in QUANTISED {
+        let (rows, block) = (6, ty.block_elements());
+        let bytes = weights(&mut random, ty, rows, 6 * block);
+        let w = Matrix::new(ty, rows, 6 * block, &bytes).unwrap();
+        let strip = w.column_strip(2 * block..5 * block).unwrap();
+        let copied: Vec<u8> = (0..rows)
+            .flat_map(|r| &w.row(r)[2 * ty.block_bytes()..5 * ty.block_bytes()])
+            .copied()
+            .collect();
+        let copy = Matrix::new(ty, rows, 3 * block, &copied).unwrap();
+        let mut acts = Activations::new();
+        acts.set(
+            ty.activation_format(),
+            3 * block,
+            &random.floats(3 * block * 3),
+        );
+        for kernels in Kernels::available() {
+            let (mut a, mut b) = ([0.0; 18], [0.0; 18]);
+            kernels.matmul(&strip, &acts, &mut a);
+            kernels.matmul(&copy, &acts, &mut b);
+            assert_eq!(bits(&a), bits(&b), "{ty}");
+            assert!(a.iter().any(|v| *v != 0.0));
+        }
+    }
+}
+
+#[test]
+fn matmul_equals_tiles_equals_single_dots() {
+    let mut random = Random(11);
+    let all = QUANTISED
+        .into_iter()
+        .chain([GgmlType::F32, GgmlType::F16, GgmlType::BF16]);
+    for ty in all {
+        let (rows, cols) = (331, 512);
+        let bytes = weights(&mut random, ty, rows, cols);
+        let w = Matrix::new(ty, rows, cols, &bytes).unwrap();
+        for tokens in [1, 3, 70] {
+            let mut acts = Activations::new();
+            acts.set(ty.activation_format(), cols, &random.floats(tokens * cols));
+            let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
+            for kernels in Kernels::available() {
+                let mut out = vec![f32::NAN; rows * tokens];
+                kernels.matmul(&w, &acts, &mut out);
+                let mut part = vec![f32::NAN; 9 * tokens];
+                kernels.tile(&w, 101..110, &xs, &mut part);
+                for (i, r) in (101..110).enumerate() {
+                    for t in 0..tokens {
+                        let mut single = [f32::NAN];
+                        kernels.tile(&w, r..r + 1, &xs[t..t + 1], &mut single);
+                        let got = [out[t * rows + r], part[i * tokens + t]];
+                        assert_eq!(bits(&got), bits(&[single[0]; 2]), "{ty} row {r} token {t}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn empty_shapes_have_empty_or_zero_results() {
+    for kernels in Kernels::available() {
+        let none = Matrix::new(GgmlType::Q4K, 0, 256, &[]).unwrap();
+        let mut acts = Activations::new();
+        acts.set(ActivationFormat::Q8K, 256, &[1.0; 512]);
+        kernels.matmul(&none, &acts, &mut []);
+        acts.set(ActivationFormat::Q8K, 256, &[]);
+        let some = Matrix::new(GgmlType::Q4K, 2, 256, &[0; 288]).unwrap();
+        kernels.matmul(&some, &acts, &mut []);
+        let flat = Matrix::new(GgmlType::F32, 3, 0, &[]).unwrap();
+        assert_eq!(tile(kernels, &flat, &[ActRow::F32(&[]); 2]), [0.0; 6]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "Q4_K weights do not meet Q8 activations")]
+fn a_wrong_activation_format_is_refused() {
+    let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
+    tile(Kernels::detect(), &w, &[ActRow::Q8(&[BlockQ8::ZERO; 8])]);
+}
+
+#[test]
+#[should_panic(expected = "different formats")]
+fn mixed_activation_formats_are_refused() {
+    let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
+    let xs = [ActRow::Q8K(&[BlockQ8K::ZERO]), ActRow::F32(&[0.0; 256])];
+    tile(Kernels::detect(), &w, &xs);
+}
+
+#[test]
+fn kernels_are_found_by_name() {
+    for kernels in Kernels::available() {
+        assert_eq!(
+            Kernels::named(kernels.name()).unwrap().name(),
+            kernels.name()
+        );
+    }
+    assert_eq!(
+        Kernels::named("auto").unwrap().name(),
+        Kernels::detect().name()
+    );
+    let error = Kernels::named("mmx").unwrap_err().to_string();
+    assert!(
+        error.contains("\"mmx\"") && error.contains("scalar"),
+        "{error}"
+    );
+}

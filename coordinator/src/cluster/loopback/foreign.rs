@@ -1,0 +1,257 @@
+//! Peers that do not fit: other models, other versions, other tiles, other manners.
+
+use std::pin::Pin;
+
+use ds4_proto::limits::PROTOCOL_VERSION;
+use ds4_proto::pb::expert_compute_server::ExpertCompute;
+use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
+use ds4_proto::pb::{self, compute_reply, compute_request};
+use ds4_proto::wire::Mismatch;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::*;
+use crate::cluster::AssignmentError;
+
+/// A node that describes itself as told and answers each work item with `answer`.
+#[derive(Clone)]
+struct Impostor {
+    describe: pb::DescribeReply,
+    answer: fn(pb::Work) -> compute_reply::Kind,
+}
+
+impl Impostor {
+    fn new(answer: fn(pb::Work) -> compute_reply::Kind) -> Self {
+        Impostor {
+            describe: pb::DescribeReply {
+                protocol_version: PROTOCOL_VERSION,
+                fingerprint: FINGERPRINT.to_vec().into(),
+                layers: SHAPE.layers as u32,
+                hidden: SHAPE.hidden as u32,
+                grid_experts: GRID.experts,
+                grid_blocks: GRID.blocks,
+                held: TileSet::new(GRID, vec![GRID.whole()])
+                    .expect("tiles")
+                    .encode(),
+                ..Default::default()
+            },
+            answer,
+        }
+    }
+
+    fn honest() -> Self {
+        Self::new(|work| rows(work.id, work.tokens as usize * SHAPE.row_bytes()))
+    }
+
+    /// Serves until the runtime ends; returns the address.
+    fn serve(self, runtime: &Runtime) -> String {
+        runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+            let address = listener.local_addr().expect("address").to_string();
+            let server = tonic::transport::Server::builder()
+                .add_service(NodeControlServer::new(self.clone()))
+                .add_service(ds4_proto::channel::compute_server(self));
+            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+            address
+        })
+    }
+}
+
+fn rows(id: u64, bytes: usize) -> compute_reply::Kind {
+    compute_reply::Kind::Rows(pb::Rows {
+        id,
+        rows: vec![0; bytes].into(),
+        ..Default::default()
+    })
+}
+
+#[tonic::async_trait]
+impl NodeControl for Impostor {
+    async fn describe(
+        &self,
+        _: Request<pb::DescribeRequest>,
+    ) -> Result<Response<pb::DescribeReply>, Status> {
+        Ok(Response::new(self.describe.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl ExpertCompute for Impostor {
+    type ComputeStream =
+        Pin<Box<dyn futures::Stream<Item = Result<pb::ComputeReply, Status>> + Send>>;
+
+    async fn compute(
+        &self,
+        request: Request<Streaming<pb::ComputeRequest>>,
+    ) -> Result<Response<Self::ComputeStream>, Status> {
+        let (held, answer) = (self.describe.held.clone(), self.answer);
+        let replies = request.into_inner().map(move |message| {
+            let kind = match message?.kind {
+                Some(compute_request::Kind::Hello(_)) => {
+                    compute_reply::Kind::Welcome(pb::Welcome {
+                        max_in_flight: 4,
+                        held: held.clone(),
+                    })
+                }
+                Some(compute_request::Kind::Work(work)) => answer(work),
+                Some(compute_request::Kind::Cancel(_)) | None => {
+                    return Err(Status::cancelled("done"));
+                }
+            };
+            Ok(pb::ComputeReply { kind: Some(kind) })
+        });
+        Ok(Response::new(Box::pin(replies)))
+    }
+}
+
+fn connect_to(cluster: &Cluster, impostor: Impostor) -> Result<ClusterBackend, ClusterError> {
+    let options = ClusterOptions {
+        nodes: vec![impostor.serve(&cluster.runtime)],
+        patience: Duration::from_secs(5),
+        deadline: Duration::from_millis(500),
+        ..quick()
+    };
+    cluster.connect_with(&options)
+}
+
+#[test]
+fn another_model_is_refused_with_both_fingerprints() {
+    let cluster = Cluster::whole(1);
+    let options = ClusterOptions {
+        nodes: cluster.addresses(),
+        ..quick()
+    };
+    let expected = Expectation {
+        fingerprint: [9; 32],
+        shape: SHAPE,
+    };
+    let error = cluster
+        .runtime
+        .block_on(ClusterBackend::connect(&options, &expected))
+        .expect_err("another model");
+    let text = error.to_string();
+    assert!(text.contains(&cluster.addresses()[0]), "{text}");
+    assert!(
+        text.contains(&"05".repeat(32)) && text.contains(&"09".repeat(32)),
+        "{text}"
+    );
+}
+
+#[test]
+fn another_protocol_version_is_refused_with_both_versions() {
+    let cluster = Cluster::new();
+    let mut impostor = Impostor::honest();
+    impostor.describe.protocol_version = PROTOCOL_VERSION + 6;
+    let error = connect_to(&cluster, impostor).expect_err("another version");
+    let expected = Mismatch::Version {
+        node: PROTOCOL_VERSION + 6,
+        coordinator: PROTOCOL_VERSION,
+    };
+    assert!(
+        matches!(&error, ClusterError::Mismatch { mismatch, .. } if *mismatch == expected),
+        "{error}"
+    );
+}
+
+#[test]
+fn another_shape_or_nonsense_is_refused() {
+    let cluster = Cluster::new();
+    let mut wider = Impostor::honest();
+    wider.describe.hidden += 1;
+    let error = connect_to(&cluster, wider).expect_err("another shape");
+    assert!(matches!(error, ClusterError::Shape { .. }), "{error}");
+    let mut absurd = Impostor::honest();
+    absurd.describe.grid_experts = u32::MAX;
+    let error = connect_to(&cluster, absurd).expect_err("nonsense");
+    assert!(matches!(error, ClusterError::Malformed { .. }), "{error}");
+}
+
+#[test]
+fn tiles_that_nobody_holds_are_named() {
+    let strips = GRID.cut(1, 3).expect("cut");
+    let cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[2]]]);
+    let error = cluster.connect(None).expect_err("not covered");
+    assert!(
+        matches!(
+            &error,
+            ClusterError::Assignment(AssignmentError::Uncovered(missing)) if *missing == [strips[1]]
+        ),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("experts 0..6 blocks 1..2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn bad_lists_are_refused() {
+    let cluster = Cluster::new();
+    let connect = |nodes: &[&str]| {
+        let options = ClusterOptions {
+            nodes: nodes.iter().map(ToString::to_string).collect(),
+            patience: Duration::from_millis(300),
+            ..quick()
+        };
+        cluster.connect_with(&options).expect_err("refused")
+    };
+    assert!(matches!(connect(&[]), ClusterError::NoNodes));
+    assert!(matches!(
+        connect(&["a:1", "a:1"]),
+        ClusterError::Duplicate(_)
+    ));
+    assert!(matches!(
+        connect(&["not an address"]),
+        ClusterError::Address { .. }
+    ));
+}
+
+#[test]
+fn rows_of_another_length_are_malformed() {
+    let cluster = Cluster::new();
+    let liar = Impostor::new(|work| rows(work.id, 3));
+    let backend = connect_to(&cluster, liar).expect("cluster");
+    let error = compute(&backend, &batch(0, 2, 1)).expect_err("short rows");
+    assert!(matches!(error, ExpertError::Malformed { .. }), "{error}");
+    assert!(
+        error.to_string().contains("3 bytes of rows instead of 64"),
+        "{error}"
+    );
+}
+
+#[test]
+fn answers_to_calls_that_were_never_made_end_the_stream() {
+    let cluster = Cluster::new();
+    let confused = Impostor::new(|work| rows(work.id + 77, 32));
+    let backend = connect_to(&cluster, confused).expect("cluster");
+    let error = compute(&backend, &batch(0, 1, 1)).expect_err("no answer");
+    assert!(
+        matches!(
+            error,
+            ExpertError::Unreachable { .. } | ExpertError::Deadline { .. }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_refusal_reaches_the_caller_on_one_line() {
+    let cluster = Cluster::new();
+    let rude = Impostor::new(|work| {
+        compute_reply::Kind::Failure(pb::Failure {
+            id: work.id,
+            kind: pb::FailureKind::Internal.into(),
+            message: format!("no\n{}", "x".repeat(5000)),
+        })
+    });
+    let backend = connect_to(&cluster, rude).expect("cluster");
+    let error = compute(&backend, &batch(0, 1, 1)).expect_err("refused");
+    let ExpertError::Refused { reason, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(
+        reason.starts_with("no xxx") && reason.len() <= 512,
+        "{reason}"
+    );
+}

@@ -1,0 +1,83 @@
+//! What is counted about one node.
+
+use std::time::Duration;
+
+use metrics::{Counter, Histogram, counter, histogram};
+
+/// How a call to a node ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Ok,
+    Refused,
+    Deadline,
+    Malformed,
+    /// The caller no longer wanted it.
+    Cancelled,
+}
+
+impl Outcome {
+    const ALL: [Outcome; 5] = [
+        Outcome::Ok,
+        Outcome::Refused,
+        Outcome::Deadline,
+        Outcome::Malformed,
+        Outcome::Cancelled,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Outcome::Ok => "ok",
+            Outcome::Refused => "refused",
+            Outcome::Deadline => "deadline",
+            Outcome::Malformed => "malformed",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Handles of one node's series, looked up once. The process's recorder must be installed before.
+pub(super) struct NodeMetrics {
+    calls: [Counter; Outcome::ALL.len()],
+    seconds: Histogram,
+    sent: Counter,
+    received: Counter,
+}
+
+impl std::fmt::Debug for NodeMetrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NodeMetrics")
+    }
+}
+
+impl NodeMetrics {
+    pub(super) fn new(node: &str) -> Self {
+        let bytes = |direction: &'static str| counter!("ds4_node_bytes_total", "node" => node.to_owned(), "direction" => direction);
+        NodeMetrics {
+            calls: Outcome::ALL.map(|outcome| {
+                let (node, outcome) = (node.to_owned(), outcome.name());
+                counter!("ds4_node_calls_total", "node" => node, "outcome" => outcome)
+            }),
+            seconds: histogram!("ds4_node_call_seconds", "node" => node.to_owned()),
+            sent: bytes("sent"),
+            received: bytes("received"),
+        }
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) {
+        self.calls[outcome as usize].increment(1);
+    }
+
+    /// Counts an answered call.
+    pub(super) fn answered(&self, after: Duration) {
+        self.count(Outcome::Ok);
+        self.seconds.record(after.as_secs_f64());
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.sent.increment(bytes as u64);
+    }
+
+    pub(super) fn received(&self, bytes: usize) {
+        self.received.increment(bytes as u64);
+    }
+}
