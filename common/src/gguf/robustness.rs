@@ -204,6 +204,8 @@ fn bad_values_name_their_key() {
     };
     assert!(with(13, &[]).contains("the.key"));
     assert!(with(7, &[2]).contains("the.key"));
+    let broken = Raw::new(3, 0, 1).text("a\nb").u32(4).u32(1).parse(0);
+    assert!(matches!(broken, Err(FormatError::ControlCharacter { .. })));
     let twice = Raw::new(3, 0, 2)
         .text("k")
         .u32(4)
