@@ -111,6 +111,8 @@ pub enum FormatError {
     },
     #[error("{what} at byte {offset} is not UTF-8")]
     Utf8 { what: &'static str, offset: u64 },
+    #[error("{what} at byte {offset} has a control character")]
+    ControlCharacter { what: &'static str, offset: u64 },
     #[error("key {key}: value type id {id} is unknown")]
     ValueType { key: String, id: u32 },
     #[error("key {key}: {byte} is no boolean")]

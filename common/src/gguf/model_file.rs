@@ -357,3 +357,6 @@ fn merge_metadata(all: &mut Metadata, file: &Opened) -> Result<(), GgufError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,7 +135,7 @@ fn read_metadata(
 ) -> Result<BTreeMap<String, Value>, FormatError> {
     let mut metadata = BTreeMap::new();
     for _ in 0..count {
-        let key = cursor.string(MOST_NAME_BYTES, "a metadata key")?;
+        let key = name(cursor, "a metadata key")?;
         let ty = value_type(cursor, &key)?;
         let value = read_value(cursor, &key, ty)?;
         if metadata.contains_key(&key) {
@@ -144,6 +144,16 @@ fn read_metadata(
         metadata.insert(key, value);
     }
     Ok(metadata)
+}
+
+/// Names end up in messages of one line, so they must not break it.
+fn name(cursor: &mut Cursor<'_>, what: &'static str) -> Result<String, FormatError> {
+    let offset = cursor.position();
+    let name = cursor.string(MOST_NAME_BYTES, what)?;
+    if name.chars().any(char::is_control) {
+        return Err(FormatError::ControlCharacter { what, offset });
+    }
+    Ok(name)
 }
 
 fn value_type(cursor: &mut Cursor<'_>, key: &str) -> Result<ValueType, FormatError> {
@@ -269,7 +279,7 @@ fn read_tensors(cursor: &mut Cursor<'_>, count: u64) -> Result<Vec<RawTensor>, F
 
 fn read_tensor(cursor: &mut Cursor<'_>) -> Result<RawTensor, FormatError> {
     const WHAT: &str = "the tensor table";
-    let name = cursor.string(MOST_NAME_BYTES, "a tensor name")?;
+    let name = name(cursor, "a tensor name")?;
     let dimensions = cursor.u32(WHAT)?;
     if dimensions == 0 || dimensions as usize > MOST_DIMENSIONS {
         return Err(FormatError::Dimensions {

@@ -8,6 +8,9 @@ const NO: &str = "split.no";
 const COUNT: &str = "split.count";
 const TENSOR_COUNT: &str = "split.tensors.count";
 
+/// Writers store the count as u16.
+const MOST_PARTS: u32 = u16::MAX as u32;
+
 /// What the split.* keys of one part say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Part {
@@ -21,6 +24,10 @@ pub(super) fn part(path: &Path, metadata: &Metadata) -> Result<Option<Part>, Ggu
     let count = metadata.optional_u32(COUNT)?.unwrap_or(0);
     if count <= 1 {
         return Ok(None);
+    }
+    if count > MOST_PARTS {
+        let reason = format!("no model has more than {MOST_PARTS} parts");
+        return Err(metadata.invalid(COUNT, count, &reason).into());
     }
     let no = metadata.u32(NO)?;
     if no >= count {

@@ -45,6 +45,8 @@ pub enum WriteError {
     Io(#[from] io::Error),
     #[error("this would be no valid GGUF file: {0}")]
     Format(#[from] FormatError),
+    #[error("the key general.alignment follows from the writer's alignment, it cannot be set")]
+    AlignmentKey,
     #[error("tensor {tensor} needs {expected} bytes of data, but was given {written}")]
     Length {
         tensor: String,
@@ -91,8 +93,11 @@ impl GgufWriter {
     }
 
     /// # Errors
-    /// The key is there already.
+    /// The key is there already, or is that of the alignment.
     pub fn add(&mut self, key: &str, value: Value) -> Result<(), WriteError> {
+        if key == ALIGNMENT_KEY {
+            return Err(WriteError::AlignmentKey);
+        }
         if self.metadata.iter().any(|(known, _)| known == key) {
             return Err(WriteError::Format(FormatError::DuplicateKey {
                 key: key.to_owned(),
@@ -226,7 +231,7 @@ impl GgufWriter {
         for (key, value) in &self.metadata {
             put_string(&mut out, key);
             out.extend(value.value_type().id().to_le_bytes());
-            put_value(&mut out, value);
+            value.encode(&mut out);
         }
         for t in &self.tensors {
             put_string(&mut out, &t.name);
@@ -245,21 +250,24 @@ fn put_string(out: &mut Vec<u8>, text: &str) {
     out.extend(text.as_bytes());
 }
 
-fn put_value(out: &mut Vec<u8>, value: &Value) {
-    match value {
-        Value::U8(v) => out.extend(v.to_le_bytes()),
-        Value::I8(v) => out.extend(v.to_le_bytes()),
-        Value::U16(v) => out.extend(v.to_le_bytes()),
-        Value::I16(v) => out.extend(v.to_le_bytes()),
-        Value::U32(v) => out.extend(v.to_le_bytes()),
-        Value::I32(v) => out.extend(v.to_le_bytes()),
-        Value::F32(v) => out.extend(v.to_le_bytes()),
-        Value::Bool(v) => out.push(u8::from(*v)),
-        Value::String(v) => put_string(out, v),
-        Value::Array(v) => put_array(out, v),
-        Value::U64(v) => out.extend(v.to_le_bytes()),
-        Value::I64(v) => out.extend(v.to_le_bytes()),
-        Value::F64(v) => out.extend(v.to_le_bytes()),
+impl Value {
+    /// Appends the value as a file holds it, without its type.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Value::U8(v) => out.extend(v.to_le_bytes()),
+            Value::I8(v) => out.extend(v.to_le_bytes()),
+            Value::U16(v) => out.extend(v.to_le_bytes()),
+            Value::I16(v) => out.extend(v.to_le_bytes()),
+            Value::U32(v) => out.extend(v.to_le_bytes()),
+            Value::I32(v) => out.extend(v.to_le_bytes()),
+            Value::F32(v) => out.extend(v.to_le_bytes()),
+            Value::Bool(v) => out.push(u8::from(*v)),
+            Value::String(v) => put_string(out, v),
+            Value::Array(v) => put_array(out, v),
+            Value::U64(v) => out.extend(v.to_le_bytes()),
+            Value::I64(v) => out.extend(v.to_le_bytes()),
+            Value::F64(v) => out.extend(v.to_le_bytes()),
+        }
     }
 }
 

@@ -109,10 +109,6 @@ impl Digest {
         self.integer(value as u64);
     }
 
-    fn float(&mut self, value: f32) {
-        self.integer(value.to_bits().into());
-    }
-
     fn text(&mut self, value: &str) {
         self.size(value.len());
         self.0.update(value.as_bytes());
@@ -134,79 +130,18 @@ impl Digest {
         Ok(())
     }
 
-    /// Takes the struct apart by name, so that a new field cannot be forgotten here.
+    /// As the keys of a file, which leave nothing out: the values are read back from them.
     fn hyper_params(&mut self, hp: &HyperParams) {
-        let HyperParams {
-            layers,
-            hidden,
-            vocab,
-            context,
-            heads,
-            head_dim,
-            rope_dims,
-            q_rank,
-            out_groups,
-            out_rank,
-            window,
-            index_heads,
-            index_dim,
-            index_top_k,
-            compress_ratios,
-            streams,
-            sinkhorn_iterations,
-            hc_eps,
-            experts,
-            experts_used,
-            expert_width,
-            hash_layers,
-            expert_scale,
-            normalize_weights,
-            clamp_routed,
-            clamp_shared,
-            rms_eps,
-            rope_base,
-            compress_rope_base,
-            yarn,
-            shared_experts,
-        } = hp;
-        let sizes = [
-            layers, hidden, vocab, context, heads, head_dim, rope_dims, q_rank,
-        ]
-        .into_iter()
-        .chain([
-            out_groups,
-            out_rank,
-            window,
-            index_heads,
-            index_dim,
-            index_top_k,
-            streams,
-        ])
-        .chain([
-            sinkhorn_iterations,
-            experts,
-            experts_used,
-            expert_width,
-            hash_layers,
-        ])
-        .chain([shared_experts]);
-        sizes.for_each(|&v| self.size(v));
-        self.size(compress_ratios.len());
-        compress_ratios.iter().for_each(|&v| self.size(v));
-        [hc_eps, expert_scale, rms_eps, rope_base, compress_rope_base]
-            .into_iter()
-            .for_each(|&v| self.float(v));
-        self.integer((*normalize_weights).into());
-        for clamps in [clamp_routed, clamp_shared] {
-            self.size(clamps.len());
-            clamps.iter().for_each(|&v| self.float(v));
-        }
-        self.integer(yarn.is_some().into());
-        if let Some(yarn) = yarn {
-            [yarn.factor, yarn.beta_fast, yarn.beta_slow]
-                .into_iter()
-                .for_each(|v| self.float(v));
-            self.size(yarn.original_context);
+        let mut keys = hp.to_metadata();
+        keys.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        self.size(keys.len());
+        for (key, value) in keys {
+            self.text(&key);
+            self.integer(value.value_type().id().into());
+            let mut bytes = Vec::new();
+            value.encode(&mut bytes);
+            self.size(bytes.len());
+            self.0.update(&bytes);
         }
     }
 }

@@ -157,7 +157,7 @@ impl HyperParams {
             index_dim: index("attention.indexer.key_length", 2..=1 << 14)?,
             index_top_k: index("attention.indexer.top_k", 1..=1 << 24)?,
             compress_ratios,
-            streams: k.optional("hyper_connection.count", 1..=16)?.unwrap_or(4),
+            streams: k.optional("hyper_connection.count", 1..=8)?.unwrap_or(4),
             sinkhorn_iterations: k
                 .optional("hyper_connection.sinkhorn_iterations", 1..=1000)?
                 .unwrap_or(20),
@@ -383,7 +383,11 @@ fn yarn(k: &Keys<'_>) -> Result<Option<Yarn>, MetadataError> {
         (Some("none"), _) | (None, None) => return Ok(None),
         (Some("yarn") | None, Some(factor)) => factor,
         (Some(other), _) => {
-            return Err(k.invalid(TYPE, other, "only yarn and none are supported"));
+            return Err(k.invalid(
+                TYPE,
+                format!("{other:?}"),
+                "only yarn and none are supported",
+            ));
         }
     };
     Ok(Some(Yarn {
@@ -428,3 +432,6 @@ fn check_fixed(k: &Keys<'_>, hp: &HyperParams) -> Result<(), MetadataError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -335,3 +335,6 @@ fn is_speculative(hp: &HyperParams, name: &str) -> bool {
         || split_block(name)
             .is_some_and(|(block, rest)| block >= hp.layers || rest.starts_with("nextn."))
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,6 @@ mod rng;
 use std::io;
 use std::path::Path;
 
-use rayon::prelude::*;
-
 use super::HyperParams;
 use super::layout::{self, Kind, Spec};
 use crate::gguf::{GgufWriter, Value, WriteError};
@@ -86,7 +84,7 @@ impl Formats {
         }
     }
 
-    fn of(&self, kind: Kind) -> GgmlType {
+    pub(in crate::model) fn of(&self, kind: Kind) -> GgmlType {
         match kind {
             Kind::Embedding => self.embedding,
             Kind::Output => self.output,
@@ -178,31 +176,24 @@ fn filler(hp: &HyperParams, spec: &Spec, ty: GgmlType) -> Filler {
     }
 }
 
-/// Fills pieces on all cores. Each piece has its own generator, so that the bytes do not depend
-/// on how many cores there are.
-fn stream(filler: &Filler, seed: SplitMix, total: u64, out: &mut dyn io::Write) -> io::Result<()> {
-    const PIECE: usize = 256 << 10;
-    const PIECES: usize = 16;
+/// One thread makes several GB/s, more than most disks take.
+fn stream(
+    filler: &Filler,
+    mut rng: SplitMix,
+    total: u64,
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
     let unit = filler.unit_bytes();
     let piece = (PIECE / unit).max(1) * unit;
-    let whole = usize::try_from(total)
-        .unwrap_or(usize::MAX)
-        .min(piece * PIECES);
-    let mut buffer = vec![0; whole];
+    let mut buffer = vec![0; usize::try_from(total).unwrap_or(usize::MAX).min(piece)];
     let mut left = total;
-    let mut first = 0;
     while left > 0 {
         // Not above the buffer's length, a usize.
         let now = left.min(buffer.len() as u64) as usize;
-        buffer[..now]
-            .par_chunks_mut(piece)
-            .enumerate()
-            .for_each(|(i, bytes)| {
-                filler.fill(&mut seed.child(first + i as u64), bytes);
-            });
+        filler.fill(&mut rng, &mut buffer[..now]);
         out.write_all(&buffer[..now])?;
         left -= now as u64;
-        first += PIECES as u64;
     }
     Ok(())
 }

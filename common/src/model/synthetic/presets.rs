@@ -11,6 +11,14 @@ pub fn flash(layers: usize) -> HyperParams {
         even if even % 2 == 0 => 4,
         _ => 128,
     };
+    let compress_ratios: Vec<usize> = (0..layers).map(ratio).collect();
+    let indexed = |value: usize| {
+        if compress_ratios.contains(&4) {
+            value
+        } else {
+            0
+        }
+    };
     HyperParams {
         layers,
         hidden: 4096,
@@ -23,10 +31,10 @@ pub fn flash(layers: usize) -> HyperParams {
         out_groups: 8,
         out_rank: 1024,
         window: 128,
-        index_heads: 64,
-        index_dim: 128,
-        index_top_k: 512,
-        compress_ratios: (0..layers).map(ratio).collect(),
+        index_heads: indexed(64),
+        index_dim: indexed(128),
+        index_top_k: indexed(512),
+        compress_ratios,
         streams: 4,
         sinkhorn_iterations: 20,
         hc_eps: 1e-6,

@@ -19,11 +19,6 @@ impl SplitMix {
         }))
     }
 
-    /// An independent generator for part `index`.
-    pub(super) fn child(&self, index: u64) -> Self {
-        Self(mix(self.0 ^ mix(index.wrapping_add(STEP))))
-    }
-
     pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(STEP);
         mix(self.0)
