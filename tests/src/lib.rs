@@ -1,1 +1,3 @@
+//! Shared parts of the golden and cluster tests.
 
+pub mod golden;

@@ -1,5 +1,6 @@
 //! One layer's routed-expert work for a batch of tokens: a pure function's argument.
 
+use crate::kernels::{ActRow, Activations};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K};
 use crate::tiles::{Grid, Subtree, TileRect};
 
@@ -25,6 +26,41 @@ impl ExpertInput {
             ExpertInput::F32(_) => ActivationFormat::F32,
             ExpertInput::Q8(_) => ActivationFormat::Q8,
             ExpertInput::Q8K(_) => ActivationFormat::Q8K,
+        }
+    }
+
+    /// A copy of an activation matrix, as it travels.
+    #[must_use]
+    pub fn from_activations(activations: &Activations) -> Self {
+        let mut input = match activations.format() {
+            ActivationFormat::F32 => ExpertInput::F32(Vec::new()),
+            ActivationFormat::Q8 => ExpertInput::Q8(Vec::new()),
+            ActivationFormat::Q8K => ExpertInput::Q8K(Vec::new()),
+        };
+        for row in (0..activations.rows()).map(|i| activations.row(i)) {
+            match (&mut input, row) {
+                (ExpertInput::F32(all), ActRow::F32(row)) => all.extend_from_slice(row),
+                (ExpertInput::Q8(all), ActRow::Q8(row)) => all.extend_from_slice(row),
+                (ExpertInput::Q8K(all), ActRow::Q8K(row)) => all.extend_from_slice(row),
+                _ => unreachable!("a matrix has rows of its own format"),
+            }
+        }
+        input
+    }
+
+    /// The row of one token, `hidden` values wide.
+    #[must_use]
+    pub fn row(&self, token: usize, hidden: usize) -> ActRow<'_> {
+        match self {
+            ExpertInput::F32(v) => ActRow::F32(&v[token * hidden..(token + 1) * hidden]),
+            ExpertInput::Q8(v) => {
+                let blocks = hidden / 32;
+                ActRow::Q8(&v[token * blocks..(token + 1) * blocks])
+            }
+            ExpertInput::Q8K(v) => {
+                let blocks = hidden / 256;
+                ActRow::Q8K(&v[token * blocks..(token + 1) * blocks])
+            }
         }
     }
 
@@ -144,6 +180,8 @@ pub enum BatchError {
         found: ActivationFormat,
         expected: ActivationFormat,
     },
+    #[error("tensor {tensor}: {reason}")]
+    Weights { tensor: String, reason: String },
     #[error("tiles {rect} are not held here")]
     NotHeld { rect: TileRect },
 }

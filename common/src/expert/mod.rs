@@ -1,5 +1,10 @@
 //! Routed experts: the call that travels, and the one function that computes it.
 
 mod batch;
+mod compute;
+mod schedule;
+mod store;
 
 pub use batch::{BatchError, ExpertBatch, ExpertInput, Route};
+pub use compute::{ExpertScratch, swiglu};
+pub use store::{ExpertStore, StoreError};

@@ -1,1 +1,150 @@
+//! Products of quantised weights with activations, for the instructions that the CPU has.
+//!
+//! [`Kernels`] is chosen once at start and passed down. Every instruction set gives the bits of
+//! the scalar definition:
+//!
+//! - Float dot: 16 lanes, element `i` in lane `i % 16`, products added unfused in ascending order,
+//!   then a tree over the lanes.
+//! - Q8 dot (Q8_0 and MXFP4 weights): an exact integer sum for every block of 32; lane `b % 16`
+//!   takes `(dw * dx) * sum` of block `b`, then the same tree.
+//! - Q8_K dot (K-quants, IQ2_XXS): two exact integer sums for every super-block; one accumulator
+//!   takes `(d8 * d) * I - (d8 * dmin) * M` in ascending order, without the second term where the
+//!   format has no mins.
+//!
+//! Bits of NaN results are not part of the promise, only that they are NaN. Weight bytes are
+//! foreign: whatever they hold, a product reads only its row and only its row's results suffer.
 
+#![allow(unsafe_code)]
+
+mod activations;
+mod lanes;
+mod matmul;
+mod matrix;
+mod row;
+mod scalar;
+mod tile;
+
+use std::ops::Range;
+
+use row::RowKernel;
+use scalar::Scalar;
+use tile::{SCRATCH, Tokens};
+
+pub use activations::{ActRow, Activations};
+pub use matrix::{Matrix, ShapeError};
+
+/// An instruction set that is unknown or that this CPU lacks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no kernels {name:?} on this CPU, which has {available} (or auto)")]
+pub struct UnknownIsa {
+    name: String,
+    available: String,
+}
+
+/// The chosen instruction set. A value exists only for instructions that the CPU has.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernels(Isa);
+
+#[derive(Clone, Copy, Debug)]
+enum Isa {
+    Scalar(Scalar),
+}
+
+/// Calls the same generic code for whichever instruction set was chosen.
+macro_rules! with_kernel {
+    ($kernels:expr, $k:ident => $call:expr) => {
+        match $kernels.0 {
+            Isa::Scalar($k) => $call,
+        }
+    };
+}
+
+impl Kernels {
+    /// The fastest kernels of this CPU.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self(Isa::Scalar(Scalar))
+    }
+
+    /// The kernels `scalar`, `avx2` or `avx512vnni`, or the fastest ones for `auto`.
+    ///
+    /// # Errors
+    /// The name is none of these, or the CPU lacks the instructions.
+    pub fn named(name: &str) -> Result<Self, UnknownIsa> {
+        if name == "auto" {
+            return Ok(Self::detect());
+        }
+        let available = Self::available();
+        available
+            .iter()
+            .copied()
+            .find(|k| k.name() == name)
+            .ok_or_else(|| UnknownIsa {
+                name: name.to_owned(),
+                available: available
+                    .iter()
+                    .map(|k| k.name())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
+    }
+
+    /// All kernels that this CPU can run, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        vec![Self(Isa::Scalar(Scalar))]
+    }
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        with_kernel!(self, k => k.name())
+    }
+
+    /// `a · b`.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    #[must_use]
+    pub fn dot_f32(self, a: &[f32], b: &[f32]) -> f32 {
+        assert_eq!(a.len(), b.len(), "lengths of a dot product");
+        let mut out = [0.0];
+        with_kernel!(self, k => k.dots_f32(a, &[b], &mut out));
+        out[0]
+    }
+
+    /// `y += a * x`, elementwise and unfused.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    pub fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
+        assert_eq!(x.len(), y.len(), "lengths of a scaled addition");
+        with_kernel!(self, k => k.axpy(a, x, y));
+    }
+
+    /// The rows `rows` of `w` times each of `xs`, on this thread:
+    /// `out[(r - rows.start) * xs.len() + t] = w[r] · xs[t]`.
+    ///
+    /// A weight row is unpacked once for 64 tokens. Quantised weights meet f32 activations as
+    /// f32: the row is dequantised first.
+    ///
+    /// # Panics
+    /// `rows` is not within `w`, `out` has another length, a row of `xs` has other columns than
+    /// `w`, `xs` mixes formats, or its format is neither f32 nor that of the weight's type
+    /// ([`crate::quant::GgmlType::activation_format`]).
+    pub fn tile(self, w: &Matrix<'_>, rows: Range<usize>, xs: &[ActRow<'_>], out: &mut [f32]) {
+        let part = w.row_range(rows);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let buffer = &mut scratch.rows;
+            with_kernel!(self, k => tile::run(k, &part, Tokens::Rows(xs), buffer, out));
+        });
+    }
+
+    /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current
+    /// rayon pool. Allocates nothing once the threads' buffers have grown.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`].
+    pub fn matmul(self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
+        with_kernel!(self, k => matmul::run(k, w, x, out));
+    }
+}

@@ -1,1 +1,5 @@
+//! Who computes the routed experts.
 
+mod local;
+
+pub use local::LocalBackend;

@@ -1,0 +1,288 @@
+//! The routed experts' feed-forward: gate and up rows of a tile, SwiGLU, the router's weight, one
+//! rounding of the inner block, and the tile's column strip of down.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::schedule::{OutputRow, Schedule};
+use super::store::ExpertLayer;
+use super::{BatchError, ExpertBatch, ExpertInput};
+use crate::kernels::{ActRow, Activations, Kernels, Matrix};
+use crate::math::silu;
+use crate::quant::ActivationFormat;
+use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
+
+/// Rows of down that one task computes for all pairs.
+const DOWN_ROWS: usize = 64;
+
+/// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
+pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
+    for (g, &u) in gate.iter_mut().zip(up) {
+        *g = swiglu_one(*g, u, clamp, weight);
+    }
+}
+
+#[inline]
+fn swiglu_one(gate: f32, up: f32, clamp: f32, weight: f32) -> f32 {
+    let gate = if gate > clamp { clamp } else { gate };
+    // Spelled out, since f32::max would turn NaN into a number.
+    let up = if up > clamp {
+        clamp
+    } else if up < -clamp {
+        -clamp
+    } else {
+        up
+    };
+    silu(gate) * up * weight
+}
+
+/// Buffers of [`super::ExpertStore::compute`], kept between calls.
+#[derive(Debug, Default)]
+pub struct ExpertScratch {
+    schedule: Schedule,
+    /// The input in the layouts of gate and up, where it came as plain values.
+    gate_input: Activations,
+    up_input: Activations,
+    /// One for each (group, block), groups outermost.
+    inner: Vec<InnerTask>,
+    /// One for each tile of down rows: `output rows x tile rows`.
+    outputs: Vec<Vec<f32>>,
+}
+
+#[derive(Debug, Default)]
+struct InnerTask {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    mid: Vec<f32>,
+    activations: Activations,
+}
+
+/// Per-thread buffers of the down projection.
+#[derive(Default)]
+struct DownScratch {
+    /// `pairs x blocks x DOWN_ROWS`.
+    contributions: Vec<f32>,
+    products: Vec<f32>,
+}
+
+thread_local! {
+    static DOWN: RefCell<DownScratch> = RefCell::default();
+}
+
+/// Appends the rows of one rectangle to `out`; returns how many expert blocks were computed.
+pub(super) fn compute_rect(
+    kernels: Kernels,
+    grid: Grid,
+    layer: &ExpertLayer,
+    batch: &ExpertBatch,
+    rect: TileRect,
+    scratch: &mut ExpertScratch,
+    out: &mut Vec<f32>,
+) -> Result<u64, BatchError> {
+    let ExpertScratch { schedule, gate_input, up_input, inner, outputs } = scratch;
+    schedule.plan(grid, rect, batch);
+    let blocks = rect.blocks.len() as usize;
+    let inputs = Inputs::new(layer, batch, gate_input, up_input)?;
+    let tasks = schedule.groups.len() * blocks;
+    inner.resize_with(tasks.max(inner.len()), InnerTask::default);
+    let call = Call { kernels, layer, schedule, rect, blocks };
+    call.inner(batch, &inputs, &mut inner[..tasks])?;
+    call.down(&inner[..tasks], outputs, out)?;
+    Ok((schedule.pairs.len() * blocks) as u64)
+}
+
+/// The batch's input as rows for gate and for up.
+struct Inputs<'a> {
+    gate: Vec<ActRow<'a>>,
+    up: Vec<ActRow<'a>>,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(
+        layer: &ExpertLayer,
+        batch: &'a ExpertBatch,
+        gate_input: &'a mut Activations,
+        up_input: &'a mut Activations,
+    ) -> Result<Self, BatchError> {
+        let wanted = |ty: crate::quant::GgmlType| {
+            if batch.round { ty.activation_format() } else { ActivationFormat::F32 }
+        };
+        let (gate, up) = (wanted(layer.gate.ty()), wanted(layer.up.ty()));
+        let found = batch.input.format();
+        let hidden = batch.input.elements() / batch.tokens;
+        match &batch.input {
+            input if gate == found && up == found => {
+                let rows: Vec<_> = (0..batch.tokens).map(|t| input.row(t, hidden)).collect();
+                Ok(Inputs { gate: rows.clone(), up: rows })
+            }
+            ExpertInput::F32(values) => {
+                gate_input.set(gate, hidden, values);
+                up_input.set(up, hidden, values);
+                let rows = |a: &'a Activations| (0..batch.tokens).map(|t| a.row(t)).collect();
+                Ok(Inputs { gate: rows(gate_input), up: rows(up_input) })
+            }
+            _ => Err(BatchError::Format {
+                layer: batch.layer,
+                found,
+                expected: if gate == found { up } else { gate },
+            }),
+        }
+    }
+}
+
+struct Call<'a> {
+    kernels: Kernels,
+    layer: &'a ExpertLayer,
+    schedule: &'a Schedule,
+    rect: TileRect,
+    blocks: usize,
+}
+
+impl Call<'_> {
+    /// Each pair's row out of the tokens' rows.
+    fn of_pairs<'r>(&self, rows: &[ActRow<'r>]) -> Vec<ActRow<'r>> {
+        self.schedule.pairs.iter().map(|p| rows[p.token as usize]).collect()
+    }
+
+    /// Gate, up and SwiGLU of every (expert, block), rounded as down wants them.
+    fn inner(
+        &self,
+        batch: &ExpertBatch,
+        inputs: &Inputs<'_>,
+        tasks: &mut [InnerTask],
+    ) -> Result<(), BatchError> {
+        let gate_rows = self.of_pairs(&inputs.gate);
+        let up_rows = self.of_pairs(&inputs.up);
+        let format = if batch.round {
+            self.layer.down.ty().activation_format()
+        } else {
+            ActivationFormat::F32
+        };
+        tasks.par_iter_mut().enumerate().try_for_each(|(i, task)| {
+            let group = &self.schedule.groups[i / self.blocks];
+            let block = self.rect.blocks.start as usize + i % self.blocks;
+            let features = block * BLOCK_WIDTH..((block + 1) * BLOCK_WIDTH).min(self.layer.width);
+            let width = features.len();
+            let pairs = group.pairs.clone();
+            let count = pairs.len();
+            task.gate.resize(width * count, 0.0);
+            task.up.resize(width * count, 0.0);
+            let gate = self.layer.gate.expert(group.expert)?;
+            let up = self.layer.up.expert(group.expert)?;
+            self.kernels.tile(&gate, features.clone(), &gate_rows[pairs.clone()], &mut task.gate);
+            self.kernels.tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
+            task.mid.resize(width * count, 0.0);
+            for (p, mid) in task.mid.chunks_exact_mut(width).enumerate() {
+                let weight = self.schedule.pairs[pairs.start + p].weight;
+                for (f, m) in mid.iter_mut().enumerate() {
+                    let at = f * count + p;
+                    *m = swiglu_one(task.gate[at], task.up[at], self.layer.clamp, weight);
+                }
+            }
+            task.activations.set(format, width, &task.mid);
+            Ok(())
+        })
+    }
+
+    /// Down rows in tiles, each for all pairs, added by the tree.
+    fn down(
+        &self,
+        tasks: &[InnerTask],
+        outputs: &mut Vec<Vec<f32>>,
+        out: &mut Vec<f32>,
+    ) -> Result<(), BatchError> {
+        let hidden = self.layer.hidden;
+        let rows = self.schedule.rows.len();
+        let tiles = hidden.div_ceil(DOWN_ROWS);
+        outputs.resize_with(tiles.max(outputs.len()), Vec::new);
+        let mids: Vec<Vec<ActRow<'_>>> = tasks
+            .iter()
+            .map(|t| (0..t.activations.rows()).map(|i| t.activations.row(i)).collect())
+            .collect();
+        let strips = self.strips()?;
+        outputs[..tiles].par_iter_mut().enumerate().for_each(|(tile, output)| {
+            let first = tile * DOWN_ROWS;
+            let height = DOWN_ROWS.min(hidden - first);
+            DOWN.with_borrow_mut(|down| {
+                self.contributions(&strips, &mids, first, height, down);
+                output.resize(rows * height, 0.0);
+                for (row, sum) in self.schedule.rows.iter().zip(output.chunks_exact_mut(height)) {
+                    self.add_up(row, height, &mut down.contributions, sum);
+                }
+            });
+        });
+        let start = out.len();
+        out.resize(start + rows * hidden, 0.0);
+        out[start..].par_chunks_mut(hidden).enumerate().for_each(|(row, out)| {
+            for (tile, part) in out.chunks_mut(DOWN_ROWS).enumerate() {
+                let at = row * part.len();
+                part.copy_from_slice(&outputs[tile][at..at + part.len()]);
+            }
+        });
+        Ok(())
+    }
+
+    /// The column strip of down of every (group, block).
+    fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
+        let mut strips = Vec::with_capacity(self.schedule.groups.len() * self.blocks);
+        for group in &self.schedule.groups {
+            let down = self.layer.down.expert(group.expert)?;
+            for block in self.rect.blocks.start as usize..self.rect.blocks.end as usize {
+                let end = ((block + 1) * BLOCK_WIDTH).min(self.layer.width);
+                strips.push(self.layer.down.strip(&down, block * BLOCK_WIDTH..end)?);
+            }
+        }
+        Ok(strips)
+    }
+
+    /// Every (pair, block)'s share of down rows `first..first + height`.
+    fn contributions(
+        &self,
+        strips: &[Matrix<'_>],
+        mids: &[Vec<ActRow<'_>>],
+        first: usize,
+        height: usize,
+        down: &mut DownScratch,
+    ) {
+        down.contributions.resize(self.schedule.pairs.len() * self.blocks * height, 0.0);
+        for (g, group) in self.schedule.groups.iter().enumerate() {
+            let count = group.pairs.len();
+            down.products.resize(count * height, 0.0);
+            for block in 0..self.blocks {
+                let task = g * self.blocks + block;
+                let products = &mut down.products;
+                self.kernels.tile(&strips[task], first..first + height, &mids[task], products);
+                for (p, pair) in group.pairs.clone().enumerate() {
+                    let at = (pair * self.blocks + block) * height;
+                    for (r, c) in down.contributions[at..at + height].iter_mut().enumerate() {
+                        *c = products[r * count + p];
+                    }
+                }
+            }
+        }
+    }
+
+    /// One token's sum over one subtree: experts inside each block, then blocks.
+    fn add_up(&self, row: &OutputRow, height: usize, parts: &mut [f32], sum: &mut [f32]) {
+        let first = (row.blocks.start - self.rect.blocks.start) as usize;
+        let at = |pair: usize, block: usize| (pair * self.blocks + first + block) * height;
+        for block in 0..row.blocks.len() as usize {
+            for &(into, from) in &self.schedule.adds[row.expert_adds.clone()] {
+                add_within(parts, at(into, block), at(from, block), height);
+            }
+        }
+        for &(into, from) in &self.schedule.adds[row.block_adds.clone()] {
+            add_within(parts, at(row.root, into), at(row.root, from), height);
+        }
+        sum.copy_from_slice(&parts[at(row.root, 0)..][..height]);
+    }
+}
+
+/// parts[into..] += parts[from..], `from` lying behind `into`.
+fn add_within(parts: &mut [f32], into: usize, from: usize, len: usize) {
+    let (head, tail) = parts.split_at_mut(from);
+    for (a, b) in head[into..into + len].iter_mut().zip(&tail[..len]) {
+        *a += b;
+    }
+}

@@ -1,0 +1,182 @@
+//! The right-hand sides of the products: rows of activations in the format that the weights want.
+
+use rayon::prelude::*;
+
+use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
+
+/// Rows times columns above which quantising is worth waking other threads for.
+const PARALLEL_VALUES: usize = 1 << 16;
+
+/// One row of activations.
+#[derive(Clone, Copy, Debug)]
+pub enum ActRow<'a> {
+    F32(&'a [f32]),
+    Q8(&'a [BlockQ8]),
+    Q8K(&'a [BlockQ8K]),
+}
+
+impl ActRow<'_> {
+    /// How many activations the row has.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        match self {
+            ActRow::F32(values) => values.len(),
+            ActRow::Q8(blocks) => 32 * blocks.len(),
+            ActRow::Q8K(blocks) => 256 * blocks.len(),
+        }
+    }
+
+    #[must_use]
+    pub fn format(&self) -> ActivationFormat {
+        match self {
+            ActRow::F32(_) => ActivationFormat::F32,
+            ActRow::Q8(_) => ActivationFormat::Q8,
+            ActRow::Q8K(_) => ActivationFormat::Q8K,
+        }
+    }
+}
+
+/// Rows of activations in one format. Refilled without allocating once its buffers have grown to
+/// the largest batch.
+#[derive(Clone, Debug)]
+pub struct Activations {
+    format: ActivationFormat,
+    rows: usize,
+    cols: usize,
+    f32: Vec<f32>,
+    q8: Vec<BlockQ8>,
+    q8_k: Vec<BlockQ8K>,
+}
+
+impl Default for Activations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Activations {
+    /// No rows.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            format: ActivationFormat::F32,
+            rows: 0,
+            cols: 0,
+            f32: Vec::new(),
+            q8: Vec::new(),
+            q8_k: Vec::new(),
+        }
+    }
+
+    /// Replaces the content by `values`, rows of `cols`, each rounded to `format` on its own.
+    ///
+    /// # Panics
+    /// `values` is no whole number of rows, or `cols` no whole number of blocks of the format
+    /// (32 for Q8, 256 for Q8_K).
+    pub fn set(&mut self, format: ActivationFormat, cols: usize, values: &[f32]) {
+        assert!(
+            values.is_empty() || cols > 0 && values.len().is_multiple_of(cols),
+            "{} values are no rows of {cols}",
+            values.len()
+        );
+        self.format = format;
+        self.cols = cols;
+        self.rows = values.len().checked_div(cols).unwrap_or(0);
+        match format {
+            ActivationFormat::F32 => {
+                self.f32.clear();
+                self.f32.extend_from_slice(values);
+            }
+            ActivationFormat::Q8 => {
+                assert!(cols.is_multiple_of(32), "{cols} columns in blocks of 32");
+                self.q8.resize(values.len() / 32, BlockQ8::ZERO);
+                quantize_in_parallel(values, &mut self.q8, 32, quantize_q8);
+            }
+            ActivationFormat::Q8K => {
+                assert!(cols.is_multiple_of(256), "{cols} columns in blocks of 256");
+                self.q8_k.resize(values.len() / 256, BlockQ8K::ZERO);
+                quantize_in_parallel(values, &mut self.q8_k, 256, quantize_q8_k);
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    #[must_use]
+    pub fn format(&self) -> ActivationFormat {
+        self.format
+    }
+
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// `i` is not a row.
+    #[must_use]
+    pub fn row(&self, i: usize) -> ActRow<'_> {
+        assert!(i < self.rows, "activation row {i} of {}", self.rows);
+        match self.format {
+            ActivationFormat::F32 => ActRow::F32(nth(&self.f32, i, self.cols)),
+            ActivationFormat::Q8 => ActRow::Q8(nth(&self.q8, i, self.cols / 32)),
+            ActivationFormat::Q8K => ActRow::Q8K(nth(&self.q8_k, i, self.cols / 256)),
+        }
+    }
+}
+
+fn nth<T>(all: &[T], i: usize, len: usize) -> &[T] {
+    &all[i * len..][..len]
+}
+
+/// Blocks do not know each other, so cutting anywhere gives the same blocks.
+fn quantize_in_parallel<B: Send>(
+    values: &[f32],
+    blocks: &mut [B],
+    block: usize,
+    quantize: fn(&[f32], &mut [B]),
+) {
+    if values.len() < PARALLEL_VALUES {
+        return quantize(values, blocks);
+    }
+    let part = PARALLEL_VALUES / 4;
+    blocks
+        .par_chunks_mut(part / block)
+        .zip(values.par_chunks(part))
+        .for_each(|(blocks, values)| quantize(values, blocks));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_quantised_on_their_own_and_buffers_are_reused() {
+        let values: Vec<f32> = (0..512 * 200)
+            .map(|i| ((i * 37 % 1009) as f32) - 500.0)
+            .collect();
+        let mut acts = Activations::new();
+        acts.set(ActivationFormat::Q8K, 512, &values);
+        assert_eq!(
+            (acts.rows(), acts.cols(), acts.format()),
+            (200, 512, ActivationFormat::Q8K)
+        );
+        let mut alone = [BlockQ8K::ZERO; 2];
+        quantize_q8_k(&values[512 * 150..512 * 151], &mut alone);
+        let ActRow::Q8K(row) = acts.row(150) else {
+            panic!("another format")
+        };
+        assert_eq!(row, alone);
+        acts.set(ActivationFormat::Q8, 64, &values[..128]);
+        assert_eq!((acts.rows(), acts.row(1).cols()), (2, 64));
+        acts.set(ActivationFormat::F32, 3, &values[..9]);
+        assert!(matches!(acts.row(2), ActRow::F32(v) if v == &values[6..9]));
+        acts.set(ActivationFormat::F32, 3, &[]);
+        assert_eq!(acts.rows(), 0);
+    }
+}

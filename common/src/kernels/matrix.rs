@@ -1,0 +1,221 @@
+//! A weight matrix over borrowed bytes.
+
+use std::ops::Range;
+
+use crate::quant::GgmlType;
+
+/// A matrix whose shape does not fit its type or its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ShapeError {
+    /// Rows are stored in whole blocks.
+    #[error("{cols} columns of {ty} are no whole number of blocks of {}", ty.block_elements())]
+    PartialBlock { ty: GgmlType, cols: usize },
+    /// The bytes of the matrix exceed what this machine can address.
+    #[error("a {ty} matrix of {rows} x {cols} is too large")]
+    TooLarge {
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+    },
+    /// The bytes are not those of the shape.
+    #[error("a {ty} matrix of {rows} x {cols} takes {expected} bytes, not {found}")]
+    Bytes {
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+        expected: usize,
+        found: usize,
+    },
+    /// A strip of columns must start and end on a block of the matrix.
+    #[error(
+        "columns {start}..{end} of a {ty} matrix with {cols} columns are no whole blocks of it"
+    )]
+    Strip {
+        ty: GgmlType,
+        cols: usize,
+        start: usize,
+        end: usize,
+    },
+}
+
+/// `rows` rows of `cols` weights of one type, row by row. `Copy`: it borrows the bytes, which
+/// usually are a mapped file.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    /// Bytes from the start of a row to that of the next.
+    stride: usize,
+    /// Bytes of a row; less than `stride` in a strip.
+    row_bytes: usize,
+    /// Holds `(rows - 1) * stride + row_bytes` bytes or more.
+    data: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix over exactly the bytes of its rows.
+    ///
+    /// # Errors
+    /// `cols` is no whole number of blocks, or `data` has another length than the shape asks for.
+    pub fn new(ty: GgmlType, rows: usize, cols: usize, data: &'a [u8]) -> Result<Self, ShapeError> {
+        if !cols.is_multiple_of(ty.block_elements()) {
+            return Err(ShapeError::PartialBlock { ty, cols });
+        }
+        let too_large = ShapeError::TooLarge { ty, rows, cols };
+        let blocks = cols / ty.block_elements();
+        let row_bytes = blocks.checked_mul(ty.block_bytes()).ok_or(too_large)?;
+        let expected = row_bytes.checked_mul(rows).ok_or(too_large)?;
+        if data.len() != expected {
+            return Err(ShapeError::Bytes {
+                ty,
+                rows,
+                cols,
+                expected,
+                found: data.len(),
+            });
+        }
+        Ok(Self {
+            ty,
+            rows,
+            cols,
+            stride: row_bytes,
+            row_bytes,
+            data,
+        })
+    }
+
+    #[must_use]
+    pub fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of one row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// The bytes of row `r`.
+    ///
+    /// # Panics
+    /// `r` is not a row.
+    #[must_use]
+    pub fn row(&self, r: usize) -> &'a [u8] {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        &self.data[r * self.stride..][..self.row_bytes]
+    }
+
+    /// The rows `range` as a matrix.
+    ///
+    /// # Panics
+    /// `range` is not within the rows.
+    #[must_use]
+    pub fn row_range(&self, range: Range<usize>) -> Self {
+        assert!(
+            range.start <= range.end && range.end <= self.rows,
+            "rows {range:?} of {}",
+            self.rows
+        );
+        let data = if range.is_empty() {
+            &[]
+        } else {
+            &self.data[range.start * self.stride..]
+        };
+        Self {
+            rows: range.len(),
+            data,
+            ..*self
+        }
+    }
+
+    /// The columns `range` of every row as a matrix with the same distance between rows.
+    ///
+    /// # Errors
+    /// `range` is not within the columns, or does not start and end on a block.
+    pub fn column_strip(&self, range: Range<usize>) -> Result<Self, ShapeError> {
+        let block = self.ty.block_elements();
+        let inside = range.start <= range.end && range.end <= self.cols;
+        if !inside || !range.start.is_multiple_of(block) || !range.end.is_multiple_of(block) {
+            let (start, end) = (range.start, range.end);
+            return Err(ShapeError::Strip {
+                ty: self.ty,
+                cols: self.cols,
+                start,
+                end,
+            });
+        }
+        let bytes = |cols: usize| cols / block * self.ty.block_bytes();
+        let skipped = bytes(range.start).min(self.data.len());
+        let data = &self.data[skipped..];
+        Ok(Self {
+            cols: range.len(),
+            row_bytes: bytes(range.len()),
+            data,
+            ..*self
+        })
+    }
+}
+
+impl std::fmt::Debug for Matrix<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix({} {} x {})", self.ty, self.rows, self.cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_must_be_those_of_the_shape() {
+        let data = [0; 3 * 68];
+        assert!(Matrix::new(GgmlType::Q8_0, 3, 64, &data).is_ok());
+        let short = Matrix::new(GgmlType::Q8_0, 3, 64, &data[1..]).unwrap_err();
+        assert_eq!(
+            short.to_string(),
+            "a Q8_0 matrix of 3 x 64 takes 204 bytes, not 203"
+        );
+        let ragged = Matrix::new(GgmlType::Q8_0, 3, 65, &data);
+        assert_eq!(
+            ragged.unwrap_err(),
+            ShapeError::PartialBlock {
+                ty: GgmlType::Q8_0,
+                cols: 65
+            }
+        );
+        for (rows, cols) in [(usize::MAX, 64), (3, usize::MAX - 31)] {
+            let huge = Matrix::new(GgmlType::F32, rows, cols, &data);
+            assert!(matches!(huge, Err(ShapeError::TooLarge { .. })));
+        }
+    }
+
+    #[test]
+    fn strips_and_ranges_show_the_same_bytes() {
+        let data: Vec<u8> = (0..4 * 3 * 34).map(|i| (i % 251) as u8).collect();
+        let matrix = Matrix::new(GgmlType::Q8_0, 4, 96, &data).unwrap();
+        let strip = matrix.column_strip(32..96).unwrap().row_range(1..4);
+        assert_eq!((strip.rows(), strip.cols()), (3, 64));
+        assert_eq!(strip.row(2), &matrix.row(3)[34..]);
+        assert_eq!(
+            strip.column_strip(32..64).unwrap().row(0),
+            &matrix.row(1)[68..]
+        );
+        assert_eq!(matrix.column_strip(96..96).unwrap().row(3), &[] as &[u8]);
+        assert_eq!(matrix.row_range(4..4).rows(), 0);
+        #[expect(clippy::reversed_empty_ranges)]
+        for bad in [0..33, 16..64, 64..128, 64..32] {
+            assert!(matrix.column_strip(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What an instruction set has to offer: products of one weight row with several activations.
+
+use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
+
+/// The products of one row. An implementor is a proof that the CPU has the instructions, so its
+/// methods are safe.
+///
+/// The callers see to it that a row holds as many blocks as each of `xs`, and that `out` is as
+/// long as `xs`; implementations stay within bounds (and may panic or leave results unwritten)
+/// if that is not so.
+pub(super) trait RowKernel: Copy + Send + Sync {
+    fn name(self) -> &'static str;
+
+    /// `out[i] = a · bs[i]`.
+    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]);
+
+    /// `y += a * x`.
+    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]);
+
+    /// Half floats to f32.
+    fn widen_f16(self, row: &[u8], out: &mut [f32]);
+
+    /// Brain floats to f32.
+    fn widen_bf16(self, row: &[u8], out: &mut [f32]);
+
+    /// `out[t] = row · xs[t]` for Q4_K.
+    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);
+
+    /// `out[t] = row · xs[t]` for any other format of 256 weights a block.
+    fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);
+
+    /// `out[t] = row · xs[t]` for a format of 32 weights a block.
+    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]);
+}

@@ -1,0 +1,200 @@
+//! A block of weight rows times activations, on the calling thread.
+
+use std::cell::RefCell;
+
+use super::activations::{ActRow, Activations};
+use super::matrix::Matrix;
+use super::row::RowKernel;
+use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
+use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
+
+/// Activations that meet all rows of a tile before the next ones do. At Flash widths this many
+/// rows of Q8_K take 300 KB, which leaves room in a second-level cache for the tile's weights.
+const TOKENS_AT_ONCE: usize = 64;
+
+/// Weight rows that meet a lone f32 activation together.
+const ROWS_AT_ONCE: usize = 4;
+
+/// Buffers of one thread, kept between calls.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// Weight rows as f32.
+    pub(super) rows: Vec<f32>,
+    /// Results of a tile before they are spread over the output.
+    pub(super) tile: Vec<f32>,
+}
+
+thread_local! {
+    pub(super) static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Where the activations come from, without making a list of them.
+#[derive(Clone, Copy)]
+pub(super) enum Tokens<'a> {
+    Rows(&'a [ActRow<'a>]),
+    All(&'a Activations),
+}
+
+impl<'a> Tokens<'a> {
+    pub(super) fn len(self) -> usize {
+        match self {
+            Tokens::Rows(rows) => rows.len(),
+            Tokens::All(all) => all.rows(),
+        }
+    }
+
+    fn get(self, i: usize) -> ActRow<'a> {
+        match self {
+            Tokens::Rows(rows) => rows[i],
+            Tokens::All(all) => all.row(i),
+        }
+    }
+}
+
+/// `out[r * tokens + t] = w[r] · xs[t]`.
+///
+/// # Panics
+/// A shape or a format does not fit; see [`super::Kernels::tile`].
+pub(super) fn run<K: RowKernel>(
+    kernel: K,
+    w: &Matrix<'_>,
+    xs: Tokens<'_>,
+    rows: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let tokens = xs.len();
+    assert_eq!(
+        out.len(),
+        w.rows() * tokens,
+        "results of {} rows x {tokens}",
+        w.rows()
+    );
+    for start in (0..tokens).step_by(TOKENS_AT_ONCE) {
+        let len = TOKENS_AT_ONCE.min(tokens - start);
+        let at = |i: usize| {
+            let x = xs.get(start + i);
+            assert_eq!(
+                x.cols(),
+                w.cols(),
+                "activations for a matrix of {} columns",
+                w.cols()
+            );
+            x
+        };
+        let mut part = Part {
+            w,
+            tokens,
+            start,
+            out,
+        };
+        match at(0) {
+            ActRow::F32(first) => {
+                let mut list = [first; TOKENS_AT_ONCE];
+                for (i, slot) in list[..len].iter_mut().enumerate() {
+                    let ActRow::F32(x) = at(i) else { mixed() };
+                    *slot = x;
+                }
+                part.f32(kernel, &list[..len], rows);
+            }
+            ActRow::Q8(first) => {
+                let mut list = [first; TOKENS_AT_ONCE];
+                for (i, slot) in list[..len].iter_mut().enumerate() {
+                    let ActRow::Q8(x) = at(i) else { mixed() };
+                    *slot = x;
+                }
+                part.q8(kernel, &list[..len]);
+            }
+            ActRow::Q8K(first) => {
+                let mut list = [first; TOKENS_AT_ONCE];
+                for (i, slot) in list[..len].iter_mut().enumerate() {
+                    let ActRow::Q8K(x) = at(i) else { mixed() };
+                    *slot = x;
+                }
+                part.q8_k(kernel, &list[..len]);
+            }
+        }
+    }
+}
+
+#[cold]
+fn mixed() -> ! {
+    panic!("activations of one product have different formats")
+}
+
+/// All rows of a tile and some of the tokens.
+struct Part<'p, 'w> {
+    w: &'p Matrix<'w>,
+    /// Tokens of the whole product, the distance between rows of `out`.
+    tokens: usize,
+    start: usize,
+    out: &'p mut [f32],
+}
+
+impl Part<'_, '_> {
+    fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
+        match self.w.ty() {
+            GgmlType::Q4K => self.each_row(xs.len(), |row, out| k.q4_k(row, xs, out)),
+            GgmlType::Q2K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q2K>(r, xs, out)),
+            GgmlType::Q3K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q3K>(r, xs, out)),
+            GgmlType::Q5K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q5K>(r, xs, out)),
+            GgmlType::Q6K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q6K>(r, xs, out)),
+            GgmlType::Iq2Xxs => {
+                self.each_row(xs.len(), |r, out| k.super_blocks::<Iq2Xxs>(r, xs, out));
+            }
+            ty => panic!("{ty} weights do not meet Q8_K activations"),
+        }
+    }
+
+    fn q8<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8]]) {
+        match self.w.ty() {
+            GgmlType::Q8_0 => self.each_row(xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out)),
+            GgmlType::Mxfp4 => {
+                self.each_row(xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
+            }
+            ty => panic!("{ty} weights do not meet Q8 activations"),
+        }
+    }
+
+    fn each_row(&mut self, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
+        for r in 0..self.w.rows() {
+            let at = r * self.tokens + self.start;
+            product(self.w.row(r), &mut self.out[at..at + len]);
+        }
+    }
+
+    fn f32<K: RowKernel>(&mut self, k: K, xs: &[&[f32]], buffer: &mut Vec<f32>) {
+        let (w, cols) = (self.w, self.w.cols());
+        if cols == 0 {
+            return self.each_row(xs.len(), |_, out| out.fill(0.0));
+        }
+        if buffer.len() < ROWS_AT_ONCE * cols {
+            buffer.resize(ROWS_AT_ONCE * cols, 0.0);
+        }
+        let [x] = xs else {
+            return self.each_row(xs.len(), |row, out| {
+                widen_row(k, w.ty(), row, &mut buffer[..cols]);
+                k.dots_f32(&buffer[..cols], xs, out);
+            });
+        };
+        for first in (0..w.rows()).step_by(ROWS_AT_ONCE) {
+            let count = ROWS_AT_ONCE.min(w.rows() - first);
+            for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
+                widen_row(k, w.ty(), w.row(first + i), wide);
+            }
+            let wide: [&[f32]; ROWS_AT_ONCE] = std::array::from_fn(|i| &buffer[i * cols..][..cols]);
+            let mut results = [0.0; ROWS_AT_ONCE];
+            k.dots_f32(x, &wide[..count], &mut results[..count]);
+            for (i, result) in results[..count].iter().enumerate() {
+                self.out[(first + i) * self.tokens + self.start] = *result;
+            }
+        }
+    }
+}
+
+fn widen_row<K: RowKernel>(k: K, ty: GgmlType, row: &[u8], out: &mut [f32]) {
+    match ty {
+        GgmlType::F16 => k.widen_f16(row, out),
+        GgmlType::BF16 => k.widen_bf16(row, out),
+        _ => dequantize_row(ty, row, out),
+    }
+}

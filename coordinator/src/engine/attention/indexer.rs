@@ -1,0 +1,134 @@
+//! The lightning indexer: picks which compressed rows a token attends to once there are more
+//! than `index_top_k` of them.
+
+use ds4_common::math::{hadamard, round_fp4_blocks};
+use rayon::prelude::*;
+
+use super::AttentionLayer;
+use crate::engine::EngineError;
+use crate::engine::batch::Batch;
+use crate::engine::kv_cache::LayerCache;
+use crate::engine::moe::top_k;
+use crate::engine::operand::Operand;
+use crate::engine::rope::rotate;
+use crate::engine::weights::IndexerWeights;
+
+/// Compressed rows scored by one task, and the padding of a token's score row.
+const SCORE_SPAN: usize = 256;
+/// Tokens scored at once, which bounds the score buffer at long contexts.
+const TOKENS_AT_ONCE: usize = 16;
+
+#[derive(Debug, Default)]
+pub(super) struct IndexerScratch {
+    queries: Vec<f32>,
+    head_weights: Vec<f32>,
+    scores: Vec<f32>,
+    chosen: Vec<Vec<u32>>,
+    active: bool,
+}
+
+impl IndexerScratch {
+    /// The compressed rows each batch row attends to, ascending; `None` stands for all that are
+    /// visible to it, as does an empty list.
+    pub(super) fn selection(&self) -> Option<&[Vec<u32>]> {
+        self.active.then_some(&self.chosen)
+    }
+}
+
+/// Chooses for every row that sees more than `index_top_k` compressed rows.
+pub(super) fn select(
+    layer: &AttentionLayer<'_>,
+    batch: &Batch,
+    caches: &[&mut LayerCache],
+    x: &mut Operand,
+    query_latent: &mut Operand,
+    scratch: &mut IndexerScratch,
+) -> Result<(), EngineError> {
+    let hp = layer.hp;
+    let visible = |row: usize| (batch.positions[row] + 1) / layer.ratio.max(1);
+    scratch.active = false;
+    let Some(weights) = &layer.weights.indexer else { return Ok(()) };
+    if (0..batch.rows()).all(|row| visible(row) <= hp.index_top_k) {
+        return Ok(());
+    }
+    scratch.active = true;
+    project(layer, weights, batch, x, query_latent, scratch)?;
+    scratch.chosen.resize_with(batch.rows().max(scratch.chosen.len()), Vec::new);
+    scratch.chosen.iter_mut().for_each(Vec::clear);
+    for (rows, cache) in batch.chunks.iter().zip(caches) {
+        let Some(index) = &cache.index else { continue };
+        let all: Vec<usize> = (rows.first..rows.first + rows.len)
+            .filter(|&row| visible(row) > hp.index_top_k)
+            .collect();
+        for group in all.chunks(TOKENS_AT_ONCE) {
+            score_group(layer, index, group, &visible, scratch);
+        }
+    }
+    Ok(())
+}
+
+/// Rotated, transformed and rounded index queries, and the heads' weights.
+fn project(
+    layer: &AttentionLayer<'_>,
+    weights: &IndexerWeights,
+    batch: &Batch,
+    x: &mut Operand,
+    query_latent: &mut Operand,
+    scratch: &mut IndexerScratch,
+) -> Result<(), EngineError> {
+    let hp = layer.hp;
+    layer.compute.linear(&weights.query, query_latent, &mut scratch.queries)?;
+    layer.compute.linear(&weights.head_weights, x, &mut scratch.head_weights)?;
+    let scale = 1.0 / ((hp.index_dim * hp.index_heads) as f32).sqrt();
+    scratch.head_weights.iter_mut().for_each(|w| *w *= scale);
+    let width = hp.index_heads * hp.index_dim;
+    scratch.queries.par_chunks_mut(width).enumerate().for_each(|(r, row)| {
+        for head in row.chunks_exact_mut(hp.index_dim) {
+            rotate(head, batch.angles(r, true));
+            if layer.compute.numerics.rounds_cache() {
+                hadamard(head);
+                round_fp4_blocks(head);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Scores all visible rows for a few tokens of one sequence and keeps the best.
+fn score_group(
+    layer: &AttentionLayer<'_>,
+    index: &crate::engine::kv_cache::Compressed,
+    group: &[usize],
+    visible: &(impl Fn(usize) -> usize + Sync),
+    scratch: &mut IndexerScratch,
+) {
+    let hp = layer.hp;
+    let longest = group.iter().map(|&row| visible(row)).max().unwrap_or(0);
+    let stride = longest.next_multiple_of(SCORE_SPAN);
+    scratch.scores.resize(group.len() * stride, 0.0);
+    let width = hp.index_heads * hp.index_dim;
+    let (queries, head_weights) = (&scratch.queries, &scratch.head_weights);
+    scratch.scores.par_chunks_mut(SCORE_SPAN).enumerate().for_each_init(
+        Vec::new,
+        |keys, (span, scores)| {
+            let row = group[span * SCORE_SPAN / stride];
+            let first = span * SCORE_SPAN % stride;
+            let count = visible(row).saturating_sub(first).min(SCORE_SPAN);
+            keys.resize(count * hp.index_dim, 0.0);
+            index.rows.read(first, keys);
+            let query = &queries[row * width..(row + 1) * width];
+            let weights = &head_weights[row * hp.index_heads..(row + 1) * hp.index_heads];
+            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(hp.index_dim)) {
+                *score = 0.0;
+                for (head, w) in query.chunks_exact(hp.index_dim).zip(weights) {
+                    *score += w * layer.compute.kernels.dot_f32(head, key).max(0.0);
+                }
+            }
+        },
+    );
+    for (&row, scores) in group.iter().zip(scratch.scores.chunks_exact(stride)) {
+        let chosen = &mut scratch.chosen[row];
+        top_k(&scores[..visible(row)], hp.index_top_k, chosen);
+        chosen.sort_unstable();
+    }
+}

@@ -1,0 +1,310 @@
+//! One step through all layers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use ds4_common::expert::{ExpertBatch, ExpertInput};
+use ds4_common::math::{rms_norm, sigmoid};
+use ds4_common::model::HyperParams;
+use ds4_common::quant::dequantize_row;
+use rayon::prelude::*;
+
+use super::attention::{AttentionLayer, AttentionScratch};
+use super::batch::{Batch, Ropes};
+use super::compute::Compute;
+use super::hyper_connection::{HcConstants, MAX_STREAMS, Mixing, mix_in, mix_out, mixing, norm_streams};
+use super::kv_cache::LayerCache;
+use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
+use super::operand::Operand;
+use super::weights::{FfnWeights, HcWeights, Layer, Weights};
+use super::{
+    Chunk, ChunkOutput, EngineError, ExpertBackend, LogitsWanted, Stage, StageTimes,
+};
+
+/// Buffers of a step, kept between steps. All are row-major over the batch's rows.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    batch: Batch,
+    /// `rows x streams x hidden`.
+    streams: Vec<f32>,
+    hc_input: Operand,
+    hc_logits: Vec<f32>,
+    mixings: Vec<Mixing>,
+    /// Sublayer input before and after its norm, `rows x hidden`.
+    mixed: Vec<f32>,
+    normed: Operand,
+    /// Sublayer output.
+    output: Vec<f32>,
+    attention: AttentionScratch,
+    router_logits: Vec<f32>,
+    router: RouterScratch,
+    shared: SharedScratch,
+    routed: Vec<f32>,
+    /// Wanted rows x vocab.
+    pub(super) logits: Vec<f32>,
+}
+
+/// Everything a step reads and the scratch it writes.
+pub(super) struct Forward<'a> {
+    pub(super) hp: &'a HyperParams,
+    pub(super) weights: &'a Weights,
+    pub(super) ropes: &'a Ropes,
+    pub(super) compute: Compute,
+    pub(super) experts: &'a dyn ExpertBackend,
+    pub(super) scratch: &'a mut Scratch,
+    pub(super) times: &'a mut StageTimes,
+}
+
+impl Forward<'_> {
+    /// Runs checked chunks; `outputs` has one entry for each.
+    pub(super) fn run(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        outputs: &mut [ChunkOutput],
+    ) -> Result<(), EngineError> {
+        let mut mark = Instant::now();
+        self.scratch.batch.clear();
+        for (i, chunk) in chunks.iter_mut().enumerate() {
+            let position = chunk.sequence.position;
+            self.scratch.batch.push(i, position, chunk.tokens, self.ropes);
+            // Until its last layer is done, the sequence stands at several positions at once.
+            chunk.sequence.broken = true;
+        }
+        self.embed();
+        self.times.lap(Stage::Embedding, &mut mark);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            self.drop_cancelled(chunks, outputs);
+            if self.scratch.batch.rows() == 0 {
+                break;
+            }
+            self.attention(index, layer, chunks, &mut mark)?;
+            self.feed_forward(index, layer, &mut mark)?;
+        }
+        self.head(chunks, outputs)?;
+        self.times.lap(Stage::Head, &mut mark);
+        for rows in &self.scratch.batch.chunks {
+            let chunk = &mut chunks[rows.chunk];
+            chunk.sequence.position += chunk.tokens.len();
+            chunk.sequence.broken = false;
+        }
+        Ok(())
+    }
+
+    /// Every stream starts as the token's embedding.
+    fn embed(&mut self) {
+        let hidden = self.hp.hidden;
+        let embedding = &self.weights.embedding;
+        let tokens = &self.scratch.batch.tokens;
+        let width = self.hp.streams * hidden;
+        self.scratch.streams.resize(tokens.len() * width, 0.0);
+        self.scratch.streams.par_chunks_mut(width).zip(tokens).for_each(|(streams, &token)| {
+            let (first, others) = streams.split_at_mut(hidden);
+            dequantize_row(embedding.ty(), embedding.row_bytes(token as usize), first);
+            others.chunks_exact_mut(hidden).for_each(|stream| stream.copy_from_slice(first));
+        });
+    }
+
+    fn drop_cancelled(&mut self, chunks: &[Chunk<'_>], outputs: &mut [ChunkOutput]) {
+        for (chunk, output) in chunks.iter().zip(outputs.iter_mut()) {
+            output.cancelled |= chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
+        }
+        let Scratch { batch, streams, .. } = &mut *self.scratch;
+        if batch.chunks.iter().any(|rows| outputs[rows.chunk].cancelled) {
+            let width = self.hp.streams * self.hp.hidden;
+            batch.retain(
+                |chunk| !outputs[chunk].cancelled,
+                |from, to, len| streams.copy_within(from * width..(from + len) * width, to * width),
+            );
+            streams.truncate(batch.rows() * width);
+        }
+    }
+
+    fn attention(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        chunks: &mut [Chunk<'_>],
+        mark: &mut Instant,
+    ) -> Result<(), EngineError> {
+        self.mix_in(&layer.attention_hc, &layer.attention.norm)?;
+        self.times.lap(Stage::HyperConnections, mark);
+        let attention = AttentionLayer {
+            hp: self.hp,
+            compute: self.compute,
+            ropes: self.ropes,
+            weights: &layer.attention,
+            ratio: self.hp.compress_ratios[index],
+        };
+        let Scratch { batch, normed, attention: scratch, output, .. } = &mut *self.scratch;
+        let mut caches: Vec<&mut LayerCache> = Vec::with_capacity(batch.chunks.len());
+        let mut remaining = chunks.iter_mut().enumerate();
+        for rows in &batch.chunks {
+            // Both lists ascend, so each chunk is found by walking on.
+            if let Some((_, chunk)) = remaining.find(|(i, _)| *i == rows.chunk) {
+                caches.push(&mut chunk.sequence.layers[index]);
+            }
+        }
+        attention.forward(batch, &mut caches, normed, scratch, output)?;
+        self.times.lap(Stage::Attention, mark);
+        self.mix_out();
+        self.times.lap(Stage::HyperConnections, mark);
+        Ok(())
+    }
+
+    fn feed_forward(
+        &mut self,
+        index: usize,
+        layer: &Layer,
+        mark: &mut Instant,
+    ) -> Result<(), EngineError> {
+        self.mix_in(&layer.ffn_hc, &layer.ffn.norm)?;
+        self.times.lap(Stage::HyperConnections, mark);
+        let batch = self.route(index, &layer.ffn)?;
+        self.times.lap(Stage::Router, mark);
+        let pending = self.experts.begin(Arc::new(batch))?;
+        self.times.lap(Stage::RoutedExperts, mark);
+        let Scratch { normed, shared, output, routed, .. } = &mut *self.scratch;
+        let clamp = self.hp.clamp_shared[index];
+        shared_expert(self.compute, &layer.ffn, clamp, normed, shared, output)?;
+        self.times.lap(Stage::SharedExpert, mark);
+        routed.resize(output.len(), 0.0);
+        pending.finish(routed)?;
+        self.times.lap(Stage::RoutedExperts, mark);
+        for (y, r) in output.iter_mut().zip(routed.iter()) {
+            *y += r;
+        }
+        self.mix_out();
+        self.times.lap(Stage::HyperConnections, mark);
+        Ok(())
+    }
+
+    /// Chooses experts for every row and packs the call.
+    fn route(&mut self, index: usize, ffn: &FfnWeights) -> Result<ExpertBatch, EngineError> {
+        let Scratch { batch, normed, router_logits, router, .. } = &mut *self.scratch;
+        self.compute.linear(&ffn.router, normed, router_logits)?;
+        let mut routes = Vec::with_capacity(batch.rows() * self.hp.experts_used);
+        for (logits, &token) in router_logits.chunks_exact(self.hp.experts).zip(&batch.tokens) {
+            route(self.hp, &ffn.choice, token, logits, router, &mut routes);
+        }
+        let [gate, up] = ffn.routed_types.map(|ty| self.compute.numerics.activation_format(ty));
+        // Gate and up of different kinds would need two layouts: send the plain values then.
+        let input = if gate == up {
+            ExpertInput::from_activations(normed.in_format(gate))
+        } else {
+            ExpertInput::F32(normed.values().to_vec())
+        };
+        Ok(ExpertBatch {
+            layer: index,
+            tokens: batch.rows(),
+            used: self.hp.experts_used,
+            routes,
+            input,
+            round: self.compute.numerics.rounds_activations(),
+        })
+    }
+
+    /// Streams to the sublayer's normed input; keeps what [`Self::mix_out`] needs.
+    fn mix_in(&mut self, hc: &HcWeights, norm: &[f32]) -> Result<(), EngineError> {
+        let (hp, hidden) = (self.hp, self.hp.hidden);
+        let rows = self.scratch.batch.rows();
+        self.stream_logits(hc, rows)?;
+        let Scratch { streams, hc_logits, mixings, mixed, normed, .. } = &mut *self.scratch;
+        mixings.resize(rows, Mixing::default());
+        mixed.resize(rows * hidden, 0.0);
+        let constants = HcConstants {
+            scale: &hc.scale,
+            base: &hc.base,
+            streams: hp.streams,
+            iterations: hp.sinkhorn_iterations,
+            epsilon: hp.hc_eps,
+        };
+        let inputs = streams.par_chunks(hp.streams * hidden).zip(hc_logits.par_chunks(hc.base.len()));
+        mixings
+            .par_iter_mut()
+            .zip(mixed.par_chunks_mut(hidden))
+            .zip(normed.values_mut(hidden, rows).par_chunks_mut(hidden))
+            .zip(inputs)
+            .for_each(|(((mix, mixed), normed), (streams, logits))| {
+                *mix = mixing(logits, &constants);
+                mix_in(streams, &mix.pre[..hp.streams], mixed);
+                rms_norm(mixed, norm, hp.rms_eps, normed);
+            });
+        Ok(())
+    }
+
+    /// The mixing logits of every row: a matrix over all its streams, normed together.
+    fn stream_logits(&mut self, hc: &HcWeights, rows: usize) -> Result<(), EngineError> {
+        let Scratch { streams, hc_input, hc_logits, .. } = &mut *self.scratch;
+        let width = self.hp.streams * self.hp.hidden;
+        let normed = hc_input.values_mut(width, rows);
+        normed.par_chunks_mut(width).zip(streams.par_chunks(width)).for_each(|(out, streams)| {
+            norm_streams(streams, self.hp.rms_eps, out);
+        });
+        self.compute.linear(&hc.function, hc_input, hc_logits)
+    }
+
+    /// The sublayer's output back to the streams.
+    fn mix_out(&mut self) {
+        let Scratch { streams, output, mixings, .. } = &mut *self.scratch;
+        let (hidden, count) = (self.hp.hidden, self.hp.streams);
+        streams
+            .par_chunks_mut(count * hidden)
+            .zip(output.par_chunks(hidden))
+            .zip(mixings.par_iter())
+            .for_each(|((streams, y), mix)| mix_out(streams, y, mix, count));
+    }
+
+    /// Logits of the wanted rows.
+    fn head(
+        &mut self,
+        chunks: &[Chunk<'_>],
+        outputs: &mut [ChunkOutput],
+    ) -> Result<(), EngineError> {
+        let (hp, vocab) = (self.hp, self.hp.vocab);
+        let width = hp.streams * hp.hidden;
+        let Scratch { batch, streams, logits, .. } = &mut *self.scratch;
+        let mut kept = 0;
+        for rows in &batch.chunks {
+            let first = match chunks[rows.chunk].logits {
+                LogitsWanted::None => rows.len,
+                LogitsWanted::Last => rows.len - 1,
+                LogitsWanted::All => 0,
+            };
+            let (from, count) = (rows.first + first, rows.len - first);
+            streams.copy_within(from * width..(from + count) * width, kept * width);
+            outputs[rows.chunk].logits = kept * vocab..(kept + count) * vocab;
+            kept += count;
+        }
+        streams.truncate(kept * width);
+        logits.clear();
+        if kept == 0 {
+            return Ok(());
+        }
+        self.head_rows(kept)
+    }
+
+    /// The head over the first `rows` rows of the streams.
+    fn head_rows(&mut self, rows: usize) -> Result<(), EngineError> {
+        let hp = self.hp;
+        let hc = &self.weights.head_hc;
+        let width = hp.streams * hp.hidden;
+        self.stream_logits(hc, rows)?;
+        let Scratch { streams, hc_logits, mixed, normed, logits, .. } = &mut *self.scratch;
+        mixed.resize(rows * hp.hidden, 0.0);
+        let inputs = streams.par_chunks(width).zip(hc_logits.par_chunks(hp.streams));
+        mixed
+            .par_chunks_mut(hp.hidden)
+            .zip(normed.values_mut(hp.hidden, rows).par_chunks_mut(hp.hidden))
+            .zip(inputs)
+            .for_each(|((mixed, normed), (streams, m))| {
+                let mut pre = [0.0; MAX_STREAMS];
+                for ((p, m), b) in pre.iter_mut().zip(m).zip(&hc.base) {
+                    *p = sigmoid(m * hc.scale[0] + b) + hp.hc_eps;
+                }
+                mix_in(streams, &pre[..hp.streams], mixed);
+                rms_norm(mixed, &self.weights.output_norm, hp.rms_eps, normed);
+            });
+        self.compute.linear(&self.weights.output, normed, logits)
+    }
+}

@@ -1,0 +1,127 @@
+//! The open window of a compressor: values and scores of its tokens, pooled when it closes.
+//!
+//! Ratio 128 pools its own 128 tokens. Ratio 4 overlaps: its rows are twice as wide, and an entry
+//! pools the first halves of the previous window's rows with the second halves of its own.
+
+use ds4_common::math::exp;
+
+#[derive(Debug)]
+pub(crate) struct CompressorState {
+    dim: usize,
+    ratio: usize,
+    /// `slots x width` values and scores, slot-major; overlapping windows keep the previous one
+    /// in the first half of the slots.
+    values: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+impl CompressorState {
+    pub(crate) fn new(dim: usize, ratio: usize) -> Self {
+        let overlap = overlap(ratio);
+        let elements = ratio * overlap * dim * overlap;
+        CompressorState {
+            dim,
+            ratio,
+            values: vec![0.0; elements],
+            scores: vec![f32::NEG_INFINITY; elements],
+        }
+    }
+
+    pub(crate) fn ratio(&self) -> usize {
+        self.ratio
+    }
+
+    /// Columns of the value and score projections.
+    pub(crate) fn width(dim: usize, ratio: usize) -> usize {
+        dim * overlap(ratio)
+    }
+
+    /// Takes the token at `position`. When it closes a window, writes the pooled row to `out`
+    /// (`dim` values) and returns true.
+    pub(crate) fn take(
+        &mut self,
+        position: usize,
+        value: &[f32],
+        score: impl Iterator<Item = f32>,
+        out: &mut [f32],
+    ) -> bool {
+        let width = Self::width(self.dim, self.ratio);
+        let within = position % self.ratio;
+        let slot = (overlap(self.ratio) - 1) * self.ratio + within;
+        let at = slot * width;
+        self.values[at..at + width].copy_from_slice(value);
+        for (stored, s) in self.scores[at..at + width].iter_mut().zip(score) {
+            *stored = s;
+        }
+        if within + 1 != self.ratio {
+            return false;
+        }
+        self.pool(out);
+        if overlap(self.ratio) == 2 {
+            let half = self.values.len() / 2;
+            self.values.copy_within(half.., 0);
+            self.scores.copy_within(half.., 0);
+        }
+        true
+    }
+
+    /// Per dimension, the softmax-weighted mean over all slots.
+    fn pool(&self, out: &mut [f32]) {
+        let width = Self::width(self.dim, self.ratio);
+        let slots = self.values.len() / width;
+        // The column in which a slot holds dimension 0 of the entry that closes now.
+        let column = |slot: usize| if overlap(self.ratio) == 2 && slot >= self.ratio { self.dim } else { 0 };
+        for (j, o) in out.iter_mut().enumerate() {
+            let at = |slot: usize| slot * width + column(slot) + j;
+            let max = (0..slots).map(|s| self.scores[at(s)]).fold(f32::NEG_INFINITY, f32::max);
+            let mut total = 0.0;
+            let mut sum = 0.0;
+            for slot in 0..slots {
+                let weight = exp(self.scores[at(slot)] - max);
+                total += weight;
+                sum += weight * self.values[at(slot)];
+            }
+            *o = sum / total;
+        }
+    }
+}
+
+/// How many windows an entry pools.
+fn overlap(ratio: usize) -> usize {
+    if ratio == 4 { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_scores_give_the_mean_of_own_and_previous_window() {
+        let mut state = CompressorState::new(1, 4);
+        let mut out = [0.0];
+        let mut entries = Vec::new();
+        for p in 0..8 {
+            // First half 100 + p serves the next entry, second half p serves its own.
+            let value = [100.0 + p as f32, p as f32];
+            if state.take(p, &value, [0.0, 0.0].into_iter(), &mut out) {
+                entries.push(out[0]);
+            }
+        }
+        assert_eq!(entries[0], 1.5, "no previous window: rows 0..3 weigh nothing");
+        assert_eq!(entries[1], (100.0 + 101.0 + 102.0 + 103.0 + 4.0 + 5.0 + 6.0 + 7.0) / 8.0);
+    }
+
+    #[test]
+    fn ratio_128_pools_its_own_window() {
+        let mut state = CompressorState::new(2, 128);
+        let mut out = [0.0; 2];
+        let closed: Vec<usize> = (0..256)
+            .filter(|&p| {
+                let score = [if p % 128 == 5 { 50.0 } else { 0.0 }, 0.0];
+                state.take(p, &[p as f32, 1.0], score.into_iter(), &mut out)
+            })
+            .collect();
+        assert_eq!(closed, [127, 255]);
+        assert!((out[0] - 133.0).abs() < 1e-3 && (out[1] - 1.0).abs() < 1e-6);
+    }
+}
