@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Object;
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, random_seed};
 
 /// Stop texts that one request may give.
 const MAX_STOPS: usize = 16;
@@ -64,14 +64,15 @@ fn sampling(body: &Object<'_>) -> Result<SamplingParams, ApiError> {
     }
     if let Some(top_k) = body.integer("top_k", -1..=i64::from(u32::MAX))? {
         // Both 0 and -1 are in use for "no limit".
-        params.top_k = usize::try_from(top_k).unwrap_or(0);
+        params.top_k = u32::try_from(top_k).unwrap_or(0);
     }
     if let Some(min_p) = body.number("min_p", 0.0..=1.0)? {
         params.min_p = min_p as f32;
     }
-    if let Some(seed) = body.integer("seed", i64::MIN..=i64::MAX)? {
-        params.seed = Some(seed as u64);
-    }
+    params.seed = match body.integer("seed", i64::MIN..=i64::MAX)? {
+        Some(seed) => seed as u64,
+        None => random_seed(),
+    };
     Ok(params)
 }
 

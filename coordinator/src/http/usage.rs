@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::scheduler::{Logprobs, TokenLogprob, Usage, Vocabulary};
+use crate::sampling::LogProbs;
+use crate::scheduler::{Usage, Vocabulary};
 
 pub(super) fn usage_json(usage: Usage) -> Value {
     json!({
@@ -14,18 +15,20 @@ pub(super) fn usage_json(usage: Usage) -> Value {
 }
 
 /// A token in the form of the chat API.
-pub(super) fn chat_logprob(vocabulary: &Vocabulary, logprobs: &Logprobs) -> Value {
-    let mut entry = token_entry(vocabulary, &logprobs.drawn);
-    let top = logprobs.top.iter().map(|token| Value::Object(token_entry(vocabulary, token)));
+pub(super) fn chat_logprob(vocabulary: &Vocabulary, token: u32, logprobs: &LogProbs) -> Value {
+    let mut entry = token_entry(vocabulary, token, logprobs.chosen);
+    let top = logprobs.top.iter().map(|&(token, logprob)| {
+        Value::Object(token_entry(vocabulary, token, logprob))
+    });
     entry.insert("top_logprobs".into(), top.collect());
     Value::Object(entry)
 }
 
-fn token_entry(vocabulary: &Vocabulary, token: &TokenLogprob) -> Map<String, Value> {
+fn token_entry(vocabulary: &Vocabulary, token: u32, logprob: f32) -> Map<String, Value> {
     let mut entry = Map::new();
-    entry.insert("token".into(), token_text(vocabulary, token.token).into());
-    entry.insert("logprob".into(), finite(token.logprob));
-    entry.insert("bytes".into(), vocabulary.tokenizer.token_bytes(token.token).into());
+    entry.insert("token".into(), token_text(vocabulary, token).into());
+    entry.insert("logprob".into(), finite(logprob));
+    entry.insert("bytes".into(), vocabulary.tokenizer.token_bytes(token).into());
     entry
 }
 
@@ -39,15 +42,23 @@ pub(super) struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
-    /// Adds a token that begins `offset` characters after the prompt.
-    pub(super) fn push(&mut self, vocabulary: &Vocabulary, logprobs: &Logprobs, offset: usize) {
-        self.tokens.push(token_text(vocabulary, logprobs.drawn.token).into());
-        self.logprobs.push(finite(logprobs.drawn.logprob));
-        let entry = |token: &TokenLogprob| {
-            (token_text(vocabulary, token.token), finite(token.logprob))
-        };
+    /// Adds a token that begins `offset` characters after the prompt; returns its length.
+    pub(super) fn push(
+        &mut self,
+        vocabulary: &Vocabulary,
+        token: u32,
+        logprobs: &LogProbs,
+        offset: usize,
+    ) -> usize {
+        let text = token_text(vocabulary, token);
+        let length = text.chars().count();
+        self.tokens.push(text.into());
+        self.logprobs.push(finite(logprobs.chosen));
+        let entry =
+            |&(token, logprob): &(u32, f32)| (token_text(vocabulary, token), finite(logprob));
         self.top.push(Value::Object(logprobs.top.iter().map(entry).collect()));
         self.offsets.push(offset);
+        length
     }
 
     pub(super) fn is_empty(&self) -> bool {

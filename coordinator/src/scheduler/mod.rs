@@ -202,3 +202,9 @@ impl Scheduler {
         }
     }
 }
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.queue.close(Gate::Aborting);
+    }
+}
