@@ -80,13 +80,25 @@ pub(super) fn compute_rect(
     scratch: &mut ExpertScratch,
     out: &mut Vec<f32>,
 ) -> Result<u64, BatchError> {
-    let ExpertScratch { schedule, gate_input, up_input, inner, outputs } = scratch;
+    let ExpertScratch {
+        schedule,
+        gate_input,
+        up_input,
+        inner,
+        outputs,
+    } = scratch;
     schedule.plan(grid, rect, batch);
     let blocks = rect.blocks.len() as usize;
     let inputs = Inputs::new(layer, batch, gate_input, up_input)?;
     let tasks = schedule.groups.len() * blocks;
     inner.resize_with(tasks.max(inner.len()), InnerTask::default);
-    let call = Call { kernels, layer, schedule, rect, blocks };
+    let call = Call {
+        kernels,
+        layer,
+        schedule,
+        rect,
+        blocks,
+    };
     call.inner(batch, &inputs, &mut inner[..tasks])?;
     call.down(&inner[..tasks], outputs, out)?;
     Ok((schedule.pairs.len() * blocks) as u64)
@@ -106,7 +118,11 @@ impl<'a> Inputs<'a> {
         up_input: &'a mut Activations,
     ) -> Result<Self, BatchError> {
         let wanted = |ty: crate::quant::GgmlType| {
-            if batch.round { ty.activation_format() } else { ActivationFormat::F32 }
+            if batch.round {
+                ty.activation_format()
+            } else {
+                ActivationFormat::F32
+            }
         };
         let (gate, up) = (wanted(layer.gate.ty()), wanted(layer.up.ty()));
         let found = batch.input.format();
@@ -114,13 +130,19 @@ impl<'a> Inputs<'a> {
         match &batch.input {
             input if gate == found && up == found => {
                 let rows: Vec<_> = (0..batch.tokens).map(|t| input.row(t, hidden)).collect();
-                Ok(Inputs { gate: rows.clone(), up: rows })
+                Ok(Inputs {
+                    gate: rows.clone(),
+                    up: rows,
+                })
             }
             ExpertInput::F32(values) => {
                 gate_input.set(gate, hidden, values);
                 up_input.set(up, hidden, values);
                 let rows = |a: &'a Activations| (0..batch.tokens).map(|t| a.row(t)).collect();
-                Ok(Inputs { gate: rows(gate_input), up: rows(up_input) })
+                Ok(Inputs {
+                    gate: rows(gate_input),
+                    up: rows(up_input),
+                })
             }
             _ => Err(BatchError::Format {
                 layer: batch.layer,
@@ -142,7 +164,11 @@ struct Call<'a> {
 impl Call<'_> {
     /// Each pair's row out of the tokens' rows.
     fn of_pairs<'r>(&self, rows: &[ActRow<'r>]) -> Vec<ActRow<'r>> {
-        self.schedule.pairs.iter().map(|p| rows[p.token as usize]).collect()
+        self.schedule
+            .pairs
+            .iter()
+            .map(|p| rows[p.token as usize])
+            .collect()
     }
 
     /// Gate, up and SwiGLU of every (expert, block), rounded as down wants them.
@@ -170,8 +196,14 @@ impl Call<'_> {
             task.up.resize(width * count, 0.0);
             let gate = self.layer.gate.expert(group.expert)?;
             let up = self.layer.up.expert(group.expert)?;
-            self.kernels.tile(&gate, features.clone(), &gate_rows[pairs.clone()], &mut task.gate);
-            self.kernels.tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
+            self.kernels.tile(
+                &gate,
+                features.clone(),
+                &gate_rows[pairs.clone()],
+                &mut task.gate,
+            );
+            self.kernels
+                .tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
             task.mid.resize(width * count, 0.0);
             for (p, mid) in task.mid.chunks_exact_mut(width).enumerate() {
                 let weight = self.schedule.pairs[pairs.start + p].weight;
@@ -198,28 +230,43 @@ impl Call<'_> {
         outputs.resize_with(tiles.max(outputs.len()), Vec::new);
         let mids: Vec<Vec<ActRow<'_>>> = tasks
             .iter()
-            .map(|t| (0..t.activations.rows()).map(|i| t.activations.row(i)).collect())
+            .map(|t| {
+                (0..t.activations.rows())
+                    .map(|i| t.activations.row(i))
+                    .collect()
+            })
             .collect();
         let strips = self.strips()?;
-        outputs[..tiles].par_iter_mut().enumerate().for_each(|(tile, output)| {
-            let first = tile * DOWN_ROWS;
-            let height = DOWN_ROWS.min(hidden - first);
-            DOWN.with_borrow_mut(|down| {
-                self.contributions(&strips, &mids, first, height, down);
-                output.resize(rows * height, 0.0);
-                for (row, sum) in self.schedule.rows.iter().zip(output.chunks_exact_mut(height)) {
-                    self.add_up(row, height, &mut down.contributions, sum);
-                }
+        outputs[..tiles]
+            .par_iter_mut()
+            .enumerate()
+            .for_each(|(tile, output)| {
+                let first = tile * DOWN_ROWS;
+                let height = DOWN_ROWS.min(hidden - first);
+                DOWN.with_borrow_mut(|down| {
+                    self.contributions(&strips, &mids, first, height, down);
+                    output.resize(rows * height, 0.0);
+                    for (row, sum) in self
+                        .schedule
+                        .rows
+                        .iter()
+                        .zip(output.chunks_exact_mut(height))
+                    {
+                        self.add_up(row, height, &mut down.contributions, sum);
+                    }
+                });
             });
-        });
         let start = out.len();
         out.resize(start + rows * hidden, 0.0);
-        out[start..].par_chunks_mut(hidden).enumerate().for_each(|(row, out)| {
-            for (tile, part) in out.chunks_mut(DOWN_ROWS).enumerate() {
-                let at = row * part.len();
-                part.copy_from_slice(&outputs[tile][at..at + part.len()]);
-            }
-        });
+        out[start..]
+            .par_chunks_mut(hidden)
+            .enumerate()
+            .for_each(|(row, out)| {
+                for (tile, part) in out.chunks_mut(DOWN_ROWS).enumerate() {
+                    let at = row * part.len();
+                    part.copy_from_slice(&outputs[tile][at..at + part.len()]);
+                }
+            });
         Ok(())
     }
 
@@ -245,14 +292,16 @@ impl Call<'_> {
         height: usize,
         down: &mut DownScratch,
     ) {
-        down.contributions.resize(self.schedule.pairs.len() * self.blocks * height, 0.0);
+        down.contributions
+            .resize(self.schedule.pairs.len() * self.blocks * height, 0.0);
         for (g, group) in self.schedule.groups.iter().enumerate() {
             let count = group.pairs.len();
             down.products.resize(count * height, 0.0);
             for block in 0..self.blocks {
                 let task = g * self.blocks + block;
                 let products = &mut down.products;
-                self.kernels.tile(&strips[task], first..first + height, &mids[task], products);
+                self.kernels
+                    .tile(&strips[task], first..first + height, &mids[task], products);
                 for (p, pair) in group.pairs.clone().enumerate() {
                     let at = (pair * self.blocks + block) * height;
                     for (r, c) in down.contributions[at..at + height].iter_mut().enumerate() {

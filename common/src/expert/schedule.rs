@@ -59,7 +59,9 @@ impl Schedule {
             let block_adds = self.fold_blocks(grid, subtree.blocks);
             for token in 0..batch.tokens {
                 let pairs = self.pairs_inside(token, subtree.experts);
-                let Some(&first) = self.by_token[pairs.clone()].first() else { continue };
+                let Some(&first) = self.by_token[pairs.clone()].first() else {
+                    continue;
+                };
                 self.rows.push(OutputRow {
                     blocks: subtree.blocks,
                     root: first,
@@ -90,7 +92,10 @@ impl Schedule {
         let mut start = 0;
         for same in self.pairs.chunk_by(|a, b| a.expert == b.expert) {
             let end = start + same.len();
-            self.groups.push(Group { expert: same[0].expert, pairs: start..end });
+            self.groups.push(Group {
+                expert: same[0].expert,
+                pairs: start..end,
+            });
             start = end;
         }
     }
@@ -102,7 +107,8 @@ impl Schedule {
         self.by_token.sort_by_key(|&p| self.pairs[p].token);
         self.token_starts.clear();
         let starts = |token: usize| {
-            self.by_token.partition_point(|&p| (self.pairs[p].token as usize) < token)
+            self.by_token
+                .partition_point(|&p| (self.pairs[p].token as usize) < token)
         };
         self.token_starts.extend((0..=tokens).map(starts));
     }
@@ -117,21 +123,33 @@ impl Schedule {
     }
 
     fn fold_experts(&mut self, grid: Grid, pairs: Range<usize>) -> Range<usize> {
-        let Schedule { pairs: all, by_token, positions, adds, .. } = self;
+        let Schedule {
+            pairs: all,
+            by_token,
+            positions,
+            adds,
+            ..
+        } = self;
         let inside = &by_token[pairs];
         let start = adds.len();
         positions.clear();
         positions.extend(inside.iter().map(|&p| all[p].expert));
-        fold_axis(grid.experts, positions, &mut |into, from| adds.push((inside[into], inside[from])));
+        fold_axis(grid.experts, positions, &mut |into, from| {
+            adds.push((inside[into], inside[from]))
+        });
         start..adds.len()
     }
 
     fn fold_blocks(&mut self, grid: Grid, blocks: Span) -> Range<usize> {
-        let Schedule { positions, adds, .. } = self;
+        let Schedule {
+            positions, adds, ..
+        } = self;
         let start = adds.len();
         positions.clear();
         positions.extend(blocks.start..blocks.end);
-        fold_axis(grid.blocks, positions, &mut |into, from| adds.push((into, from)));
+        fold_axis(grid.blocks, positions, &mut |into, from| {
+            adds.push((into, from))
+        });
         start..adds.len()
     }
 }

@@ -21,9 +21,15 @@ pub(super) struct ExpertMatrices {
 
 impl ExpertMatrices {
     fn new(tensor: &Tensor, rows: usize, cols: usize) -> Result<Self, StoreError> {
-        let error = |reason: String| StoreError { tensor: tensor.name().to_owned(), reason };
+        let error = |reason: String| StoreError {
+            tensor: tensor.name().to_owned(),
+            reason,
+        };
         let row_bytes = tensor.ty().row_bytes(cols as u64).ok_or_else(|| {
-            error(format!("rows of {cols} are no whole number of {} blocks", tensor.ty()))
+            error(format!(
+                "rows of {cols} are no whole number of {} blocks",
+                tensor.ty()
+            ))
         })?;
         let matrices = ExpertMatrices {
             tensor: tensor.clone(),
@@ -41,7 +47,11 @@ impl ExpertMatrices {
 
     pub(super) fn expert(&self, expert: u32) -> Result<Matrix<'_>, BatchError> {
         let start = expert as usize * self.bytes_each;
-        let bytes = self.tensor.bytes().get(start..start + self.bytes_each).unwrap_or_default();
+        let bytes = self
+            .tensor
+            .bytes()
+            .get(start..start + self.bytes_each)
+            .unwrap_or_default();
         Matrix::new(self.ty(), self.rows, self.cols, bytes).map_err(|e| self.error(&e))
     }
 
@@ -54,7 +64,10 @@ impl ExpertMatrices {
     }
 
     fn error(&self, error: &ShapeError) -> BatchError {
-        BatchError::Weights { tensor: self.tensor.name().to_owned(), reason: error.to_string() }
+        BatchError::Weights {
+            tensor: self.tensor.name().to_owned(),
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -101,7 +114,12 @@ impl ExpertStore {
                 })
             })
             .collect::<Result<_, StoreError>>()?;
-        Ok(ExpertStore { layers, grid: Grid::of(hp.experts, width), hidden, used: hp.experts_used })
+        Ok(ExpertStore {
+            layers,
+            grid: Grid::of(hp.experts, width),
+            hidden,
+            used: hp.experts_used,
+        })
     }
 
     #[must_use]
@@ -141,7 +159,8 @@ impl ExpertStore {
     ) -> Result<u64, BatchError> {
         batch.check(self.layers(), self.grid, self.hidden)?;
         for &rect in rects {
-            rect.check(self.grid).map_err(|_| BatchError::NotHeld { rect })?;
+            rect.check(self.grid)
+                .map_err(|_| BatchError::NotHeld { rect })?;
         }
         out.clear();
         let layer = &self.layers[batch.layer];
