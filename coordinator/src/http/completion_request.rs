@@ -1,0 +1,69 @@
+//! The body of `/v1/completions`, checked.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::{Field, Object};
+use super::options::{MAX_TOP_LOGPROBS, Options};
+
+/// What is to be completed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Prompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+/// A checked completion request.
+#[derive(Debug)]
+pub(super) struct CompletionRequest {
+    pub(super) model: Option<String>,
+    pub(super) prompt: Prompt,
+    pub(super) logprobs: Option<usize>,
+    pub(super) options: Options,
+}
+
+/// What the API promises when the client names no limit.
+const DEFAULT_MAX_TOKENS: usize = 16;
+
+impl CompletionRequest {
+    pub(super) fn read(body: &Value) -> Result<Self, ApiError> {
+        let body = Object::root(body)?;
+        if body.bool("echo")? == Some(true) {
+            return Err(ApiError::unsupported("echo", "`echo` is not supported here"));
+        }
+        if body.str("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "`suffix` is not supported here"));
+        }
+        let mut options = Options::read(&body)?;
+        options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
+        let logprobs = body.integer("logprobs", 0..=MAX_TOP_LOGPROBS)?;
+        Ok(CompletionRequest {
+            model: body.str("model")?.map(str::to_owned),
+            prompt: read_prompt(&body.require("prompt")?)?,
+            logprobs: logprobs.and_then(|n| usize::try_from(n).ok()),
+            options,
+        })
+    }
+}
+
+fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
+    const EXPECTED: &str = "a string or a list of token ids";
+    let fields = match field.value {
+        Value::String(text) => return Ok(Prompt::Text(text.clone())),
+        Value::Array(_) => field.array()?,
+        _ => return Err(field.wrong(EXPECTED)),
+    };
+    // A list of one string is a batch of one, which some clients always send.
+    if let [Field { value: Value::String(text), .. }] = fields.as_slice() {
+        return Ok(Prompt::Text(text.clone()));
+    }
+    if fields.iter().any(|entry| matches!(entry.value, Value::String(_) | Value::Array(_))) {
+        let message = "several prompts in one request are not supported: send one request each";
+        return Err(ApiError::unsupported(field.path.clone(), message));
+    }
+    let id = |entry: &Field<'_>| {
+        let id = entry.integer(0..=i64::from(u32::MAX))?;
+        u32::try_from(id).map_err(|_| entry.wrong("a token id"))
+    };
+    Ok(Prompt::Tokens(fields.iter().map(id).collect::<Result<_, _>>()?))
+}

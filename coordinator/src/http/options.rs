@@ -1,0 +1,137 @@
+//! The fields that chat and completion requests share: sampling, limits, streaming.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::Object;
+use crate::sampling::{SamplingParams, random_seed};
+
+/// Stop texts that one request may give.
+const MAX_STOPS: usize = 16;
+/// Alternatives that may be asked for beside each token.
+pub(super) const MAX_TOP_LOGPROBS: i64 = 20;
+
+/// How the answer is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Streaming {
+    pub stream: bool,
+    /// A last chunk tells the usage.
+    pub include_usage: bool,
+    /// Every chunk tells the usage so far.
+    pub continuous_usage: bool,
+}
+
+/// The checked shared fields.
+#[derive(Clone, Debug)]
+pub(super) struct Options {
+    pub(super) max_tokens: Option<usize>,
+    pub(super) sampling: SamplingParams,
+    pub(super) stop: Vec<String>,
+    pub(super) ignore_eos: bool,
+    pub(super) streaming: Streaming,
+}
+
+impl Options {
+    pub(super) fn read(body: &Object<'_>) -> Result<Self, ApiError> {
+        refuse_what_is_not_served(body)?;
+        Ok(Options {
+            max_tokens: max_tokens(body)?,
+            sampling: sampling(body)?,
+            stop: stops(body)?,
+            ignore_eos: body.bool("ignore_eos")?.unwrap_or(false),
+            streaming: streaming(body)?,
+        })
+    }
+}
+
+fn max_tokens(body: &Object<'_>) -> Result<Option<usize>, ApiError> {
+    let old = body.integer("max_tokens", 1..=i64::MAX)?;
+    let new = body.integer("max_completion_tokens", 1..=i64::MAX)?;
+    Ok(new.or(old).and_then(|n| usize::try_from(n).ok()))
+}
+
+fn sampling(body: &Object<'_>) -> Result<SamplingParams, ApiError> {
+    let mut params = SamplingParams::default();
+    if let Some(temperature) = body.number("temperature", 0.0..=2.0)? {
+        params.temperature = temperature as f32;
+    }
+    if let Some(field) = body.get("top_p") {
+        let top_p = field.number(0.0..=1.0)?;
+        if top_p == 0.0 {
+            return Err(field.wrong("a number above 0 and at most 1"));
+        }
+        params.top_p = top_p as f32;
+    }
+    if let Some(top_k) = body.integer("top_k", -1..=i64::from(u32::MAX))? {
+        // Both 0 and -1 are in use for "no limit".
+        params.top_k = u32::try_from(top_k).unwrap_or(0);
+    }
+    if let Some(min_p) = body.number("min_p", 0.0..=1.0)? {
+        params.min_p = min_p as f32;
+    }
+    params.seed = match body.integer("seed", i64::MIN..=i64::MAX)? {
+        Some(seed) => seed as u64,
+        None => random_seed(),
+    };
+    Ok(params)
+}
+
+fn stops(body: &Object<'_>) -> Result<Vec<String>, ApiError> {
+    let Some(field) = body.get("stop") else {
+        return Ok(Vec::new());
+    };
+    let fields = match field.value {
+        Value::String(_) => vec![field],
+        Value::Array(_) => field.array()?,
+        _ => return Err(field.wrong("a string or a list of strings")),
+    };
+    if fields.len() > MAX_STOPS {
+        let message = format!("at most {MAX_STOPS} stop texts are allowed, not {}", fields.len());
+        return Err(ApiError::invalid_field("stop", message));
+    }
+    fields
+        .iter()
+        .map(|field| match field.str()? {
+            "" => Err(field.wrong("a string that is not empty")),
+            stop => Ok(stop.to_owned()),
+        })
+        .collect()
+}
+
+fn streaming(body: &Object<'_>) -> Result<Streaming, ApiError> {
+    let stream = body.bool("stream")?.unwrap_or(false);
+    let mut streaming = Streaming { stream, ..Streaming::default() };
+    if let Some(options) = body.object("stream_options")? {
+        streaming.include_usage = options.bool("include_usage")?.unwrap_or(false);
+        streaming.continuous_usage = options.bool("continuous_usage_stats")?.unwrap_or(false);
+    }
+    Ok(streaming)
+}
+
+/// Fields of the API whose effect this server does not have are refused unless they are set to
+/// what happens anyway: an answer that ignored them would be wrong in a way nobody notices.
+fn refuse_what_is_not_served(body: &Object<'_>) -> Result<(), ApiError> {
+    for (key, neutral) in [
+        ("n", 1.0),
+        ("best_of", 1.0),
+        ("presence_penalty", 0.0),
+        ("frequency_penalty", 0.0),
+        ("repetition_penalty", 1.0),
+    ] {
+        let Some(field) = body.get(key) else { continue };
+        match field.value.as_f64() {
+            None => return Err(field.wrong("a number")),
+            Some(value) if value == neutral => {}
+            Some(_) => {
+                let message = format!("`{key}` is not supported here except as {neutral}");
+                return Err(ApiError::unsupported(key, message));
+            }
+        }
+    }
+    match body.get("logit_bias") {
+        Some(field) if field.value.as_object().is_none_or(|bias| !bias.is_empty()) => {
+            Err(ApiError::unsupported("logit_bias", "`logit_bias` is not supported here"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,45 @@
+//! The process's metrics recorder, rendered for Prometheus.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::meter;
+use crate::scheduler::measures;
+
+/// Installs the recorder, once; later calls return the same handle.
+///
+/// # Errors
+/// Another recorder is installed already.
+pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle.clone());
+    }
+    let recorder = builder()?.build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)
+        .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
+    measures::describe();
+    meter::describe();
+    Ok(HANDLE.get_or_init(|| handle).clone())
+}
+
+fn builder() -> Result<PrometheusBuilder, BuildError> {
+    let (tokens, bounds) = measures::TOKENS;
+    PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), measures::SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(tokens.into()), bounds)
+}
+
+/// Keeps the recorder's buffers small even if nobody ever reads the metrics. Never returns.
+pub async fn keep_up(handle: PrometheusHandle) {
+    let mut every = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        every.tick().await;
+        handle.run_upkeep();
+    }
+}

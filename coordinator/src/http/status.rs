@@ -1,0 +1,72 @@
+//! The routes that only tell something.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::app::App;
+use super::error::ApiError;
+use crate::scheduler::Health;
+
+const PAGE: &str = include_str!("chat_page.html");
+
+pub(super) async fn page() -> impl IntoResponse {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+                  connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'";
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-cache"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, Html(PAGE))
+}
+
+pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
+    let status = app.scheduler.status();
+    let (code, word) = match status.health {
+        Health::Serving => (StatusCode::OK, "ok"),
+        Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        Health::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+    };
+    let body = json!({
+        "status": word,
+        "model": app.card.id,
+        "running": status.running,
+        "waiting": status.waiting,
+    });
+    (code, Json(body)).into_response()
+}
+
+pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    let kind = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], app.metrics.render())
+}
+
+pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    let entries: Vec<Value> = app.card.names().iter().map(|name| entry(&app, name)).collect();
+    Json(json!({"object": "list", "data": entries}))
+}
+
+pub(super) async fn model(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    app.card.check(Some(&id))?;
+    Ok(Json(entry(&app, &id)))
+}
+
+fn entry(app: &App, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": app.started,
+        "owned_by": "ds4",
+        "root": app.card.id,
+        "max_model_len": app.scheduler.context(),
+    })
+}
