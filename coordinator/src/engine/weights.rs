@@ -227,13 +227,10 @@ impl IndexerWeights {
 impl FfnWeights {
     fn new(hp: &HyperParams, t: &LayerTensors) -> Result<Self, EngineError> {
         let choice = match (&t.tid2eid, &t.exp_probs_b) {
-            (Some(table), _) => {
-                check_table(hp, table)?;
-                Choice::Hash {
-                    table: table.clone(),
-                    stride: table.dims()[0] as usize,
-                }
-            }
+            (Some(table), _) => Choice::Hash {
+                table: table.clone(),
+                stride: table.dims()[0] as usize,
+            },
             (None, Some(bias)) => Choice::Learned {
                 bias: read_floats(bias)?,
             },
@@ -250,23 +247,5 @@ impl FfnWeights {
             shared_down: Linear::new(&t.down_shexp)?,
             routed_types: [t.gate_exps.ty(), t.up_exps.ty()],
         })
-    }
-}
-
-/// Refuses a table that names an expert the model lacks, so that routing need not check.
-fn check_table(hp: &HyperParams, table: &Tensor) -> Result<(), EngineError> {
-    let ids = table
-        .bytes()
-        .chunks_exact(4)
-        .map(|bytes| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
-    let bad = ids
-        .into_iter()
-        .find(|&id| usize::try_from(id).map_or(true, |id| id >= hp.experts));
-    match bad {
-        None => Ok(()),
-        Some(id) => Err(EngineError::Values {
-            tensor: table.name().to_owned(),
-            reason: format!("names expert {id} of {}", hp.experts),
-        }),
     }
 }

@@ -33,7 +33,11 @@ impl ModelCard {
     #[must_use]
     pub fn names(&self) -> Vec<String> {
         let mut names = vec![self.id.clone()];
-        let others = self.aliases.iter().map(String::as_str).chain([CHAT_ALIAS, REASONER_ALIAS]);
+        let others = self
+            .aliases
+            .iter()
+            .map(String::as_str)
+            .chain([CHAT_ALIAS, REASONER_ALIAS]);
         for name in others {
             if !names.iter().any(|known| known == name) {
                 names.push(name.to_owned());
@@ -70,7 +74,10 @@ pub struct HttpSettings {
 
 impl Default for HttpSettings {
     fn default() -> Self {
-        HttpSettings { body_limit: 32 << 20, cors: Vec::new() }
+        HttpSettings {
+            body_limit: 32 << 20,
+            cors: Vec::new(),
+        }
     }
 }
 
@@ -97,7 +104,15 @@ impl App {
         metrics: PrometheusHandle,
     ) -> Self {
         let (started, ids) = (unix_seconds(), Ids::new());
-        App { scheduler, vocabulary, card, settings, metrics, started, ids }
+        App {
+            scheduler,
+            vocabulary,
+            card,
+            settings,
+            metrics,
+            started,
+            ids,
+        }
     }
 
     /// A name for an answer that no other answer has.
@@ -107,7 +122,9 @@ impl App {
 }
 
 pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// Numbers answers from a start that differs from process to process.
@@ -121,10 +138,17 @@ impl Ids {
     fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let nanos = now.map_or(0, |time| time.as_nanos() as u64);
-        Ids { base: nanos ^ (u64::from(std::process::id()) << 48), count: AtomicU64::new(0) }
+        Ids {
+            base: nanos ^ (u64::from(std::process::id()) << 48),
+            count: AtomicU64::new(0),
+        }
     }
 
     fn next(&self) -> String {
-        format!("{:016x}{:08x}", self.base, self.count.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{:016x}{:08x}",
+            self.base,
+            self.count.fetch_add(1, Ordering::Relaxed)
+        )
     }
 }

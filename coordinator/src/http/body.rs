@@ -13,10 +13,12 @@ use super::error::ApiError;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) async fn read_json(body: Body, limit: usize) -> Result<Value, ApiError> {
-    let bytes = tokio::time::timeout(DEADLINE, read(body, limit)).await.map_err(|_| {
-        let message = format!("the body did not arrive within {} s", DEADLINE.as_secs());
-        ApiError::status(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
-    })??;
+    let bytes = tokio::time::timeout(DEADLINE, read(body, limit))
+        .await
+        .map_err(|_| {
+            let message = format!("the body did not arrive within {} s", DEADLINE.as_secs());
+            ApiError::status(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
+        })??;
     serde_json::from_slice(&bytes).map_err(|error| ApiError {
         code: Some("malformed_json"),
         ..ApiError::invalid(format!("the body is not valid JSON: {error}"))
@@ -27,12 +29,15 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     let mut stream = body.into_data_stream();
     while let Some(frame) = stream.next().await {
-        let frame = frame.map_err(|error| {
-            ApiError::invalid(format!("the body could not be read: {error}"))
-        })?;
+        let frame = frame
+            .map_err(|error| ApiError::invalid(format!("the body could not be read: {error}")))?;
         if bytes.len() + frame.len() > limit {
             let message = format!("the body is larger than the {limit} bytes allowed");
-            return Err(ApiError::status(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message));
+            return Err(ApiError::status(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                message,
+            ));
         }
         bytes.extend_from_slice(&frame);
     }

@@ -46,8 +46,12 @@ pub(super) async fn chat_completions(State(app): State<Arc<App>>, body: Body) ->
 
 async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), ApiError> {
     let body = read_json(body, app.settings.body_limit).await?;
-    let ChatRequest { model, conversation, logprobs, options } =
-        ChatRequest::read(&body, thinks_by_default)?;
+    let ChatRequest {
+        model,
+        conversation,
+        logprobs,
+        options,
+    } = ChatRequest::read(&body, thinks_by_default)?;
     app.card.check(model.as_deref())?;
     let (prompt, reading) = tokenize(Arc::clone(app), conversation).await?;
     let generation = app.scheduler.submit(GenerateRequest {
@@ -72,7 +76,13 @@ async fn tokenize(
             .map_err(|error| ApiError::invalid(format!("the prompt cannot be built: {error}")))?;
         let tokens = app.vocabulary.tokenizer.encode_segments(&prompt.segments);
         let tools_offered = conversation.offers_tools();
-        Ok((tokens, Reading::Chat { start: prompt.start, tools_offered }))
+        Ok((
+            tokens,
+            Reading::Chat {
+                start: prompt.start,
+                tools_offered,
+            },
+        ))
     };
     on_blocking_thread(work).await
 }
@@ -83,7 +93,11 @@ pub(super) async fn on_blocking_thread<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| {
         let message = "building the prompt failed";
-        Err(ApiError::status(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message))
+        Err(ApiError::status(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            message,
+        ))
     })
 }
 

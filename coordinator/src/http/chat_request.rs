@@ -60,12 +60,21 @@ impl ChatRequest {
 }
 
 fn read_tools(body: &Object<'_>) -> Result<Vec<Tool>, ApiError> {
-    if body.array("functions")?.is_some_and(|functions| !functions.is_empty()) {
-        return Err(ApiError::unsupported("functions", "`functions` is not supported: use `tools`"));
+    if body
+        .array("functions")?
+        .is_some_and(|functions| !functions.is_empty())
+    {
+        return Err(ApiError::unsupported(
+            "functions",
+            "`functions` is not supported: use `tools`",
+        ));
     }
     let fields = body.array("tools")?.unwrap_or_default();
     if fields.len() > MAX_TOOLS {
-        let message = format!("at most {MAX_TOOLS} tools are allowed, not {}", fields.len());
+        let message = format!(
+            "at most {MAX_TOOLS} tools are allowed, not {}",
+            fields.len()
+        );
         return Err(ApiError::invalid_field("tools", message));
     }
     fields.into_iter().map(read_tool).collect()
@@ -76,7 +85,10 @@ fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
     match tool.str("type")? {
         None | Some("function") => {}
         Some(other) => {
-            let message = format!("only tools of type `function` are known, not `{}`", shortened(other));
+            let message = format!(
+                "only tools of type `function` are known, not `{}`",
+                shortened(other)
+            );
             return Err(ApiError::unsupported(tool.path_of("type"), message));
         }
     }
@@ -123,9 +135,10 @@ fn read_tool_choice(body: &Object<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoi
 fn read_thinking(body: &Object<'_>) -> Result<Option<Thinking>, ApiError> {
     let effort = match body.get("reasoning_effort") {
         None => None,
-        Some(field) => Some(Thinking::from_effort_name(field.str()?).ok_or_else(|| {
-            field.wrong("none, minimal, low, medium, high, xhigh or max")
-        })?),
+        Some(field) => Some(
+            Thinking::from_effort_name(field.str()?)
+                .ok_or_else(|| field.wrong("none, minimal, low, medium, high, xhigh or max"))?,
+        ),
     };
     Ok(match (read_switch(body)?, effort) {
         (Some(false), _) => Some(Thinking::Off),

@@ -21,7 +21,11 @@ pub(super) struct Heading {
 
 impl Heading {
     pub(super) fn new(app: Arc<App>) -> Self {
-        Heading { id: app.next_id(), created: unix_seconds(), app }
+        Heading {
+            id: app.next_id(),
+            created: unix_seconds(),
+            app,
+        }
     }
 
     /// An object that begins with the heading. `prefix` tells the routes' ids apart.
@@ -31,7 +35,10 @@ impl Heading {
             ("object".into(), kind.into()),
             ("created".into(), self.created.into()),
             ("model".into(), self.app.card.id.as_str().into()),
-            ("system_fingerprint".into(), self.app.card.fingerprint.as_str().into()),
+            (
+                "system_fingerprint".into(),
+                self.app.card.fingerprint.as_str().into(),
+            ),
         ])
     }
 
@@ -50,9 +57,16 @@ struct Gathered {
 
 impl Gathered {
     fn push(&mut self, heading: &Heading, drawn: &Drawn) {
-        let Some(logprobs) = &drawn.logprobs else { return };
+        let Some(logprobs) = &drawn.logprobs else {
+            return;
+        };
         let entry = chat_logprob(&heading.app.vocabulary, drawn.token, logprobs);
-        if drawn.reasoning { &mut self.reasoning } else { &mut self.content }.push(entry);
+        if drawn.reasoning {
+            &mut self.reasoning
+        } else {
+            &mut self.content
+        }
+        .push(entry);
     }
 
     fn take(&mut self) -> Value {
@@ -114,7 +128,11 @@ impl WholeAnswer {
         self.extend(deltas);
         let mut message = Map::from_iter([("role".to_owned(), Value::from("assistant"))]);
         let no_content = self.content.is_empty() && !self.calls.is_empty();
-        let content = if no_content { Value::Null } else { self.content.into() };
+        let content = if no_content {
+            Value::Null
+        } else {
+            self.content.into()
+        };
         message.insert("content".into(), content);
         if !self.reasoning.is_empty() {
             message.insert("reasoning_content".into(), self.reasoning.into());
@@ -124,7 +142,10 @@ impl WholeAnswer {
                 let function = json!({"name": name, "arguments": arguments});
                 json!({"id": self.heading.call_id(index), "type": "function", "function": function})
             };
-            message.insert("tool_calls".into(), self.calls.iter().enumerate().map(call).collect());
+            message.insert(
+                "tool_calls".into(),
+                self.calls.iter().enumerate().map(call).collect(),
+            );
         }
         let choice = json!({
             "index": 0,
@@ -150,7 +171,12 @@ pub(super) struct AnswerChunks {
 
 impl AnswerChunks {
     pub(super) fn new(heading: Heading, streaming: Streaming) -> Self {
-        AnswerChunks { heading, streaming, role_sent: false, logprobs: Gathered::default() }
+        AnswerChunks {
+            heading,
+            streaming,
+            role_sent: false,
+            logprobs: Gathered::default(),
+        }
     }
 
     fn chunks(&mut self, deltas: Vec<OutputEvent>, usage: Usage) -> Vec<Value> {

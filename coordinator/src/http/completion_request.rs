@@ -29,10 +29,16 @@ impl CompletionRequest {
     pub(super) fn read(body: &Value) -> Result<Self, ApiError> {
         let body = Object::root(body)?;
         if body.bool("echo")? == Some(true) {
-            return Err(ApiError::unsupported("echo", "`echo` is not supported here"));
+            return Err(ApiError::unsupported(
+                "echo",
+                "`echo` is not supported here",
+            ));
         }
         if body.str("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::unsupported("suffix", "`suffix` is not supported here"));
+            return Err(ApiError::unsupported(
+                "suffix",
+                "`suffix` is not supported here",
+            ));
         }
         let mut options = Options::read(&body)?;
         options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
@@ -54,10 +60,19 @@ fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
         _ => return Err(field.wrong(EXPECTED)),
     };
     // A list of one string is a batch of one, which some clients always send.
-    if let [Field { value: Value::String(text), .. }] = fields.as_slice() {
+    if let [
+        Field {
+            value: Value::String(text),
+            ..
+        },
+    ] = fields.as_slice()
+    {
         return Ok(Prompt::Text(text.clone()));
     }
-    if fields.iter().any(|entry| matches!(entry.value, Value::String(_) | Value::Array(_))) {
+    if fields
+        .iter()
+        .any(|entry| matches!(entry.value, Value::String(_) | Value::Array(_)))
+    {
         let message = "several prompts in one request are not supported: send one request each";
         return Err(ApiError::unsupported(field.path.clone(), message));
     }
@@ -65,5 +80,7 @@ fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
         let id = entry.integer(0..=i64::from(u32::MAX))?;
         u32::try_from(id).map_err(|_| entry.wrong("a token id"))
     };
-    Ok(Prompt::Tokens(fields.iter().map(id).collect::<Result<_, _>>()?))
+    Ok(Prompt::Tokens(
+        fields.iter().map(id).collect::<Result<_, _>>()?,
+    ))
 }

@@ -57,7 +57,12 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
 
 async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), ApiError> {
     let body = read_json(body, app.settings.body_limit).await?;
-    let CompletionRequest { model, prompt, logprobs, options } = CompletionRequest::read(&body)?;
+    let CompletionRequest {
+        model,
+        prompt,
+        logprobs,
+        options,
+    } = CompletionRequest::read(&body)?;
     app.card.check(model.as_deref())?;
     let prompt = match prompt {
         Prompt::Tokens(tokens) => tokens,
@@ -102,19 +107,29 @@ struct Text {
 
 impl Text {
     fn new(heading: Heading, streaming: Streaming) -> Self {
-        Text { heading, streaming, logprobs: CompletionLogprobs::default(), offset: 0 }
+        Text {
+            heading,
+            streaming,
+            logprobs: CompletionLogprobs::default(),
+            offset: 0,
+        }
     }
 
     fn note(&mut self, drawn: &Drawn) {
         if let Some(logprobs) = &drawn.logprobs {
             let vocabulary = &self.heading.app.vocabulary;
-            self.offset += self.logprobs.push(vocabulary, drawn.token, logprobs, self.offset);
+            self.offset += self
+                .logprobs
+                .push(vocabulary, drawn.token, logprobs, self.offset);
         }
     }
 
     fn object(&mut self, text: &str, finish: Value) -> Map<String, Value> {
-        let logprobs =
-            if self.logprobs.is_empty() { Value::Null } else { self.logprobs.take() };
+        let logprobs = if self.logprobs.is_empty() {
+            Value::Null
+        } else {
+            self.logprobs.take()
+        };
         let mut object = self.heading.object("cmpl", "text_completion");
         let choice =
             json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish});

@@ -24,7 +24,14 @@ pub struct ApiError {
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        ApiError { status, kind, message, param: None, code: None, retry_after_s: None }
+        ApiError {
+            status,
+            kind,
+            message,
+            param: None,
+            code: None,
+            retry_after_s: None,
+        }
     }
 
     /// 400 without a field.
@@ -47,7 +54,10 @@ impl ApiError {
     /// an answer that silently ignored it.
     #[must_use]
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
-        ApiError { code: Some("unsupported_parameter"), ..Self::invalid_field(param, message) }
+        ApiError {
+            code: Some("unsupported_parameter"),
+            ..Self::invalid_field(param, message)
+        }
     }
 
     /// 404 about a model, naming those that are served.
@@ -68,8 +78,15 @@ impl ApiError {
     /// Any other status.
     #[must_use]
     pub fn status(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
-        let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
-        ApiError { code: Some(code), ..Self::new(status, kind, message) }
+        let kind = if status.is_server_error() {
+            "server_error"
+        } else {
+            "invalid_request_error"
+        };
+        ApiError {
+            code: Some(code),
+            ..Self::new(status, kind, message)
+        }
     }
 
     /// The JSON body, also sent inside a stream.
@@ -96,7 +113,9 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after_s {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -119,6 +138,7 @@ impl From<AdmissionError> for ApiError {
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
                 Self::invalid_field("prompt", message)
             }
+            AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),
             AdmissionError::Stopped => unavailable("engine_stopped", message),
         }

@@ -26,7 +26,10 @@ impl<'a> Object<'a> {
     /// The body itself.
     pub(super) fn root(body: &'a Value) -> Result<Self, ApiError> {
         match body {
-            Value::Object(map) => Ok(Object { map, path: String::new() }),
+            Value::Object(map) => Ok(Object {
+                map,
+                path: String::new(),
+            }),
             other => Err(ApiError::invalid(format!(
                 "the body must be a JSON object, not {}",
                 kind_of(other)
@@ -36,13 +39,20 @@ impl<'a> Object<'a> {
 
     /// The path of this object's field `key`.
     pub(super) fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Field<'a>> {
         match self.map.get(key) {
             None | Some(Value::Null) => None,
-            Some(value) => Some(Field { value, path: self.path_of(key) }),
+            Some(value) => Some(Field {
+                value,
+                path: self.path_of(key),
+            }),
         }
     }
 
@@ -50,7 +60,10 @@ impl<'a> Object<'a> {
         self.get(key).ok_or_else(|| {
             let path = self.path_of(key);
             let message = format!("the field `{path}` is missing");
-            ApiError { code: Some("missing_field"), ..ApiError::invalid_field(path, message) }
+            ApiError {
+                code: Some("missing_field"),
+                ..ApiError::invalid_field(path, message)
+            }
         })
     }
 
@@ -90,8 +103,11 @@ impl<'a> Object<'a> {
 impl<'a> Field<'a> {
     /// An error saying what the field must be.
     pub(super) fn wrong(&self, expected: &str) -> ApiError {
-        let message =
-            format!("the field `{}` must be {expected}, not {}", self.path, describe(self.value));
+        let message = format!(
+            "the field `{}` must be {expected}, not {}",
+            self.path,
+            describe(self.value)
+        );
         ApiError::invalid_field(self.path.clone(), message)
     }
 
@@ -100,12 +116,17 @@ impl<'a> Field<'a> {
     }
 
     pub(super) fn bool(&self) -> Result<bool, ApiError> {
-        self.value.as_bool().ok_or_else(|| self.wrong("true or false"))
+        self.value
+            .as_bool()
+            .ok_or_else(|| self.wrong("true or false"))
     }
 
     pub(super) fn object(self) -> Result<Object<'a>, ApiError> {
         match self.value {
-            Value::Object(map) => Ok(Object { map, path: self.path }),
+            Value::Object(map) => Ok(Object {
+                map,
+                path: self.path,
+            }),
             _ => Err(self.wrong("an object")),
         }
     }
@@ -114,30 +135,41 @@ impl<'a> Field<'a> {
         let Value::Array(values) = self.value else {
             return Err(self.wrong("a list"));
         };
-        let entry = |(i, value)| Field { value, path: format!("{}[{i}]", self.path) };
+        let entry = |(i, value)| Field {
+            value,
+            path: format!("{}[{i}]", self.path),
+        };
         Ok(values.iter().enumerate().map(entry).collect())
     }
 
     pub(super) fn number(&self, range: RangeInclusive<f64>) -> Result<f64, ApiError> {
         match self.value.as_f64() {
             Some(number) if range.contains(&number) => Ok(number),
-            _ => {
-                Err(self.wrong(&format!("a number from {} to {}", range.start(), range.end())))
-            }
+            _ => Err(self.wrong(&format!(
+                "a number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
         }
     }
 
     pub(super) fn integer(&self, range: RangeInclusive<i64>) -> Result<i64, ApiError> {
         // Some clients write whole numbers as 64.0.
         let whole = |x: f64| (x.fract() == 0.0 && x.abs() < 9.0e15).then_some(x as i64);
-        let integer = self.value.as_i64().or_else(|| self.value.as_f64().and_then(whole));
+        let integer = self
+            .value
+            .as_i64()
+            .or_else(|| self.value.as_f64().and_then(whole));
         match integer {
             Some(integer) if range.contains(&integer) => Ok(integer),
             _ if *range.end() == i64::MAX => {
                 Err(self.wrong(&format!("a whole number of at least {}", range.start())))
             }
-            _ => Err(self
-                .wrong(&format!("a whole number from {} to {}", range.start(), range.end()))),
+            _ => Err(self.wrong(&format!(
+                "a whole number from {} to {}",
+                range.start(),
+                range.end()
+            ))),
         }
     }
 }
@@ -171,13 +203,30 @@ mod tests {
     fn complaints_name_the_path_and_what_was_there() {
         let body = json!({"messages": [{"content": "a"}, {"content": 5}], "top_p": 1.5});
         let root = Object::root(&body).unwrap();
-        let second = root.array("messages").unwrap().unwrap().remove(1).object().unwrap();
+        let second = root
+            .array("messages")
+            .unwrap()
+            .unwrap()
+            .remove(1)
+            .object()
+            .unwrap();
         let error = second.str("content").unwrap_err();
         assert_eq!(error.param.as_deref(), Some("messages[1].content"));
-        assert!(error.message.ends_with("must be a string, not 5"), "{}", error.message);
+        assert!(
+            error.message.ends_with("must be a string, not 5"),
+            "{}",
+            error.message
+        );
         let error = root.number("top_p", 0.0..=1.0).unwrap_err();
-        assert!(error.message.contains("a number from 0 to 1, not 1.5"), "{}", error.message);
-        assert_eq!(root.require("model").unwrap_err().param.as_deref(), Some("model"));
+        assert!(
+            error.message.contains("a number from 0 to 1, not 1.5"),
+            "{}",
+            error.message
+        );
+        assert_eq!(
+            root.require("model").unwrap_err().param.as_deref(),
+            Some("model")
+        );
     }
 
     #[test]

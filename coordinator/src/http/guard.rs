@@ -58,19 +58,29 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
 
 /// The scheme is left aside: behind a proxy that ends TLS the page is https and this is http.
 fn is_same_origin(origin: &HeaderValue, headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    let origin = origin
+        .to_str()
+        .ok()
+        .and_then(|origin| origin.split_once("://"));
     matches!((origin, host), (Some((_, origin)), Some(host)) if origin.eq_ignore_ascii_case(host))
 }
 
 fn is_allowed(origin: &HeaderValue, allowed: &[String]) -> bool {
-    allowed.iter().any(|name| name == "*" || name.as_bytes() == origin.as_bytes())
+    allowed
+        .iter()
+        .any(|name| name == "*" || name.as_bytes() == origin.as_bytes())
 }
 
 fn preflight() -> Response {
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, content-type, x-request-id"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "authorization, content-type, x-request-id",
+        ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()

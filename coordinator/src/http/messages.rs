@@ -19,21 +19,30 @@ fn read_message(field: Field<'_>) -> Result<Message, ApiError> {
     let message = field.object()?;
     let role = message.require("role")?;
     match role.str()? {
-        "system" | "developer" => Ok(Message::System { content: content(&message)? }),
-        "user" => Ok(Message::User { content: content(&message)? }),
+        "system" | "developer" => Ok(Message::System {
+            content: content(&message)?,
+        }),
+        "user" => Ok(Message::User {
+            content: content(&message)?,
+        }),
         "assistant" => read_assistant(&message),
         "tool" => Ok(Message::Tool {
             content: content(&message)?,
             call_id: message.str("tool_call_id")?.map(str::to_owned),
         }),
-        "latest_reminder" => Ok(Message::LatestReminder { content: content(&message)? }),
+        "latest_reminder" => Ok(Message::LatestReminder {
+            content: content(&message)?,
+        }),
         _ => Err(role.wrong("system, developer, user, assistant or tool")),
     }
 }
 
 fn read_assistant(message: &Object<'_>) -> Result<Message, ApiError> {
     let calls = message.array("tool_calls")?.unwrap_or_default();
-    let tool_calls = calls.into_iter().map(read_call).collect::<Result<Vec<_>, _>>()?;
+    let tool_calls = calls
+        .into_iter()
+        .map(read_call)
+        .collect::<Result<Vec<_>, _>>()?;
     let reasoning = match message.str("reasoning_content")? {
         None => message.str("reasoning")?,
         reasoning => reasoning,
@@ -55,9 +64,15 @@ fn read_call(field: Field<'_>) -> Result<ToolCall, ApiError> {
     let function = call.require("function")?.object()?;
     let arguments = match function.get("arguments") {
         None => "{}".to_owned(),
-        Some(Field { value: Value::String(text), .. }) => text.clone(),
+        Some(Field {
+            value: Value::String(text),
+            ..
+        }) => text.clone(),
         // Not what the API says, but what some clients send, and its meaning is plain.
-        Some(Field { value: object @ Value::Object(_), .. }) => object.to_string(),
+        Some(Field {
+            value: object @ Value::Object(_),
+            ..
+        }) => object.to_string(),
         Some(field) => return Err(field.wrong("a string holding a JSON object")),
     };
     Ok(ToolCall {

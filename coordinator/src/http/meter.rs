@@ -11,8 +11,15 @@ const DURATION: &str = "ds4_request_duration_seconds";
 
 /// Registers the descriptions.
 pub fn describe() {
-    describe_counter!(REQUESTS, "Requests by route and outcome (ok, refused, failed, cancelled).");
-    describe_histogram!(DURATION, Unit::Seconds, "From a request's arrival to its end, by route.");
+    describe_counter!(
+        REQUESTS,
+        "Requests by route and outcome (ok, refused, failed, cancelled)."
+    );
+    describe_histogram!(
+        DURATION,
+        Unit::Seconds,
+        "From a request's arrival to its end, by route."
+    );
     for route in [Route::Chat, Route::Completions] {
         for outcome in ["ok", "refused", "failed", "cancelled"] {
             counter!(REQUESTS, "route" => route.name(), "outcome" => outcome).absolute(0);
@@ -46,7 +53,11 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn new(route: Route) -> Self {
-        Meter { route, began: Instant::now(), outcome: "cancelled" }
+        Meter {
+            route,
+            began: Instant::now(),
+            outcome: "cancelled",
+        }
     }
 
     pub(super) fn succeeded(&mut self) {
@@ -54,7 +65,11 @@ impl Meter {
     }
 
     pub(super) fn failed(&mut self, error: &ApiError) {
-        self.outcome = if error.status.is_server_error() { "failed" } else { "refused" };
+        self.outcome = if error.status.is_server_error() {
+            "failed"
+        } else {
+            "refused"
+        };
     }
 }
 

@@ -59,7 +59,9 @@ pub async fn serve(
     app: Arc<App>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    axum::serve(listener, router(app)).with_graceful_shutdown(shutdown).await
+    axum::serve(listener, router(app))
+        .with_graceful_shutdown(shutdown)
+        .await
 }
 
 async fn unknown_path(uri: axum::http::Uri) -> ApiError {
@@ -69,5 +71,9 @@ async fn unknown_path(uri: axum::http::Uri) -> ApiError {
 
 async fn wrong_method(method: axum::http::Method) -> ApiError {
     let message = format!("the method {method} is not allowed here");
-    ApiError::status(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    ApiError::status(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        message,
+    )
 }

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Object;
-use crate::sampling::{SamplingParams, random_seed};
+use crate::sampling::SamplingParams;
+use crate::scheduler::random_seed;
 
 /// Stop texts that one request may give.
 const MAX_STOPS: usize = 16;
@@ -86,7 +87,10 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, ApiError> {
         _ => return Err(field.wrong("a string or a list of strings")),
     };
     if fields.len() > MAX_STOPS {
-        let message = format!("at most {MAX_STOPS} stop texts are allowed, not {}", fields.len());
+        let message = format!(
+            "at most {MAX_STOPS} stop texts are allowed, not {}",
+            fields.len()
+        );
         return Err(ApiError::invalid_field("stop", message));
     }
     fields
@@ -100,7 +104,10 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, ApiError> {
 
 fn streaming(body: &Object<'_>) -> Result<Streaming, ApiError> {
     let stream = body.bool("stream")?.unwrap_or(false);
-    let mut streaming = Streaming { stream, ..Streaming::default() };
+    let mut streaming = Streaming {
+        stream,
+        ..Streaming::default()
+    };
     if let Some(options) = body.object("stream_options")? {
         streaming.include_usage = options.bool("include_usage")?.unwrap_or(false);
         streaming.continuous_usage = options.bool("continuous_usage_stats")?.unwrap_or(false);
@@ -129,9 +136,9 @@ fn refuse_what_is_not_served(body: &Object<'_>) -> Result<(), ApiError> {
         }
     }
     match body.get("logit_bias") {
-        Some(field) if field.value.as_object().is_none_or(|bias| !bias.is_empty()) => {
-            Err(ApiError::unsupported("logit_bias", "`logit_bias` is not supported here"))
-        }
+        Some(field) if field.value.as_object().is_none_or(|bias| !bias.is_empty()) => Err(
+            ApiError::unsupported("logit_bias", "`logit_bias` is not supported here"),
+        ),
         _ => Ok(()),
     }
 }

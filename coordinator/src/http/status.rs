@@ -48,7 +48,12 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
-    let entries: Vec<Value> = app.card.names().iter().map(|name| entry(&app, name)).collect();
+    let entries: Vec<Value> = app
+        .card
+        .names()
+        .iter()
+        .map(|name| entry(&app, name))
+        .collect();
     Json(json!({"object": "list", "data": entries}))
 }
 

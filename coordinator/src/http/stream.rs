@@ -28,7 +28,13 @@ pub(super) trait ChunkWriter: Send + 'static {
 }
 
 pub(super) fn respond(generation: Generation, writer: impl ChunkWriter, meter: Meter) -> Response {
-    let lines = Lines { generation, writer, meter, ready: VecDeque::new(), over: false };
+    let lines = Lines {
+        generation,
+        writer,
+        meter,
+        ready: VecDeque::new(),
+        over: false,
+    };
     let sse = Sse::new(lines.into_stream())
         .keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("waiting"));
     let mut response = sse.into_response();
@@ -75,12 +81,16 @@ impl<W: ChunkWriter> Lines<W> {
                     self.over = true;
                     let error = ApiError::from(error);
                     self.meter.failed(&error);
-                    let message = Message::default().event("error").data(error.body().to_string());
+                    let message = Message::default()
+                        .event("error")
+                        .data(error.body().to_string());
                     self.ready.push_back(message);
                     Vec::new()
                 }
             };
-            let messages = chunks.iter().map(|chunk| Message::default().data(chunk.to_string()));
+            let messages = chunks
+                .iter()
+                .map(|chunk| Message::default().data(chunk.to_string()));
             self.ready.extend(messages);
             if self.over {
                 self.ready.push_back(Message::default().data("[DONE]"));

@@ -17,9 +17,10 @@ pub(super) fn usage_json(usage: Usage) -> Value {
 /// A token in the form of the chat API.
 pub(super) fn chat_logprob(vocabulary: &Vocabulary, token: u32, logprobs: &LogProbs) -> Value {
     let mut entry = token_entry(vocabulary, token, logprobs.chosen);
-    let top = logprobs.top.iter().map(|&(token, logprob)| {
-        Value::Object(token_entry(vocabulary, token, logprob))
-    });
+    let top = logprobs
+        .top
+        .iter()
+        .map(|&(token, logprob)| Value::Object(token_entry(vocabulary, token, logprob)));
     entry.insert("top_logprobs".into(), top.collect());
     Value::Object(entry)
 }
@@ -28,7 +29,10 @@ fn token_entry(vocabulary: &Vocabulary, token: u32, logprob: f32) -> Map<String,
     let mut entry = Map::new();
     entry.insert("token".into(), token_text(vocabulary, token).into());
     entry.insert("logprob".into(), finite(logprob));
-    entry.insert("bytes".into(), vocabulary.tokenizer.token_bytes(token).into());
+    entry.insert(
+        "bytes".into(),
+        vocabulary.tokenizer.token_bytes(token).into(),
+    );
     entry
 }
 
@@ -56,7 +60,8 @@ impl CompletionLogprobs {
         self.logprobs.push(finite(logprobs.chosen));
         let entry =
             |&(token, logprob): &(u32, f32)| (token_text(vocabulary, token), finite(logprob));
-        self.top.push(Value::Object(logprobs.top.iter().map(entry).collect()));
+        self.top
+            .push(Value::Object(logprobs.top.iter().map(entry).collect()));
         self.offsets.push(offset);
         length
     }
@@ -83,5 +88,9 @@ fn token_text(vocabulary: &Vocabulary, token: u32) -> String {
 
 /// JSON has no infinity; the API's own stand-in for "impossible" is -9999.
 fn finite(logprob: f32) -> Value {
-    if logprob.is_finite() { logprob.into() } else { (-9999.0).into() }
+    if logprob.is_finite() {
+        logprob.into()
+    } else {
+        (-9999.0).into()
+    }
 }

@@ -31,7 +31,10 @@ impl Answer {
         let request = &job.request;
         let (start, tools_offered) = match request.reading {
             Reading::Plain => (Start::Plain, false),
-            Reading::Chat { start, tools_offered } => (start, tools_offered),
+            Reading::Chat {
+                start,
+                tools_offered,
+            } => (start, tools_offered),
         };
         Answer {
             vocabulary,
@@ -42,7 +45,10 @@ impl Answer {
             logprobs: request.logprobs,
             ignore_eos: request.ignore_eos,
             max_tokens: job.max_tokens,
-            usage: Usage { prompt_tokens: request.prompt.len(), ..Usage::default() },
+            usage: Usage {
+                prompt_tokens: request.prompt.len(),
+                ..Usage::default()
+            },
             in_reasoning: matches!(start, Start::Reasoning | Start::ReasoningContinued),
             ended: None,
         }
@@ -67,7 +73,13 @@ impl Answer {
         if self.usage.completion_tokens >= self.max_tokens && self.ended.is_none() {
             self.ended = Some(Ended::Length);
         }
-        Ok(Drawn { token, deltas, reasoning, logprobs, usage: self.usage })
+        Ok(Drawn {
+            token,
+            deltas,
+            reasoning,
+            logprobs,
+            usage: self.usage,
+        })
     }
 
     fn read(&mut self, token: u32) -> Vec<OutputEvent> {
@@ -79,11 +91,15 @@ impl Answer {
             return deltas;
         }
         self.text.clear();
-        self.decoder.push(self.vocabulary.tokenizer.token_bytes(token), &mut self.text);
+        self.decoder
+            .push(self.vocabulary.tokenizer.token_bytes(token), &mut self.text);
         if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
             self.ended = Some(Ended::Stop);
         }
-        if deltas.iter().any(|delta| !matches!(delta, OutputEvent::Reasoning(_))) {
+        if deltas
+            .iter()
+            .any(|delta| !matches!(delta, OutputEvent::Reasoning(_)))
+        {
             self.in_reasoning = false;
         }
         deltas

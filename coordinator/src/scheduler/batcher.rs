@@ -18,7 +18,10 @@ impl BatchLimits {
     #[must_use]
     pub fn for_chunk(chunk: usize) -> Self {
         let chunk = chunk.max(1);
-        BatchLimits { prefill_tokens: chunk, prefill_tokens_beside_decode: (chunk / 4).max(1) }
+        BatchLimits {
+            prefill_tokens: chunk,
+            prefill_tokens_beside_decode: (chunk / 4).max(1),
+        }
     }
 }
 
@@ -38,8 +41,12 @@ pub enum Need {
 #[must_use]
 pub fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
     let decoding = needs.iter().any(|need| matches!(need, Need::Decode));
-    let budget =
-        if decoding { limits.prefill_tokens_beside_decode } else { limits.prefill_tokens }.max(1);
+    let budget = if decoding {
+        limits.prefill_tokens_beside_decode
+    } else {
+        limits.prefill_tokens
+    }
+    .max(1);
     let mut shares: Vec<usize> = needs
         .iter()
         .map(|need| match need {
@@ -76,8 +83,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: BatchLimits =
-        BatchLimits { prefill_tokens: 100, prefill_tokens_beside_decode: 20 };
+    const LIMITS: BatchLimits = BatchLimits {
+        prefill_tokens: 100,
+        prefill_tokens_beside_decode: 20,
+    };
 
     #[test]
     fn every_decode_gets_its_token_and_prefill_the_smaller_budget() {
@@ -93,8 +102,14 @@ mod tests {
 
     #[test]
     fn what_a_short_prompt_leaves_goes_to_the_long_one() {
-        assert_eq!(plan(&[Need::Prefill(500), Need::Prefill(10)], LIMITS), [90, 10]);
-        assert_eq!(plan(&[Need::Prefill(500), Need::Prefill(500)], LIMITS), [50, 50]);
+        assert_eq!(
+            plan(&[Need::Prefill(500), Need::Prefill(10)], LIMITS),
+            [90, 10]
+        );
+        assert_eq!(
+            plan(&[Need::Prefill(500), Need::Prefill(500)], LIMITS),
+            [50, 50]
+        );
     }
 
     #[test]

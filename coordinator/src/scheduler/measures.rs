@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 const RUNNING: &str = "ds4_requests_running";
 const WAITING: &str = "ds4_requests_waiting";
@@ -21,10 +23,26 @@ pub fn describe() {
     describe_gauge!(WAITING, "Requests in the queue.");
     describe_counter!(PROMPT_TOKENS, "Prompt tokens computed.");
     describe_counter!(GENERATED_TOKENS, "Tokens generated.");
-    describe_histogram!(FIRST_TOKEN, Unit::Seconds, "From a request's arrival to its first token.");
-    describe_histogram!(NEXT_TOKEN, Unit::Seconds, "Between two tokens of one answer.");
-    describe_histogram!(QUEUE_TIME, Unit::Seconds, "From a request's arrival to its admission.");
-    describe_histogram!(STEP_TIME, Unit::Seconds, "One forward pass over all chunks of a step.");
+    describe_histogram!(
+        FIRST_TOKEN,
+        Unit::Seconds,
+        "From a request's arrival to its first token."
+    );
+    describe_histogram!(
+        NEXT_TOKEN,
+        Unit::Seconds,
+        "Between two tokens of one answer."
+    );
+    describe_histogram!(
+        QUEUE_TIME,
+        Unit::Seconds,
+        "From a request's arrival to its admission."
+    );
+    describe_histogram!(
+        STEP_TIME,
+        Unit::Seconds,
+        "One forward pass over all chunks of a step."
+    );
     describe_histogram!(STEP_ROWS, "Tokens in one forward pass.");
     describe_counter!(STEP_FAILURES, "Forward passes that failed.");
     load(0, 0);
@@ -35,8 +53,12 @@ pub fn describe() {
 
 /// Bucket bounds of every histogram of this crate that is not in seconds; seconds use
 /// [`SECONDS`].
-pub const TOKENS: (&str, &[f64]) =
-    (STEP_ROWS, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0]);
+pub const TOKENS: (&str, &[f64]) = (
+    STEP_ROWS,
+    &[
+        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0,
+    ],
+);
 
 /// Bucket bounds for durations: a token may take a millisecond and a long prompt an hour.
 pub const SECONDS: &[f64] = &[

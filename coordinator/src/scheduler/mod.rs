@@ -10,6 +10,7 @@
 
 mod answer;
 mod batcher;
+mod engine_model;
 pub mod measures;
 mod model;
 mod queue;
@@ -26,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 pub use model::{StepChunk, StepError, StepModel, StepResult, Want};
 pub use request::{
     AdmissionError, Drawn, Event, Finish, GenerateError, GenerateRequest, Generation, Progress,
-    Reading, Timings, Usage,
+    Reading, Timings, Usage, random_seed,
 };
 pub use vocabulary::Vocabulary;
 
@@ -101,10 +102,25 @@ impl Scheduler {
         let (vocab, context) = (model.vocab(), model.context());
         let batch = BatchLimits::for_chunk(limits.chunk);
         let for_runner = Arc::clone(&queue);
-        let thread = std::thread::Builder::new().name("ds4-runner".into()).spawn(move || {
-            Runner::new(model, vocabulary, for_runner, places, batch, limits.max_wait).run();
-        })?;
-        Ok(Scheduler { queue, vocab, context, thread: Mutex::new(Some(thread)) })
+        let thread = std::thread::Builder::new()
+            .name("ds4-runner".into())
+            .spawn(move || {
+                Runner::new(
+                    model,
+                    vocabulary,
+                    for_runner,
+                    places,
+                    batch,
+                    limits.max_wait,
+                )
+                .run();
+            })?;
+        Ok(Scheduler {
+            queue,
+            vocab,
+            context,
+            thread: Mutex::new(Some(thread)),
+        })
     }
 
     /// Tokens that a prompt and its answer may have together.
@@ -123,15 +139,24 @@ impl Scheduler {
             return Err(AdmissionError::EmptyPrompt);
         }
         if prompt >= self.context {
-            return Err(AdmissionError::PromptTooLong { prompt, context: self.context });
+            return Err(AdmissionError::PromptTooLong {
+                prompt,
+                context: self.context,
+            });
         }
         let vocab = self.vocab;
-        if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= vocab) {
+        if let Some(&token) = request
+            .prompt
+            .iter()
+            .find(|&&token| token as usize >= vocab)
+        {
             return Err(AdmissionError::UnknownToken { token, vocab });
         }
         let sampler = Sampler::new(request.sampling)?;
         let room = self.context - prompt;
-        let max_tokens = request.max_tokens.map_or(room, |wanted| wanted.clamp(1, room));
+        let max_tokens = request
+            .max_tokens
+            .map_or(room, |wanted| wanted.clamp(1, room));
         // One event a token and the last one.
         let (sender, events) = mpsc::channel(max_tokens + 1);
         let (progress_sender, progress) = watch::channel(Progress::default());
@@ -147,7 +172,12 @@ impl Scheduler {
             cancelled: flag,
             submitted: Instant::now(),
         })?;
-        Ok(Generation { events, progress, cancelled, prompt_tokens: prompt })
+        Ok(Generation {
+            events,
+            progress,
+            cancelled,
+            prompt_tokens: prompt,
+        })
     }
 
     /// What is going on.
@@ -159,7 +189,11 @@ impl Scheduler {
             Gate::Draining | Gate::Aborting => Health::Draining,
             Gate::Stopped => Health::Stopped,
         };
-        Status { health, running, waiting }
+        Status {
+            health,
+            running,
+            waiting,
+        }
     }
 
     /// Takes nothing new from now on; what is here is finished.
@@ -176,7 +210,11 @@ impl Scheduler {
             self.queue.close(Gate::Aborting);
             self.wait_stopped(Duration::from_secs(30)).await;
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread.filter(JoinHandle::is_finished) {
             // A panic has been reported on stderr already.
             let _ = thread.join();

@@ -116,7 +116,9 @@ impl Queue {
 
     fn retry_after(&self, state: &State) -> u64 {
         let rounds = state.waiting.len() as f64 / self.places as f64;
-        (state.mean_service.as_secs_f64() * rounds).ceil().clamp(1.0, 60.0) as u64
+        (state.mean_service.as_secs_f64() * rounds)
+            .ceil()
+            .clamp(1.0, 60.0) as u64
     }
 
     /// Takes up to `places` waiting jobs. With `wait`, sleeps until there is one or the gate
@@ -125,7 +127,10 @@ impl Queue {
         let mut state = self.lock();
         state.drop_cancelled();
         while wait && state.waiting.is_empty() && state.gate == Gate::Open {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
             state.drop_cancelled();
         }
         let n = places.min(state.waiting.len());
@@ -135,7 +140,11 @@ impl Queue {
     /// Removes the jobs that have waited longer than `limit`.
     pub(super) fn take_expired(&self, limit: Duration) -> Vec<Job> {
         let mut state = self.lock();
-        let expired = state.waiting.iter().take_while(|job| job.submitted.elapsed() > limit).count();
+        let expired = state
+            .waiting
+            .iter()
+            .take_while(|job| job.submitted.elapsed() > limit)
+            .count();
         let jobs: Vec<Job> = state.waiting.drain(..expired).collect();
         for job in &jobs {
             state.live.remove(&job.id);
@@ -237,9 +246,15 @@ mod tests {
         for _ in 0..3 {
             queue.push(job).unwrap();
         }
-        assert!(matches!(queue.push(job), Err(AdmissionError::QueueFull { waiting: 3, .. })));
+        assert!(matches!(
+            queue.push(job),
+            Err(AdmissionError::QueueFull { waiting: 3, .. })
+        ));
         assert_eq!(queue.take(2, false).len(), 2);
-        assert!(matches!(queue.push(job), Err(AdmissionError::QueueFull { waiting: 1, .. })));
+        assert!(matches!(
+            queue.push(job),
+            Err(AdmissionError::QueueFull { waiting: 1, .. })
+        ));
         queue.finished(0, Duration::from_secs(1));
         queue.push(job).unwrap();
     }

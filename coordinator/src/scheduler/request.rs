@@ -1,5 +1,6 @@
 //! What a caller asks of the scheduler and what comes back.
 
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,6 +25,13 @@ pub struct GenerateRequest {
     /// How many alternatives to report beside each token's own log-probability.
     pub logprobs: Option<usize>,
     pub reading: Reading,
+}
+
+/// A seed for callers that name none: no two requests share it.
+#[must_use]
+pub fn random_seed() -> u64 {
+    // The standard library keys each of its hash tables at random.
+    RandomState::new().hash_one(0u64)
 }
 
 /// How the tokens of an answer are read.
@@ -88,7 +96,10 @@ pub enum Event {
     /// A token was drawn.
     Token(Drawn),
     /// One of the two possible last events, with the text that was still held back.
-    Finished { deltas: Vec<OutputEvent>, finish: Finish },
+    Finished {
+        deltas: Vec<OutputEvent>,
+        finish: Finish,
+    },
     /// The other possible last event.
     Failed(GenerateError),
 }
@@ -152,7 +163,10 @@ impl Generation {
     /// The next event; the last one is `Finished` or `Failed`, after which this must not be called
     /// again (it would report [`GenerateError::Stopped`], as it does for a runner that died).
     pub async fn next_event(&mut self) -> Event {
-        self.events.recv().await.unwrap_or(Event::Failed(GenerateError::Stopped))
+        self.events
+            .recv()
+            .await
+            .unwrap_or(Event::Failed(GenerateError::Stopped))
     }
 
     /// Follows how far the prompt has been read.

@@ -65,7 +65,15 @@ impl<M: StepModel> Runner<M> {
         limits: BatchLimits,
         max_wait: Duration,
     ) -> Self {
-        Runner { model, vocabulary, queue, places, limits, max_wait, running: Vec::new() }
+        Runner {
+            model,
+            vocabulary,
+            queue,
+            places,
+            limits,
+            max_wait,
+            running: Vec::new(),
+        }
     }
 
     /// Works until the queue's gate is closed and everything is finished or given up.
@@ -95,7 +103,11 @@ impl<M: StepModel> Runner<M> {
             let now = Instant::now();
             measures::queued(now - job.submitted);
             let total = job.request.prompt.len();
-            job.progress.send_replace(Progress { done: 0, total, started: true });
+            job.progress.send_replace(Progress {
+                done: 0,
+                total,
+                started: true,
+            });
             self.running.push(Running {
                 sequence: self.model.new_sequence(),
                 fed: 0,
@@ -139,28 +151,7 @@ impl<M: StepModel> Runner<M> {
         let rows = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         drop(chunks);
         measures::step(began.elapsed(), rows, prefill);
-        let mut leaving = Vec::new();
-        match outcome {
-            Ok(result) => {
-                for (chunk, &i) in members.iter().enumerate() {
-                    let leave = if result.cancelled(chunk) {
-                        Some(Leave::Cancelled)
-                    } else {
-                        self.running[i].advance(shares[i], result.last_logits(chunk))
-                    };
-                    leaving.extend(leave.map(|leave| (i, leave)));
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, requests = members.len(), "a step failed");
-                measures::failed_step();
-                let error = match error {
-                    StepError::Experts(text) => GenerateError::Experts(text),
-                    StepError::Engine(text) => GenerateError::Engine(text),
-                };
-                leaving.extend(members.iter().map(|&i| (i, Leave::Failed(error.clone()))));
-            }
-        }
+        let leaving = settle(&mut self.running, &members, &shares, outcome);
         for (i, leave) in leaving.into_iter().rev() {
             self.leave(i, leave);
         }
@@ -177,6 +168,40 @@ impl<M: StepModel> Runner<M> {
             Leave::Failed(error) => send(&running.job, Event::Failed(error)),
             // Nobody listens, unless it is the server that gives up.
             Leave::Cancelled => send(&running.job, Event::Failed(GenerateError::ShuttingDown)),
+        }
+    }
+}
+
+/// Gives every member of a step what came of it; returns those who leave, in order of place.
+fn settle<S, R: StepResult>(
+    running: &mut [Running<S>],
+    members: &[usize],
+    shares: &[usize],
+    outcome: Result<R, StepError>,
+) -> Vec<(usize, Leave)> {
+    match outcome {
+        Ok(result) => {
+            let settle = |(chunk, &i): (usize, &usize)| {
+                let leave = if result.cancelled(chunk) {
+                    Some(Leave::Cancelled)
+                } else {
+                    running[i].advance(shares[i], result.last_logits(chunk))
+                };
+                leave.map(|leave| (i, leave))
+            };
+            members.iter().enumerate().filter_map(settle).collect()
+        }
+        Err(error) => {
+            tracing::error!(%error, requests = members.len(), "a step failed");
+            measures::failed_step();
+            let error = match error {
+                StepError::Experts(text) => GenerateError::Experts(text),
+                StepError::Engine(text) => GenerateError::Engine(text),
+            };
+            members
+                .iter()
+                .map(|&i| (i, Leave::Failed(error.clone())))
+                .collect()
         }
     }
 }
@@ -200,10 +225,19 @@ impl<S> Running<S> {
         let (tokens, want) = if self.fed == prompt.len() {
             (std::slice::from_ref(&self.next), Want::Last)
         } else {
-            let want = if end == prompt.len() { Want::Last } else { Want::Nothing };
+            let want = if end == prompt.len() {
+                Want::Last
+            } else {
+                Want::Nothing
+            };
             (&prompt[self.fed..end], want)
         };
-        StepChunk { sequence: &mut self.sequence, tokens, want, cancelled: &self.job.cancelled }
+        StepChunk {
+            sequence: &mut self.sequence,
+            tokens,
+            want,
+            cancelled: &self.job.cancelled,
+        }
     }
 
     /// Takes note of a step in which `share` tokens were fed, and draws the next token where the
@@ -212,7 +246,11 @@ impl<S> Running<S> {
         let prompt = self.job.request.prompt.len();
         if self.fed < prompt {
             self.fed += share;
-            let progress = Progress { done: self.fed, total: prompt, started: true };
+            let progress = Progress {
+                done: self.fed,
+                total: prompt,
+                started: true,
+            };
             self.job.progress.send_replace(progress);
             if self.fed < prompt {
                 return None;
@@ -258,6 +296,16 @@ impl<S> Running<S> {
             decode_ms = timings.decode.as_millis() as u64,
             "answered"
         );
-        send(&self.job, Event::Finished { deltas, finish: Finish { reason, usage, timings } });
+        send(
+            &self.job,
+            Event::Finished {
+                deltas,
+                finish: Finish {
+                    reason,
+                    usage,
+                    timings,
+                },
+            },
+        );
     }
 }

@@ -1,0 +1,79 @@
+//! The command line of `ds4-coord`.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use super::{bench, chat, inspect, logits, serve, synth};
+
+/// Coordinator of a ds4 cluster: DeepSeek V4 over distributed experts.
+#[derive(Debug, Parser)]
+#[command(name = "ds4-coord", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Log filter, for example `info` or `ds4_coordinator=debug`
+    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_parser = log_filter)]
+    log: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve the OpenAI-style API and a chat page
+    Serve(serve::ServeArgs),
+    /// Talk to the model in the terminal
+    Chat(chat::ChatArgs),
+    /// Write the logits of every position of a list of tokens
+    Logits(logits::LogitsArgs),
+    /// Measure prefill, decode, stages and memory
+    Bench(bench::BenchArgs),
+    /// Describe a model
+    Inspect(inspect::InspectArgs),
+    /// Write a model of random weights, to measure with
+    Synth(synth::SynthArgs),
+}
+
+/// The whole process: flags, log, command, exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ds4-coord: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve::run(args).await,
+            Command::Chat(args) => chat::run(args).await,
+            Command::Logits(args) => logits::run(args).await,
+            Command::Bench(args) => bench::run(args).await,
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Synth(args) => synth::run(&args),
+        }
+    });
+    // A model may still be loading on a blocking thread; the process does not wait for it.
+    runtime.shutdown_background();
+    result
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text)
+        .map(|_| text.to_owned())
+        .map_err(|error| error.to_string())
+}

@@ -1,0 +1,155 @@
+//! `ds4-coord serve`: the HTTP API and the chat page.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use ds4_common::model::Fingerprint;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::service::{Service, ServiceArgs};
+use crate::http::{self, App, HttpSettings, ModelCard};
+
+/// Where and how to serve.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub service: ServiceArgs,
+
+    /// Address to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        env = "DS4_LISTEN",
+        default_value = "127.0.0.1:8080",
+        value_name = "IP:PORT"
+    )]
+    pub listen: SocketAddr,
+
+    /// Name of the model in the API [default: the name in its file]
+    #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
+
+    /// Origins of web pages elsewhere that may use the API; * is all of them
+    #[arg(long, env = "DS4_CORS", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors: Vec<String>,
+
+    /// Largest body of a request
+    #[arg(long, env = "DS4_BODY_LIMIT", default_value_t = 32 << 20, value_name = "BYTES")]
+    pub body_limit: usize,
+
+    /// Time in which a stopping server finishes the requests that run
+    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS")]
+    pub grace: u64,
+}
+
+/// Serves until SIGTERM or ctrl-c.
+///
+/// # Errors
+/// The model, a node or the address can't be used, or the engine stopped.
+pub async fn run(args: ServeArgs) -> Result<()> {
+    let metrics = http::install_recorder()?;
+    // Before the model: a taken port should not cost a load.
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("--listen {}", args.listen))?;
+    let address = listener
+        .local_addr()
+        .context("the listening socket has no address")?;
+    let mut stop = Stop::new()?;
+    let service = tokio::select! {
+        service = Service::start(&args.service) => service?,
+        () = stop.asked() => return Ok(()),
+    };
+    tokio::spawn(http::keep_up(metrics.clone()));
+    let app = App::new(
+        Arc::clone(&service.scheduler),
+        Arc::clone(&service.vocabulary),
+        card(&args, &service)?,
+        HttpSettings {
+            body_limit: args.body_limit,
+            cors: args.cors.clone(),
+        },
+        metrics,
+    );
+    tracing::info!(
+        model = service.model.name,
+        kernels = service.kernels,
+        embedded_nodes = service.embedded.len(),
+        named_nodes = args.service.model.nodes.len(),
+        "serving"
+    );
+    println!("http://{address}");
+    let (close, closing) = tokio::sync::oneshot::channel::<()>();
+    let server = tokio::spawn(http::serve(listener, Arc::new(app), async {
+        // A dropped sender means the same.
+        let _ = closing.await;
+    }));
+    let ended_by_itself = tokio::select! {
+        () = stop.asked() => false,
+        () = service.scheduler.stopped() => true,
+    };
+    tracing::info!("stopping: running requests have {} s", args.grace);
+    drop(close);
+    let finished = service
+        .scheduler
+        .shut_down(Duration::from_secs(args.grace))
+        .await;
+    // Connections that stay open without a request do not keep the process.
+    let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
+    for node in service.embedded {
+        node.stop().await;
+    }
+    anyhow::ensure!(!ended_by_itself, "the engine has stopped");
+    if !finished {
+        tracing::warn!("some requests were cut off");
+    }
+    Ok(())
+}
+
+fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {
+    let model = &service.model;
+    let fingerprint = Fingerprint::of(&model.gguf, &model.hp)?;
+    let file = model
+        .gguf
+        .name()
+        .file_stem()
+        .map(|stem| stem.to_string_lossy().into_owned());
+    Ok(ModelCard {
+        id: args
+            .model_name
+            .clone()
+            .unwrap_or_else(|| model.name.clone()),
+        aliases: [Some(model.name.clone()), file]
+            .into_iter()
+            .flatten()
+            .collect(),
+        fingerprint: format!("{}-{}", fingerprint.short(), args.service.model.numerics),
+        dialect: service.dialect,
+    })
+}
+
+/// The signals that ask a process to end.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("signals can't be received");
+        Ok(Stop {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

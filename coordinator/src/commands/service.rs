@@ -1,0 +1,93 @@
+//! What `serve` and `chat` share: a scheduler over an engine, and the words of the model.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use ds4_expert_node::EmbeddedNode;
+
+use super::assembly::{Assembly, OpenModel};
+use super::model_args::ModelArgs;
+use crate::prompt::Dialect;
+use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
+
+/// How requests are scheduled and prompts written.
+#[derive(Args, Clone, Debug)]
+pub struct ServiceArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Requests that run at the same time
+    #[arg(long, env = "DS4_MAX_SEQUENCES", default_value_t = 8, value_name = "N")]
+    pub max_sequences: usize,
+
+    /// Requests that wait behind them; one more is refused
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N")]
+    pub queue: usize,
+
+    /// Prompt tokens in one step
+    #[arg(long, env = "DS4_CHUNK", default_value_t = 512, value_name = "TOKENS")]
+    pub chunk: usize,
+
+    /// Prompt form that the weights were trained on: 0731 or preview [default: by the model's name]
+    #[arg(long, env = "DS4_DIALECT", value_parser = dialect)]
+    pub dialect: Option<Dialect>,
+}
+
+/// A running scheduler.
+#[derive(Debug)]
+pub struct Service {
+    pub scheduler: Arc<Scheduler>,
+    pub vocabulary: Arc<Vocabulary>,
+    pub dialect: Dialect,
+    pub model: OpenModel,
+    pub kernels: &'static str,
+    pub embedded: Vec<EmbeddedNode>,
+}
+
+impl Service {
+    /// # Errors
+    /// Names what is wrong with the flags, the model or a node.
+    pub async fn start(args: &ServiceArgs) -> Result<Self> {
+        let Assembly {
+            model,
+            engine,
+            kernels,
+            embedded,
+        } = Assembly::open(&args.model).await?;
+        let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
+        let dialect = args.dialect.unwrap_or_else(|| detect_dialect(&model));
+        let limits = SchedulerLimits {
+            max_sequences: args.max_sequences.max(1),
+            queue: args.queue,
+            chunk: args.chunk.max(1),
+            ..SchedulerLimits::default()
+        };
+        let scheduler = Scheduler::start(engine, Arc::clone(&vocabulary), limits)
+            .context("the scheduler's thread could not be started")?;
+        let scheduler = Arc::new(scheduler);
+        let kernels = kernels.name();
+        Ok(Service {
+            scheduler,
+            vocabulary,
+            dialect,
+            model,
+            kernels,
+            embedded,
+        })
+    }
+}
+
+fn detect_dialect(model: &OpenModel) -> Dialect {
+    let metadata = model.gguf.metadata();
+    let version = metadata
+        .optional_str("general.base_model.0.version")
+        .ok()
+        .flatten();
+    let path = model.gguf.name().to_string_lossy();
+    Dialect::detect(version.into_iter().chain([model.name.as_str(), &path]))
+}
+
+fn dialect(name: &str) -> Result<Dialect> {
+    Dialect::from_name(name).ok_or_else(|| anyhow!("expected 0731 or preview"))
+}
