@@ -14,12 +14,12 @@ pub(super) const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// How the answer is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Streaming {
-    pub stream: bool,
+pub(super) struct Streaming {
+    pub(super) stream: bool,
     /// A last chunk tells the usage.
-    pub include_usage: bool,
+    pub(super) include_usage: bool,
     /// Every chunk tells the usage so far.
-    pub continuous_usage: bool,
+    pub(super) continuous_usage: bool,
 }
 
 /// The checked shared fields.
