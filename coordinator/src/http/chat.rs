@@ -54,7 +54,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
     } = ChatRequest::read(&body, thinks_by_default)?;
     app.card.check(model.as_deref())?;
     let (prompt, reading) = tokenize(Arc::clone(app), conversation).await?;
-    let generation = app.scheduler.submit(GenerateRequest {
+    let request = GenerateRequest {
         prompt,
         max_tokens: options.max_tokens,
         sampling: options.sampling,
@@ -62,7 +62,11 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading,
-    })?;
+    };
+    let generation = app
+        .scheduler
+        .submit(request)
+        .map_err(|error| ApiError::not_admitted(error, "messages"))?;
     Ok((generation, options.streaming))
 }
 

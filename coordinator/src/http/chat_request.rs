@@ -93,8 +93,10 @@ fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
         }
     }
     let function = tool.require("function")?;
-    Tool::from_function(function.value.clone())
-        .map_err(|error| ApiError::invalid_field(function.path, error.to_string()))
+    Tool::from_function(function.value.clone()).map_err(|error| {
+        let message = format!("the field `{}`: {error}", function.path);
+        ApiError::invalid_field(function.path, message)
+    })
 }
 
 /// A choice of one function by name leaves only that tool on offer and requires a call.
@@ -124,7 +126,7 @@ fn read_tool_choice(body: &Object<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoi
         _ => return Err(field.wrong(EXPECTED)),
     };
     if choice == ToolChoice::Required && tools.is_empty() {
-        let message = "a tool call is required but no tools are given";
+        let message = "`tool_choice` requires a tool call but there are no tools";
         return Err(ApiError::invalid_field("tool_choice", message));
     }
     Ok(choice)

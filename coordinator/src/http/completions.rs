@@ -75,7 +75,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
             on_blocking_thread(work).await?
         }
     };
-    let generation = app.scheduler.submit(GenerateRequest {
+    let request = GenerateRequest {
         prompt,
         max_tokens: options.max_tokens,
         sampling: options.sampling,
@@ -83,7 +83,11 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading: Reading::Plain,
-    })?;
+    };
+    let generation = app
+        .scheduler
+        .submit(request)
+        .map_err(|error| ApiError::not_admitted(error, "prompt"))?;
     Ok((generation, options.streaming))
 }
 

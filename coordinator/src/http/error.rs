@@ -121,8 +121,9 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl From<AdmissionError> for ApiError {
-    fn from(error: AdmissionError) -> Self {
+impl ApiError {
+    /// A request that the scheduler did not take; its prompt came in the field `prompt`.
+    pub(super) fn not_admitted(error: AdmissionError, prompt: &str) -> Self {
         let message = error.to_string();
         match error {
             AdmissionError::QueueFull { retry_after_s, .. } => ApiError {
@@ -132,11 +133,11 @@ impl From<AdmissionError> for ApiError {
             },
             AdmissionError::PromptTooLong { .. } => ApiError {
                 code: Some("context_length_exceeded"),
-                param: Some("messages".into()),
+                param: Some(prompt.to_owned()),
                 ..Self::invalid(message)
             },
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
-                Self::invalid_field("prompt", message)
+                Self::invalid_field(prompt, message)
             }
             AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),

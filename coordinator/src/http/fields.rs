@@ -190,6 +190,7 @@ fn describe(value: &Value) -> String {
     match value {
         Value::Bool(_) | Value::Number(_) => value.to_string(),
         Value::String(text) if text.chars().count() <= 32 => format!("{text:?}"),
+        Value::Array(list) if list.is_empty() => "an empty list".to_owned(),
         other => kind_of(other).to_owned(),
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
@@ -59,8 +60,10 @@ pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {
 
 pub(super) async fn model(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
+    // What is not text is no model's name either.
+    let id = id.map_or_else(|_| "\u{fffd}".to_owned(), |Path(id)| id);
     app.card.check(Some(&id))?;
     Ok(Json(entry(&app, &id)))
 }

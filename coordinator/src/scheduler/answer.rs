@@ -66,9 +66,11 @@ impl Answer {
             Some(top) => Some(log_probs(logits, token, top)?),
             None => None,
         };
-        let reasoning = self.in_reasoning;
         self.usage.completion_tokens += 1;
+        // The marker at the end of the reasoning is a part of it.
+        let reasoning = self.in_reasoning;
         self.usage.reasoning_tokens += usize::from(reasoning);
+        self.in_reasoning &= token != self.vocabulary.chat.end_think;
         let deltas = self.read(token);
         if self.usage.completion_tokens >= self.max_tokens && self.ended.is_none() {
             self.ended = Some(Ended::Length);
@@ -96,12 +98,10 @@ impl Answer {
         if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
             self.ended = Some(Ended::Stop);
         }
-        if deltas
+        // A tool call ends the reasoning without its marker.
+        self.in_reasoning &= deltas
             .iter()
-            .any(|delta| !matches!(delta, OutputEvent::Reasoning(_)))
-        {
-            self.in_reasoning = false;
-        }
+            .all(|delta| matches!(delta, OutputEvent::Reasoning(_)));
         deltas
     }
 

@@ -146,9 +146,10 @@ proptest! {
 
     #[test]
     fn any_body_is_answered(body in body()) {
+        let server = &*SERVER;
         RUNTIME.block_on(async {
             for path in [CHAT, COMPLETIONS] {
-                let response = SERVER.post(path, &body).await;
+                let response = server.post(path, &body).await;
                 let status = response.status().as_u16();
                 let text = response.text().await.expect("a body");
                 assert!(
@@ -156,7 +157,7 @@ proptest! {
                     "{path} {body} gave {status}: {text}"
                 );
             }
-            assert_eq!(SERVER.get("/health").await.status(), 200);
+            assert_eq!(server.get("/health").await.status(), 200);
         });
     }
 }
