@@ -179,7 +179,7 @@ fn read_response_format(body: &Object<'_>) -> Result<ResponseFormat, ApiError> {
         "json_object" => Ok(ResponseFormat::JsonObject),
         "json_schema" => Err(ApiError::unsupported(
             kind.path,
-            "`json_schema` cannot be guaranteed here: use `json_object` and put the schema into \
+            "a `response_format` of `json_schema` cannot be guaranteed: use `json_object` and put the schema into \
              the prompt",
         )),
         _ => Err(kind.wrong("\"text\" or \"json_object\"")),
