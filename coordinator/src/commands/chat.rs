@@ -3,15 +3,18 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::service::{Service, ServiceArgs};
-use crate::prompt::{Conversation, Message, OutputEvent, Thinking, render};
+use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
-use crate::scheduler::{Event, Finish, GenerateRequest, Generation, Reading, random_seed};
+use crate::scheduler::{
+    Event, Finish, GenerateError, GenerateRequest, Generation, Reading, random_seed,
+};
 
 /// How to talk.
 #[derive(Args, Clone, Debug)]
@@ -42,7 +45,8 @@ pub struct ChatArgs {
 
 const HELP: &str = "/think on|off   reason before answering
 /reset          forget the conversation
-/quit           leave (so does ctrl-d)";
+/quit           leave (so does ctrl-d)
+ctrl-c stops an answer, or leaves if there is none";
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -59,12 +63,20 @@ pub async fn run(args: ChatArgs) -> Result<()> {
     }
     let mut chat = Chat::new(&service, &args);
     let (want_line, mut lines) = line_reader(interactive);
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals can't be received")?;
     loop {
         // The reader asks for input only when the last answer is out.
         if want_line.send(()).await.is_err() {
             break;
         }
-        let Some(line) = lines.recv().await else {
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            _ = interrupt.recv() => None,
+        };
+        let Some(line) = line else {
+            if interactive {
+                println!();
+            }
             break;
         };
         match line.trim() {
@@ -75,7 +87,11 @@ pub async fn run(args: ChatArgs) -> Result<()> {
             "/think on" => chat.thinking = Thinking::On(None),
             "/think off" => chat.thinking = Thinking::Off,
             command if command.starts_with('/') => println!("unknown command\n{HELP}"),
-            text => chat.turn(text).await?,
+            text => match chat.turn(text, &mut interrupt).await {
+                // Where nobody can try again, the exit code has to tell.
+                Err(error) if interactive && !is_final(&error) => eprintln!("{error:#}"),
+                result => result?,
+            },
         }
     }
     service.scheduler.shut_down(Duration::ZERO).await;
@@ -83,6 +99,14 @@ pub async fn run(args: ChatArgs) -> Result<()> {
         node.stop().await;
     }
     Ok(())
+}
+
+/// Whether no further answer is to be expected.
+fn is_final(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(GenerateError::Stopped | GenerateError::ShuttingDown)
+    )
 }
 
 /// A thread that reads one line for each request: terminals have no asynchronous input.
@@ -135,8 +159,27 @@ impl<'a> Chat<'a> {
             .extend(self.args.system.clone().map(Message::system));
     }
 
-    async fn turn(&mut self, text: &str) -> Result<()> {
+    /// Asks and shows the answer. What was not answered is not remembered.
+    async fn turn(&mut self, text: &str, interrupt: &mut Signal) -> Result<()> {
         self.messages.push(Message::user(text));
+        match self.answer(interrupt).await {
+            Ok(answer) if !answer.is_empty() => {
+                self.messages.push(Message::Assistant {
+                    content: answer.content,
+                    reasoning: Some(answer.reasoning).filter(|text| !text.is_empty()),
+                    tool_calls: Vec::new(),
+                    prefix: false,
+                });
+                Ok(())
+            }
+            result => {
+                self.messages.pop();
+                result.map(|_| ())
+            }
+        }
+    }
+
+    async fn answer(&self, interrupt: &mut Signal) -> Result<Answer> {
         let conversation = Conversation {
             messages: self.messages.clone(),
             thinking: self.thinking,
@@ -162,24 +205,8 @@ impl<'a> Chat<'a> {
                 start: prompt.start,
                 tools_offered: false,
             },
-        });
-        let generation = match generation {
-            Ok(generation) => generation,
-            Err(error) => {
-                // A conversation that has outgrown the context: the user can /reset.
-                self.messages.pop();
-                println!("{error}");
-                return Ok(());
-            }
-        };
-        let answer = show(generation).await?;
-        self.messages.push(Message::Assistant {
-            content: answer.content,
-            reasoning: Some(answer.reasoning).filter(|text| !text.is_empty()),
-            tool_calls: Vec::new(),
-            prefix: false,
-        });
-        Ok(())
+        })?;
+        show(generation, interrupt).await
     }
 }
 
@@ -190,7 +217,7 @@ struct Answer {
 }
 
 /// Shows prefill progress, then the answer as it comes, then its speed.
-async fn show(mut generation: Generation) -> Result<Answer> {
+async fn show(mut generation: Generation, interrupt: &mut Signal) -> Result<Answer> {
     let bar = prefill_bar(generation.prompt_tokens() as u64);
     let mut progress = generation.progress();
     let mut answer = Answer::default();
@@ -209,9 +236,15 @@ async fn show(mut generation: Generation) -> Result<Answer> {
                 }
                 Event::Failed(error) => {
                     bar.finish_and_clear();
-                    bail!(error)
+                    return Err(error.into());
                 }
             },
+            _ = interrupt.recv() => {
+                bar.finish_and_clear();
+                println!();
+                eprintln!("[stopped]");
+                return Ok(answer);
+            }
             Ok(()) = progress.changed() => bar.set_position(progress.borrow().done as u64),
         }
     }
@@ -222,18 +255,24 @@ fn prefill_bar(tokens: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("reading {wide_bar} {pos}/{len} tokens {per_sec} {eta} left");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    // Shown at once, not only when the first part has been read.
+    bar.enable_steady_tick(Duration::from_millis(250));
     bar
 }
 
 impl Answer {
+    fn is_empty(&self) -> bool {
+        self.reasoning.is_empty() && self.content.is_empty()
+    }
+
     fn print(&mut self, deltas: Vec<OutputEvent>) -> Result<()> {
         let mut out = std::io::stdout().lock();
-        let colour = out.is_terminal();
+        let terminal = out.is_terminal();
         for delta in deltas {
             match delta {
                 OutputEvent::Reasoning(text) => {
-                    if colour {
-                        write!(out, "{DIM}{text}{PLAIN}")?;
+                    if terminal {
+                        write!(out, "{DIM}{}{PLAIN}", harmless(&text))?;
                     } else {
                         write!(out, "{text}")?;
                     }
@@ -243,7 +282,11 @@ impl Answer {
                     if self.content.is_empty() && !self.reasoning.is_empty() {
                         writeln!(out)?;
                     }
-                    write!(out, "{text}")?;
+                    if terminal {
+                        write!(out, "{}", harmless(&text))?;
+                    } else {
+                        write!(out, "{text}")?;
+                    }
                     self.content.push_str(&text);
                 }
                 OutputEvent::CallStart { .. }
@@ -255,15 +298,45 @@ impl Answer {
     }
 }
 
+/// The text without the characters by which a terminal takes commands.
+fn harmless(text: &str) -> String {
+    let visible = |c: char| {
+        if c.is_control() && c != '\n' && c != '\t' {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    };
+    text.chars().map(visible).collect()
+}
+
 fn print_speed(finish: &Finish) {
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
     let (usage, timings) = (finish.usage, finish.timings);
     println!();
     eprintln!(
-        "[{} tokens read at {:.1}/s, {} written at {:.1}/s]",
+        "[{} tokens read at {:.1}/s, {} written at {:.1}/s{}]",
         usage.prompt_tokens,
         rate(usage.prompt_tokens, timings.prefill),
         usage.completion_tokens,
-        rate(usage.completion_tokens.saturating_sub(1), timings.decode)
+        rate(usage.completion_tokens.saturating_sub(1), timings.decode),
+        if finish.reason == FinishReason::Length {
+            ", cut at the token limit"
+        } else {
+            ""
+        }
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::harmless;
+
+    #[test]
+    fn a_model_cannot_command_the_terminal() {
+        assert_eq!(
+            harmless("a\tb\nc\u{1b}[2Jd\r\u{8}\u{9b}31m é🦀"),
+            "a\tb\nc\u{fffd}[2Jd\u{fffd}\u{fffd}\u{fffd}31m é🦀"
+        );
+    }
 }

@@ -16,9 +16,9 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Log filter, for example `info` or `ds4_coordinator=debug`
-    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_parser = log_filter)]
-    log: String,
+    /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info, for chat warn]
+    #[arg(long, env = "DS4_LOG", global = true, value_parser = log_filter)]
+    log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +50,10 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    // In a conversation, reports of every answer would stand between the lines.
+    let quiet = matches!(cli.command, Command::Chat(_));
+    let default = if quiet { "warn" } else { "info" };
+    let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default)).context("--log")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

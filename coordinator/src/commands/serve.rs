@@ -59,8 +59,11 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         .local_addr()
         .context("the listening socket has no address")?;
     let mut stop = Stop::new()?;
+    // On a task of its own: the work between its waits would keep this one from seeing signals.
+    let for_start = args.service.clone();
+    let start = tokio::spawn(async move { Service::start(&for_start).await });
     let service = tokio::select! {
-        service = Service::start(&args.service) => service?,
+        service = start => service.context("loading ended abnormally")??,
         () = stop.asked() => return Ok(()),
     };
     tokio::spawn(http::keep_up(metrics.clone()));
@@ -93,10 +96,11 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     };
     tracing::info!("stopping: running requests have {} s", args.grace);
     drop(close);
-    let finished = service
-        .scheduler
-        .shut_down(Duration::from_secs(args.grace))
-        .await;
+    let finished = tokio::select! {
+        finished = service.scheduler.shut_down(Duration::from_secs(args.grace)) => finished,
+        // Whoever asks twice does not want to wait.
+        () = stop.asked() => service.scheduler.shut_down(Duration::ZERO).await,
+    };
     // Connections that stay open without a request do not keep the process.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
     for node in service.embedded {
