@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -86,7 +86,7 @@ pub async fn run(args: ChatArgs) -> Result<()> {
             "/reset" => chat.reset(),
             "/think on" => chat.thinking = Thinking::On(None),
             "/think off" => chat.thinking = Thinking::Off,
-            command if command.starts_with('/') => println!("unknown command\n{HELP}"),
+            command if is_command(command) => println!("unknown command\n{HELP}"),
             text => match chat.turn(text, &mut interrupt).await {
                 // Where nobody can try again, the exit code has to tell.
                 Err(error) if interactive && !is_final(&error) => eprintln!("{error:#}"),
@@ -99,6 +99,15 @@ pub async fn run(args: ChatArgs) -> Result<()> {
         node.stop().await;
     }
     Ok(())
+}
+
+/// Whether a line looks like a command rather than a path or a comment in pasted text.
+fn is_command(line: &str) -> bool {
+    let word = line
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.strip_prefix('/'));
+    word.is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()))
 }
 
 /// Whether no further answer is to be expected.
@@ -253,8 +262,16 @@ async fn show(mut generation: Generation, interrupt: &mut Signal) -> Result<Answ
 fn prefill_bar(tokens: u64) -> ProgressBar {
     let bar = ProgressBar::new(tokens);
     let style =
-        ProgressStyle::with_template("reading {wide_bar} {pos}/{len} tokens {per_sec} {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        ProgressStyle::with_template("reading {wide_bar} {pos}/{len} tokens, {rate}, {eta} left");
+    let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+        // A writer that fails has nobody to tell.
+        let _ = write!(out, "{:.0}/s", state.per_sec());
+    };
+    bar.set_style(
+        style
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .with_key("rate", rate),
+    );
     // Shown at once, not only when the first part has been read.
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
@@ -330,7 +347,15 @@ fn print_speed(finish: &Finish) {
 
 #[cfg(test)]
 mod tests {
-    use super::harmless;
+    use super::{harmless, is_command};
+
+    #[test]
+    fn pasted_code_and_paths_are_no_commands() {
+        assert!(is_command("/help") && is_command("/think maybe"));
+        for text in ["/", "//! docs", "/usr/bin is full", "/* a */", "help", ""] {
+            assert!(!is_command(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_model_cannot_command_the_terminal() {

@@ -124,11 +124,60 @@ mod tests {
         assert_eq!(plan(&[Need::Prefill(5); 4], limits), [1, 1, 0, 0]);
     }
 
+    /// Plans until every prompt is read; returns the step in which each was.
+    fn steps_to_read(mut lengths: Vec<usize>, limits: BatchLimits) -> Vec<usize> {
+        let mut done = vec![0; lengths.len()];
+        for step in 1.. {
+            let need = |&left: &usize| match left {
+                0 => Need::Decode,
+                left => Need::Prefill(left),
+            };
+            let needs: Vec<Need> = lengths.iter().map(need).collect();
+            let shares = plan(&needs, limits);
+            for (i, share) in shares
+                .into_iter()
+                .enumerate()
+                .filter(|(_, share)| *share > 0)
+            {
+                if lengths[i] > 0 {
+                    lengths[i] -= share;
+                    done[i] = if lengths[i] == 0 { step } else { 0 };
+                }
+            }
+            if lengths.iter().all(|left| *left == 0) {
+                break;
+            }
+        }
+        done
+    }
+
+    #[test]
+    fn a_short_prompt_behind_long_ones_is_read_in_its_share_of_steps() {
+        let done = steps_to_read(vec![10_000, 10_000, 60], BatchLimits::for_chunk(90));
+        assert_eq!(done[2], 2);
+        // Alone with one neighbour that decodes, a quarter of the budget is left.
+        let done = steps_to_read(vec![1, 220], BatchLimits::for_chunk(88));
+        assert_eq!(done, [1, 1 + (220 - 87_usize).div_ceil(22)]);
+    }
+
     fn need() -> impl Strategy<Value = Need> {
         prop_oneof![Just(Need::Decode), (1usize..3000).prop_map(Need::Prefill)]
     }
 
     proptest! {
+        #[test]
+        fn every_prompt_is_read_in_the_end(
+            lengths in prop::collection::vec(1usize..200, 1..12),
+            chunk in 1usize..50,
+        ) {
+            let total: usize = lengths.iter().sum();
+            let limits = BatchLimits::for_chunk(chunk);
+            let steps = total.div_ceil(limits.prefill_tokens_beside_decode) + lengths.len();
+            for done in steps_to_read(lengths, limits) {
+                prop_assert!((1..=steps).contains(&done));
+            }
+        }
+
         #[test]
         fn a_plan_never_overfills_and_never_starves_a_decode(
             needs in prop::collection::vec(need(), 1..20),

@@ -277,6 +277,46 @@ mod tests {
     }
 
     #[test]
+    fn jobs_leave_in_order_and_without_those_whose_callers_left() {
+        let queue = Queue::new(8, 2);
+        let mut flags = Vec::new();
+        for _ in 0..5 {
+            queue
+                .push(|id| {
+                    let job = job(id);
+                    flags.push(Arc::clone(&job.cancelled));
+                    job
+                })
+                .unwrap();
+        }
+        flags[0].store(true, Ordering::Relaxed);
+        flags[3].store(true, Ordering::Relaxed);
+        let ids = |jobs: Vec<Job>| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+        // No place is free, but those who left are forgotten all the same.
+        assert!(queue.take(0, false).is_empty());
+        assert_eq!(queue.counts(), (3, 0));
+        assert_eq!(ids(queue.take(2, true)), [1, 2]);
+        assert_eq!(ids(queue.take(2, true)), [4]);
+        assert_eq!(queue.counts(), (0, 3));
+    }
+
+    #[test]
+    fn an_abort_reaches_everybody_and_still_hands_every_job_over() {
+        let queue = Queue::new(8, 1);
+        for _ in 0..3 {
+            queue.push(job).unwrap();
+        }
+        let running = queue.take(1, false);
+        queue.close(Gate::Aborting);
+        assert!(running[0].is_cancelled());
+        let waiting = queue.take(5, false);
+        assert_eq!(waiting.len(), 2);
+        assert!(waiting.iter().all(Job::is_cancelled));
+        queue.close(Gate::Draining);
+        assert_eq!(queue.gate(), Gate::Aborting);
+    }
+
+    #[test]
     fn retry_after_grows_with_the_queue_and_the_length_of_requests() {
         let queue = Queue::new(10, 1);
         for _ in 0..40 {

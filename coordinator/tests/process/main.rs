@@ -1,0 +1,232 @@
+//! The program itself with its reference model: how it starts, answers and ends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// No wait of these tests takes longer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already unless a test failed.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Process {
+    fn start(args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ds4-coord"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("DS4_") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        Process(child.expect("the program starts"))
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.0.id());
+        let status = Command::new("sh").args(["-c", &kill]).status();
+        assert!(status.expect("a shell").success());
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.0.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the program goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The first line of `pipe` that contains `wanted`. The rest is read and dropped.
+    fn line(pipe: impl Read + Send + 'static, wanted: &'static str) -> String {
+        let (send, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let found = |line: &String| line.contains(wanted);
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                if found(&line) {
+                    let _ = send.send(line);
+                }
+            }
+        });
+        lines.recv_timeout(DEADLINE).expect("the line in time")
+    }
+
+    fn output(mut self) -> (ExitStatus, String, String) {
+        // Small enough for the pipes, so that it can be read when all is over.
+        let status = self.ended();
+        let (mut out, mut err) = (String::new(), String::new());
+        let mut stdout = self.0.stdout.take().expect("piped");
+        stdout.read_to_string(&mut out).expect("text");
+        let mut stderr = self.0.stderr.take().expect("piped");
+        stderr.read_to_string(&mut err).expect("text");
+        (status, out, err)
+    }
+}
+
+fn serve() -> (Process, SocketAddr) {
+    let args = ["serve", "--listen", "127.0.0.1:0", "--threads", "1"];
+    let mut process = Process::start(&args);
+    let stderr = process.0.stderr.take().expect("piped");
+    std::thread::spawn(move || std::io::copy(&mut BufReader::new(stderr), &mut std::io::sink()));
+    let url = Process::line(process.0.stdout.take().expect("piped"), "http://");
+    let address = url.strip_prefix("http://").expect("a URL");
+    (process, address.parse().expect("an address"))
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).expect("a connection");
+    stream
+        .set_read_timeout(Some(DEADLINE))
+        .expect("a time limit");
+    stream
+}
+
+#[test]
+fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
+    for signal in ["TERM", "INT"] {
+        let (mut process, address) = serve();
+        let body = r#"{"prompt": "a", "max_tokens": 3, "temperature": 0}"#;
+        let mut used = connect(address);
+        write!(
+            used,
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("written");
+        let mut status = String::new();
+        let mut used = BufReader::new(used);
+        used.read_line(&mut status).expect("a status line");
+        assert_eq!(status, "HTTP/1.1 200 OK\r\n");
+        let _silent = connect(address);
+        let began = Instant::now();
+        process.signal(signal);
+        assert_eq!(process.ended().code(), Some(0), "{signal}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{signal}");
+        drop(used);
+    }
+}
+
+#[test]
+fn a_running_answer_is_finished_and_a_second_signal_does_not_wait() {
+    let (mut process, address) = serve();
+    let ask = |tokens: usize| {
+        let body = format!(
+            "{{\"prompt\": \"a\", \"max_tokens\": {tokens}, \"ignore_eos\": true, \"stream\": true}}"
+        );
+        let mut stream = connect(address);
+        write!(
+            stream,
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("written");
+        let mut reader = BufReader::new(stream);
+        let mut line = String::new();
+        while !line.starts_with("data: ") {
+            line.clear();
+            assert!(reader.read_line(&mut line).expect("a line") > 0);
+        }
+        reader
+    };
+    let (mut short, mut long) = (ask(40), ask(4000));
+    process.signal("TERM");
+    let mut rest = String::new();
+    short.read_to_string(&mut rest).expect("the whole answer");
+    assert!(rest.contains("\"finish_reason\":\"length\""), "{rest}");
+    assert!(rest.contains("data: [DONE]"), "{rest}");
+    process.signal("TERM");
+    rest.clear();
+    long.read_to_string(&mut rest).expect("an end");
+    assert!(
+        rest.contains("shutting_down"),
+        "the long answer was not cut"
+    );
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn a_server_that_waits_for_its_nodes_can_be_stopped() {
+    // Nothing listens on the discard port.
+    let args = ["serve", "--listen", "127.0.0.1:0", "--nodes", "127.0.0.1:9"];
+    let mut process = Process::start(&args);
+    let stderr = process.0.stderr.take().expect("piped");
+    let line = Process::line(stderr, "127.0.0.1:9");
+    assert!(line.contains("waiting"), "{line}");
+    process.signal("INT");
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn a_conversation_through_a_pipe() {
+    let args = [
+        "chat",
+        "--max-tokens",
+        "4",
+        "--temperature",
+        "0",
+        "--no-think",
+        "--threads",
+        "1",
+    ];
+    let ask = |lines: &str| {
+        let mut process = Process::start(&args);
+        let mut stdin = process.0.stdin.take().expect("piped");
+        stdin.write_all(lines.as_bytes()).expect("written");
+        drop(stdin);
+        process.output()
+    };
+    let (status, once, reports) = ask("hello\n");
+    assert_eq!(status.code(), Some(0), "{reports}");
+    assert!(once.ends_with('\n') && once.len() > 1, "{once:?}");
+    // Only the speed, and no progress bar in a file.
+    assert_eq!(reports.lines().count(), 1, "{reports}");
+    assert!(reports.contains("4 written"), "{reports}");
+    let (status, twice, _) = ask("hello\n/reset\n\nhello");
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(twice, once.repeat(2));
+
+    let (status, _, reports) = ask(&"word ".repeat(6000));
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(reports.lines().count(), 1, "{reports}");
+    assert!(reports.contains("the context holds 4096"), "{reports}");
+}
+
+#[test]
+fn what_cannot_be_is_said_in_one_line() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = taken.local_addr().expect("an address").to_string();
+    for (args, said) in [
+        (vec!["serve", "--listen", &taken], "--listen"),
+        (
+            vec!["serve", "--listen", "127.0.0.1:0", "-m", "/nowhere.gguf"],
+            "/nowhere.gguf",
+        ),
+        (vec!["chat", "-m", "/dev/null"], "/dev/null"),
+    ] {
+        let (status, out, err) = Process::start(&args).output();
+        assert_eq!(status.code(), Some(1), "{args:?}: {err}");
+        assert_eq!(
+            (out.as_str(), err.lines().count()),
+            ("", 1),
+            "{args:?}: {err}"
+        );
+        assert!(err.contains(said), "{args:?}: {err}");
+    }
+}
