@@ -42,11 +42,28 @@ async fn what_is_not_json_is_refused_with_the_place() {
     }
 }
 
-#[tokio::test]
-async fn wrong_fields_of_a_chat_are_named() {
+/// Each of `cases` is a chat with some fields and the one that is to blame.
+async fn check_chats(cases: Vec<(Value, &str)>) {
     let server = serve(|_| say("x")).await;
-    let messages = json!([{"role": "user", "content": "x"}]);
-    for (fields, param) in [
+    for (fields, param) in cases {
+        let mut body = json!({"messages": [{"role": "user", "content": "x"}]});
+        let map = body.as_object_mut().expect("an object");
+        map.extend(fields.as_object().expect("an object").clone());
+        let error = server.refused(CHAT, &body, 400).await;
+        assert_eq!(error["param"], param, "{fields}: {error}");
+        let name = param.split(['.', '[']).next().expect("a first part");
+        let message = error["message"].as_str().expect("a message");
+        assert!(
+            message.contains(name) || message.contains("text"),
+            "{message}"
+        );
+    }
+    assert!(server.probe.prompts().is_empty());
+}
+
+#[tokio::test]
+async fn wrong_messages_and_tools_are_named() {
+    check_chats(vec![
         (json!({"messages": null}), "messages"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": "hello"}), "messages"),
@@ -64,6 +81,25 @@ async fn wrong_fields_of_a_chat_are_named() {
             json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
             "messages[0].content[0]",
         ),
+        (json!({"tools": [{}]}), "tools[0].function"),
+        (
+            json!({"tools": [{"type": "function", "function": {}}]}),
+            "tools[0].function",
+        ),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"reasoning_effort": "utmost"}), "reasoning_effort"),
+        (json!({"thinking": {"type": "maybe"}}), "thinking.type"),
+        (
+            json!({"response_format": {"type": "json_schema"}}),
+            "response_format.type",
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn wrong_options_are_named() {
+    check_chats(vec![
         (json!({"model": 4}), "model"),
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream_options": 1}), "stream_options"),
@@ -94,32 +130,8 @@ async fn wrong_fields_of_a_chat_are_named() {
             json!({"logprobs": true, "top_logprobs": 21}),
             "top_logprobs",
         ),
-        (json!({"tools": [{}]}), "tools[0].function"),
-        (
-            json!({"tools": [{"type": "function", "function": {}}]}),
-            "tools[0].function",
-        ),
-        (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"reasoning_effort": "utmost"}), "reasoning_effort"),
-        (json!({"thinking": {"type": "maybe"}}), "thinking.type"),
-        (
-            json!({"response_format": {"type": "json_schema"}}),
-            "response_format.type",
-        ),
-    ] {
-        let mut body = json!({"messages": messages});
-        let map = body.as_object_mut().expect("an object");
-        map.extend(fields.as_object().expect("an object").clone());
-        let error = server.refused(CHAT, &body, 400).await;
-        assert_eq!(error["param"], param, "{fields}: {error}");
-        let name = param.split(['.', '[']).next().expect("a first part");
-        let message = error["message"].as_str().expect("a message");
-        assert!(
-            message.contains(name) || message.contains("text"),
-            "{message}"
-        );
-    }
-    assert!(server.probe.prompts().is_empty());
+    ])
+    .await;
 }
 
 #[tokio::test]

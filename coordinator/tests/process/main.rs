@@ -89,6 +89,19 @@ fn serve() -> (Process, SocketAddr) {
     (process, address.parse().expect("an address"))
 }
 
+/// The answer to a GET, head and body.
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    )
+    .expect("written");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    answer
+}
+
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
     stream
@@ -113,6 +126,10 @@ fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
         let mut used = BufReader::new(used);
         used.read_line(&mut status).expect("a status line");
         assert_eq!(status, "HTTP/1.1 200 OK\r\n");
+        let until = Instant::now() + DEADLINE;
+        while !get(address, "/metrics").contains("\nds4_requests_running 0\n") {
+            assert!(Instant::now() < until, "an idle server looks busy");
+        }
         let _silent = connect(address);
         let began = Instant::now();
         process.signal(signal);
