@@ -54,7 +54,7 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
     /// Compute threads; 0 takes one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
     #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
@@ -120,6 +120,14 @@ fn log_filter(text: &str) -> Result<String, String> {
     match EnvFilter::try_new(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// 0 to 1024.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 0..=1024) => Ok(n),
+        _ => Err("expected a number from 0 to 1024".to_owned()),
     }
 }
 
