@@ -1,3 +1,4 @@
 //! Shared parts of the golden and cluster tests.
 
 pub mod golden;
+pub mod rewrite;
