@@ -1,14 +1,18 @@
 //! The command line of `ds4-expert`.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
 use crate::embedded::NodeConfig;
+use crate::lifecycle;
 use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::tiles::{GridCut, TileChoice};
@@ -54,7 +58,7 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
     /// Compute threads; 0 takes one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
     #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
@@ -123,11 +127,50 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
+/// 0 to 1024.
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 0..=1024) => Ok(n),
+        _ => Err("expected a number from 0 to 1024".to_owned()),
+    }
+}
+
 /// 1 to 1024.
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=1024) => Ok(n),
         _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
+}
+
+/// The whole process: flags, log, command, exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ds4-expert: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match &cli.command {
+        Command::Inspect(args) => lifecycle::inspect(args),
+        Command::Serve(args) => {
+            let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
+            let result = runtime.block_on(lifecycle::serve(args));
+            // Loading may still run on a blocking thread; the process does not wait for it.
+            runtime.shutdown_background();
+            result
+        }
     }
 }
 

@@ -172,11 +172,12 @@ impl RunningNode {
         let finished = tokio::time::timeout(self.drain_timeout, idle).await.is_ok();
         self.phase.send_replace(Phase::Stopping);
         drop(self.shutdown.take());
-        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server)
-            .await
-            .is_err()
-        {
-            self.server.abort();
+        // A server that has failed was awaited already.
+        if !self.server.is_finished() {
+            let closed = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server).await;
+            if closed.is_err() {
+                self.server.abort();
+            }
         }
         let worker = self.worker;
         let ended = tokio::task::spawn_blocking(move || worker.wait(CLOSE_TIMEOUT));

@@ -1,5 +1,6 @@
 mod bad_flags;
 mod bad_input;
+mod cluster;
 mod engine;
 mod formats;
 mod golden;

@@ -1,5 +1,4 @@
-//! `ds4-coord` as the tests of this crate can start it: Cargo gives a test the path of binaries of
-//! its own package only.
+//! `ds4-coord`, built where the tests find it.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,9 @@
-//! Real streams over loopback, with experts that are scripted: cheap, and able to misbehave.
+//! Real streams over loopback. Most experts are scripted: cheap, and able to misbehave.
 
 mod cuts;
 mod faults;
 mod foreign;
+mod real;
 mod script;
 
 use std::sync::Arc;
