@@ -10,7 +10,7 @@ const REQUESTS: &str = "ds4_requests_total";
 const DURATION: &str = "ds4_request_duration_seconds";
 
 /// Registers the descriptions.
-pub fn describe() {
+pub(super) fn describe() {
     describe_counter!(
         REQUESTS,
         "Requests by route and outcome (ok, refused, failed, cancelled)."

@@ -14,7 +14,7 @@ pub(super) const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// How the answer is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Streaming {
+pub(super) struct Streaming {
     pub stream: bool,
     /// A last chunk tells the usage.
     pub include_usage: bool,

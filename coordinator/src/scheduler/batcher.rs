@@ -6,7 +6,7 @@
 
 /// How much a step may hold.
 #[derive(Clone, Copy, Debug)]
-pub struct BatchLimits {
+pub(super) struct BatchLimits {
     /// Prompt tokens in a step when nobody is decoding.
     pub prefill_tokens: usize,
     /// Prompt tokens in a step that also decodes.
@@ -16,7 +16,7 @@ pub struct BatchLimits {
 impl BatchLimits {
     /// Limits for prefill chunks of at most `chunk` tokens.
     #[must_use]
-    pub fn for_chunk(chunk: usize) -> Self {
+    pub(super) fn for_chunk(chunk: usize) -> Self {
         let chunk = chunk.max(1);
         BatchLimits {
             prefill_tokens: chunk,
@@ -27,7 +27,7 @@ impl BatchLimits {
 
 /// What a running request has to feed the model next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Need {
+pub(super) enum Need {
     /// This many prompt tokens are still to be computed (at least one).
     Prefill(usize),
     /// One drawn token.
@@ -39,7 +39,7 @@ pub enum Need {
 /// Prompts share the budget evenly: what a short one leaves goes to the others, and odd tokens go
 /// to the oldest. So a short question never waits for the whole of a long document.
 #[must_use]
-pub fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
+pub(super) fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
     let decoding = needs.iter().any(|need| matches!(need, Need::Decode));
     let budget = if decoding {
         limits.prefill_tokens_beside_decode
