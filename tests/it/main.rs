@@ -1,3 +1,7 @@
+mod bad_flags;
+mod bad_input;
 mod cluster;
 mod engine;
+mod formats;
 mod golden;
+mod variants;

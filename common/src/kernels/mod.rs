@@ -133,13 +133,34 @@ impl Kernels {
         out[0]
     }
 
-    /// `y += a * x`, elementwise and unfused.
+    /// `out[i] = a · bs[i]`, each with the bits of [`Kernels::dot_f32`].
     ///
     /// # Panics
     /// The lengths differ.
-    pub fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
-        assert_eq!(x.len(), y.len(), "lengths of a scaled addition");
-        with_kernel!(self, k => k.axpy(a, x, y));
+    pub fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+        assert_eq!(bs.len(), out.len(), "dot products and places for them");
+        assert!(
+            bs.iter().all(|b| b.len() == a.len()),
+            "lengths of a dot product"
+        );
+        with_kernel!(self, k => k.dots_f32(a, bs, out));
+    }
+
+    /// `y += factors[i] * xs[i]` for each `i` in turn, elementwise and unfused.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    pub fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        assert_eq!(
+            factors.len(),
+            xs.len(),
+            "rows and factors of a scaled addition"
+        );
+        assert!(
+            xs.iter().all(|x| x.len() == y.len()),
+            "lengths of a scaled addition"
+        );
+        with_kernel!(self, k => k.add_scaled(factors, xs, y));
     }
 
     /// The rows `rows` of `w` times each of `xs`, on this thread:

@@ -14,8 +14,8 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// `out[i] = a · bs[i]`.
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]);
 
-    /// `y += a * x`.
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]);
+    /// `y += factors[i] * xs[i]` for each `i` in turn.
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]);
 
     /// Half floats to f32.
     fn widen_f16(self, row: &[u8], out: &mut [f32]);

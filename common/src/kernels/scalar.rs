@@ -20,8 +20,8 @@ impl RowKernel for Scalar {
         lanes::dots_many(a, bs, out);
     }
 
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
-        lanes::axpy(a, x, y);
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        lanes::add_scaled(factors, xs, y);
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {

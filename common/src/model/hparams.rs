@@ -137,8 +137,12 @@ impl HyperParams {
                 Ok(0)
             }
         };
-        let clamp_routed =
-            clamps(&k, "swiglu_clamp_exp", layers)?.unwrap_or_else(|| vec![f32::INFINITY; layers]);
+        let clamp_routed = clamps(&k, "swiglu_clamp_exp", layers)?.unwrap_or_else(|| {
+            tracing::warn!(
+                "no swiglu_clamp_exp: taking the architecture's limit of {SWIGLU_LIMIT}"
+            );
+            vec![SWIGLU_LIMIT; layers]
+        });
         let clamp_shared =
             clamps(&k, "swiglu_clamp_shexp", layers)?.unwrap_or_else(|| clamp_routed.clone());
         let hp = Self {
@@ -335,6 +339,9 @@ fn compress_ratios(k: &Keys<'_>, layers: usize) -> Result<Vec<usize>, MetadataEr
     Ok(ours.iter().map(|&ratio| ratio as usize).collect())
 }
 
+/// The clamp that every released model was trained with.
+const SWIGLU_LIMIT: f32 = 10.0;
+
 /// A scalar for all layers, or one value a layer. 0 means no clamp.
 fn clamps(k: &Keys<'_>, key: &str, layers: usize) -> Result<Option<Vec<f32>>, MetadataError> {
     let name = k.name(key);
@@ -380,7 +387,11 @@ fn yarn(k: &Keys<'_>) -> Result<Option<Yarn>, MetadataError> {
     let factor = k.positive("rope.scaling.factor", 1e6)?;
     let factor = match (k.metadata.optional_str(&k.name(TYPE))?, factor) {
         (Some("yarn"), None) => return Err(k.missing("rope.scaling.factor")),
-        (Some("none"), _) | (None, None) => return Ok(None),
+        (Some("none"), _) => return Ok(None),
+        (None, None) => {
+            tracing::warn!("no rope.scaling keys: positions are not interpolated (YaRN is off)");
+            return Ok(None);
+        }
         (Some("yarn") | None, Some(factor)) => factor,
         (Some(other), _) => {
             return Err(k.invalid(

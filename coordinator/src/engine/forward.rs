@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput};
+use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::math::{rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
@@ -38,7 +38,6 @@ pub(super) struct Scratch {
     output: Vec<f32>,
     attention: AttentionScratch,
     router_logits: Vec<f32>,
-    router: RouterScratch,
     shared: SharedScratch,
     routed: Vec<f32>,
     /// Wanted rows x vocab.
@@ -209,17 +208,27 @@ impl Forward<'_> {
             batch,
             normed,
             router_logits,
-            router,
             ..
         } = &mut *self.scratch;
         self.compute.linear(&ffn.router, normed, router_logits)?;
-        let mut routes = Vec::with_capacity(batch.rows() * self.hp.experts_used);
-        for (logits, &token) in router_logits
-            .chunks_exact(self.hp.experts)
+        let used = self.hp.experts_used;
+        let mut routes = vec![
+            Route {
+                expert: 0,
+                weight: 0.0
+            };
+            batch.rows() * used
+        ];
+        routes
+            .par_chunks_exact_mut(used)
+            .zip(router_logits.par_chunks_exact(self.hp.experts))
             .zip(&batch.tokens)
-        {
-            route(self.hp, &ffn.choice, token, logits, router, &mut routes);
-        }
+            .for_each_init(
+                RouterScratch::default,
+                |scratch, ((routes, logits), &token)| {
+                    route(self.hp, &ffn.choice, token, logits, scratch, routes);
+                },
+            );
         let [gate, up] = ffn
             .routed_types
             .map(|ty| self.compute.numerics.activation_format(ty));
@@ -232,7 +241,7 @@ impl Forward<'_> {
         Ok(ExpertBatch {
             layer: index,
             tokens: batch.rows(),
-            used: self.hp.experts_used,
+            used,
             routes,
             input,
             round: self.compute.numerics.rounds_activations(),
