@@ -62,7 +62,8 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading,
-    })?;
+    });
+    let generation = generation.map_err(|error| ApiError::from(error).about("messages"))?;
     Ok((generation, options.streaming))
 }
 

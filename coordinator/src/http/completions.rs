@@ -83,7 +83,8 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading: Reading::Plain,
-    })?;
+    });
+    let generation = generation.map_err(|error| ApiError::from(error).about("prompt"))?;
     Ok((generation, options.streaming))
 }
 

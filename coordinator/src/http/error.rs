@@ -89,6 +89,15 @@ impl ApiError {
         }
     }
 
+    /// Blames the field `param` if no other is blamed.
+    #[must_use]
+    pub fn about(mut self, param: &str) -> Self {
+        if self.status == StatusCode::BAD_REQUEST && self.param.is_none() {
+            self.param = Some(param.to_owned());
+        }
+        self
+    }
+
     /// The JSON body, also sent inside a stream.
     #[must_use]
     pub fn body(&self) -> Value {
@@ -132,11 +141,10 @@ impl From<AdmissionError> for ApiError {
             },
             AdmissionError::PromptTooLong { .. } => ApiError {
                 code: Some("context_length_exceeded"),
-                param: Some("messages".into()),
                 ..Self::invalid(message)
             },
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
-                Self::invalid_field("prompt", message)
+                Self::invalid(message)
             }
             AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),

@@ -80,16 +80,24 @@ impl<M: StepModel> Runner<M> {
     pub(super) fn run(mut self) {
         let _epitaph = Epitaph(Arc::clone(&self.queue));
         loop {
+            // Before a sleep, which may be long, and after it.
+            self.note_load();
             self.admit();
             self.drop_cancelled();
-            let (waiting, running) = self.queue.counts();
-            measures::load(waiting, running);
+            let waiting = self.note_load();
             if !self.running.is_empty() {
                 self.step();
             } else if self.queue.gate() != Gate::Open && waiting == 0 {
                 return;
             }
         }
+    }
+
+    /// Publishes how many wait and run; returns the former.
+    fn note_load(&self) -> usize {
+        let (waiting, running) = self.queue.counts();
+        measures::load(waiting, running);
+        waiting
     }
 
     /// Fills free places; sleeps when there is nothing at all to do.
