@@ -62,8 +62,8 @@ pub enum ClusterError {
         found: Shape,
         expected: Shape,
     },
-    #[error("expert node {node} describes itself wrongly: {source}")]
-    Malformed { node: String, source: WireError },
+    #[error("expert node {node} describes itself wrongly: {problem}")]
+    Malformed { node: String, problem: WireError },
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
     #[error("a row of this model is too large for the wire limits")]
@@ -110,9 +110,9 @@ async fn ask(
         let attempt = tokio::time::timeout_at(start + patience, describe(&endpoint)).await;
         let fault = match attempt {
             Ok(Ok(info)) => {
-                let info = info.map_err(|source| ClusterError::Malformed {
+                let info = info.map_err(|problem| ClusterError::Malformed {
                     node: node(),
-                    source,
+                    problem,
                 })?;
                 let info = info.map_err(|mismatch| ClusterError::Mismatch {
                     node: node(),

@@ -41,7 +41,7 @@ pub struct ServeArgs {
     pub body_limit: usize,
 
     /// Time in which a stopping server finishes the requests that run
-    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 }
 
