@@ -51,7 +51,7 @@ pub(crate) async fn open(
             "the first message must be a hello",
         ));
     };
-    check_hello(&hello, &node.identity.fingerprint)
+    check_hello(&hello, &node.identity.fingerprint, &node.identity.shape)
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .map_err(|mismatch| Status::failed_precondition(mismatch.to_string()))?;
     tracing::info!(

@@ -33,6 +33,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 4,
+    used: 1,
     grid: GRID,
 };
 const FINGERPRINT: [u8; 32] = [3; 32];
@@ -110,7 +111,7 @@ struct Talk {
 
 impl Talk {
     async fn open(address: &str) -> Self {
-        let greeting = Kind::Hello(hello(&FINGERPRINT));
+        let greeting = Kind::Hello(hello(&FINGERPRINT, &SHAPE));
         let (to_node, mut from_node) = begin(address, greeting).await.expect("stream");
         let first = from_node
             .message()
@@ -228,11 +229,15 @@ async fn a_node_describes_itself_and_counts_its_work() {
 #[tokio::test]
 async fn coordinators_that_do_not_fit_are_told_why() {
     let node = node().await;
-    let mut other_version = hello(&FINGERPRINT);
+    let mut other_version = hello(&FINGERPRINT, &SHAPE);
     other_version.protocol_version = PROTOCOL_VERSION + 1;
     for (greeting, parts) in [
-        (other_version, ["version 1", "version 2"].map(str::to_owned)),
-        (hello(&[4; 32]), ["03".repeat(32), "04".repeat(32)]),
+        (other_version, ["version 2", "version 3"].map(str::to_owned)),
+        (hello(&[4; 32], &SHAPE), ["03".repeat(32), "04".repeat(32)]),
+        (
+            hello(&FINGERPRINT, &Shape { used: 9, ..SHAPE }),
+            ["computes 1 experts", "chooses 9"].map(str::to_owned),
+        ),
     ] {
         let status = begin(&node.address, Kind::Hello(greeting))
             .await
@@ -252,8 +257,12 @@ async fn coordinators_that_do_not_fit_are_told_why() {
 async fn work_that_lies_is_refused_and_the_stream_goes_on() {
     let node = node().await;
     let mut talk = Talk::open(&node.address).await;
-    let lies: [fn(&mut pb::Work); 6] = [
+    let lies: [fn(&mut pb::Work); 7] = [
         |w| w.tokens = 4000,
+        |w| {
+            w.used = 3;
+            w.routes = w.routes.repeat(3).into();
+        },
         |w| w.layer = 2,
         |w| w.input = Bytes::from_static(b"short"),
         |w| w.format = 77,
@@ -273,7 +282,7 @@ async fn work_that_lies_is_refused_and_the_stream_goes_on() {
     }
     talk.send(Kind::Work(work(1, 7.0))).await;
     assert_eq!(floats(&talk.rows().await), [7.0; 4]);
-    assert_eq!(node.running.counters().refused, 6);
+    assert_eq!(node.running.counters().refused, 7);
 }
 
 #[tokio::test]
@@ -282,7 +291,7 @@ async fn a_stream_that_breaks_the_protocol_ends_and_harms_no_other() {
     let mut bystander = Talk::open(&node.address).await;
     node.delay_ms.store(100, Ordering::SeqCst);
     for messages in [
-        vec![Kind::Hello(hello(&FINGERPRINT))],
+        vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE))],
         vec![Kind::Work(work(5, 1.0)), Kind::Work(work(5, 1.0))],
     ] {
         let mut talk = Talk::open(&node.address).await;

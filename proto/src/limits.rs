@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 /// Version of messages and their meaning. Peers must agree on it exactly.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Bytes of a model fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
 
 /// Tokens of one call; a larger batch travels as several calls.
-pub const MAX_TOKENS: usize = 4096;
+pub const MAX_TOKENS: usize = 512;
 
-/// Experts that one token may choose.
-pub const MAX_USED: usize = 256;
+/// Experts that a model's router may choose for a token.
+pub const MAX_USED: usize = ds4_common::model::MAX_EXPERTS_USED;
 
 /// Experts of a layer, and blocks of an expert, that a peer may claim.
 pub const MAX_AXIS: u32 = 1 << 16;

@@ -53,9 +53,9 @@ pub enum ClusterError {
     #[error("expert node {node} does not fit: {mismatch}")]
     Mismatch { node: String, mismatch: Mismatch },
     #[error(
-        "expert node {node} does not fit: it has {} layers, width {} and {}, the coordinator {} \
-         layers, width {} and {}",
-        found.layers, found.hidden, found.grid, expected.layers, expected.hidden, expected.grid
+        "expert node {node} does not fit: it has {}, the coordinator {}",
+        shape_text(found),
+        shape_text(expected)
     )]
     Shape {
         node: String,
@@ -68,6 +68,16 @@ pub enum ClusterError {
     Assignment(#[from] AssignmentError),
     #[error("a row of this model is too large for the wire limits")]
     TooLarge,
+}
+
+fn shape_text(shape: &Shape) -> String {
+    let Shape {
+        layers,
+        hidden,
+        used,
+        grid,
+    } = shape;
+    format!("{layers} layers, width {hidden}, {used} experts a token and {grid}")
 }
 
 /// Asks every node what it is and checks that it fits. Nodes that cannot be reached yet are asked

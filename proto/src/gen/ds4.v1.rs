@@ -51,6 +51,9 @@ pub struct Hello {
     /// The coordinator's software version, for the node's log. Node: at most 128 bytes.
     #[prost(string, tag = "3")]
     pub software: ::prost::alloc::string::String,
+    /// Experts that the coordinator's router chooses for a token. Node: must equal its own.
+    #[prost(uint32, tag = "4")]
+    pub used: u32,
 }
 /// The node accepts.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -90,10 +93,10 @@ pub struct Work {
     /// Layer index. Node: below the model's layer count.
     #[prost(uint32, tag = "2")]
     pub layer: u32,
-    /// Tokens in this call. Node: 1 to 4096.
+    /// Tokens in this call. Node: 1 to 512.
     #[prost(uint32, tag = "3")]
     pub tokens: u32,
-    /// Experts that each token chose. Node: 1 to 256.
+    /// Experts that each token chose. Node: as many as the model's router chooses.
     #[prost(uint32, tag = "4")]
     pub used: u32,
     /// `tokens * used` routes of 8 bytes, a token's in slot order: u32 expert id, f32 router weight.
@@ -171,7 +174,7 @@ pub struct DescribeReply {
     /// Digest of the model, 32 bytes. Coordinator: must equal its own.
     #[prost(bytes = "bytes", tag = "4")]
     pub fingerprint: ::prost::bytes::Bytes,
-    /// Layers of the model. Coordinator: must equal its own, like the next three.
+    /// Layers of the model. Coordinator: must equal its own, like the next three and `used`.
     #[prost(uint32, tag = "5")]
     pub layers: u32,
     /// Width of a layer's input and of a reply's row.
@@ -200,6 +203,9 @@ pub struct DescribeReply {
     pub draining: bool,
     #[prost(message, optional, tag = "14")]
     pub counters: ::core::option::Option<Counters>,
+    /// Experts that the router chooses for a token.
+    #[prost(uint32, tag = "15")]
+    pub used: u32,
 }
 /// Work since the node started. Each value only grows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

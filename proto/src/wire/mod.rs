@@ -34,6 +34,8 @@ pub struct Shape {
     pub layers: usize,
     /// Width of a layer's input and of a row of a reply.
     pub hidden: usize,
+    /// Experts that the router chooses for a token.
+    pub used: usize,
     pub grid: Grid,
 }
 
@@ -155,10 +157,11 @@ mod tests {
         let shape = Shape {
             layers: 1,
             hidden: 4096,
+            used: 6,
             grid,
         };
-        assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 4096);
-        assert_eq!(shape.tokens_per_call(8, ActivationFormat::Q8K), 512);
+        assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 512);
+        assert_eq!(shape.tokens_per_call(32, ActivationFormat::Q8K), 128);
         assert_eq!(
             shape.tokens_per_call(usize::MAX, ActivationFormat::Q8K),
             0,
