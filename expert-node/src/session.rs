@@ -149,6 +149,8 @@ impl Reader {
                 Ok(None) => break,
                 Err(status) => {
                     tracing::debug!(%status, "a coordinator's stream broke");
+                    // If it sent what cannot be read, it is still there to be told.
+                    let _ = self.replies.try_send(Err(status));
                     break;
                 }
             };

@@ -266,7 +266,11 @@ async fn work_that_lies_is_refused_and_the_stream_goes_on() {
         |w| w.layer = 2,
         |w| w.input = Bytes::from_static(b"short"),
         |w| w.format = 77,
-        |w| w.rects[0].expert_end = 4,
+        |w| {
+            w.rects = TileSet::new(GRID, vec![GRID.whole()])
+                .expect("grid")
+                .encode()
+        },
         |w| w.deadline_ms = 0,
     ];
     for (id, lie) in (10..).zip(lies) {
@@ -453,8 +457,22 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let oversize = Bytes::from(vec![0; MAX_MESSAGE_BYTES + 1]);
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
-    let status = refusal_of(&node.address, vec![oversize]).await;
+    let greeting = pb::ComputeRequest {
+        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE))),
+    };
+    let greeting = Bytes::from(prost::Message::encode_to_vec(&greeting));
+    let status = refusal_of(&node.address, vec![greeting, oversize]).await;
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let long_hello = pb::ComputeRequest {
+        kind: Some(Kind::Work(pb::Work {
+            input: vec![0; 2000].into(),
+            ..work(1, 1.0)
+        })),
+    };
+    let long_hello = Bytes::from(prost::Message::encode_to_vec(&long_hello));
+    let status = refusal_of(&node.address, vec![long_hello]).await;
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("1024"), "{status:?}");
     let status = refusal_of(&node.address, vec![Bytes::new()]).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     bystander.send(Kind::Work(work(1, 4.0))).await;

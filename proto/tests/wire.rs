@@ -191,18 +191,9 @@ proptest! {
         format in -1i32..5,
         routes in vec(any::<u8>(), 0..64),
         input in vec(any::<u8>(), 0..64),
-        rects in vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()), 0..4),
+        rects in vec(any::<u8>(), 0..64),
     ) {
         let (id, layer, tokens, used, deadline_ms) = counts;
-        let rects = rects
-            .into_iter()
-            .map(|(expert_start, expert_end, block_start, block_end)| pb::TileRect {
-                expert_start,
-                expert_end,
-                block_start,
-                block_end,
-            })
-            .collect();
         let work = pb::Work {
             id,
             layer,
@@ -211,7 +202,7 @@ proptest! {
             routes: routes.into(),
             format,
             round: false,
-            rects,
+            rects: rects.into(),
             deadline_ms,
             input: input.into(),
         };
@@ -239,6 +230,7 @@ fn refusal(change: impl FnOnce(&mut pb::Work)) -> WireError {
 #[test]
 fn counts_that_lie_are_named() {
     let text = |e: WireError| e.to_string();
+    let wide: Vec<u8> = [0u32, 9, 0, 4].map(u32::to_le_bytes).concat();
     assert!(text(refusal(|w| w.tokens = 3)).contains("routes"));
     assert!(text(refusal(|w| w.tokens = 0)).contains("tokens is 0"));
     assert!(text(refusal(|w| w.tokens = MAX_TOKENS as u32 + 1)).contains("tokens is 513"));
@@ -254,8 +246,9 @@ fn counts_that_lie_are_named() {
     assert!(text(refusal(|w| w.input = w.input.slice(1..))).contains("input"));
     assert!(text(refusal(|w| w.format = pb::InputFormat::Q8k.into())).contains("input"));
     assert!(text(refusal(|w| w.rects.clear())).contains("rectangles"));
-    assert!(text(refusal(|w| w.rects.push(w.rects[0]))).contains("twice"));
-    assert!(text(refusal(|w| w.rects[0].expert_end = 9)).contains("outside"));
+    assert!(text(refusal(|w| w.rects = w.rects.repeat(2).into())).contains("twice"));
+    assert!(text(refusal(|w| w.rects = wide.into())).contains("outside"));
+    assert!(text(refusal(|w| w.rects = w.rects.slice(3..))).contains("13 bytes"));
     let mut routes = some_work().routes.to_vec();
     routes[0] = 8;
     let routes = Bytes::from(routes);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ds4_proto::channel;
-use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES};
+use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::wire::{FingerprintBytes, Mismatch, NodeInfo, Shape, WireError, decode_node};
@@ -161,7 +161,7 @@ async fn describe(
 ) -> Result<Result<Result<NodeInfo, Mismatch>, WireError>, String> {
     let channel = endpoint.connect().await.map_err(|e| reason(&e))?;
     let mut client =
-        NodeControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES >> 6);
+        NodeControlClient::new(channel).max_decoding_message_size(MAX_DESCRIPTION_BYTES);
     let answer = tokio::time::timeout(HANDSHAKE_TIMEOUT, client.describe(DescribeRequest {})).await;
     let reply = answer
         .map_err(|_| "it does not answer".to_owned())?

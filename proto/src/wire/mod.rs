@@ -20,7 +20,7 @@ pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hel
 pub use tile_set::TileSet;
 pub use work::{Call, EncodedBatch, decode_work};
 
-use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS};
+use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
 
 /// A model's fingerprint as it travels.
 pub type FingerprintBytes = [u8; crate::limits::FINGERPRINT_BYTES];
@@ -87,6 +87,8 @@ pub enum WireError {
         subtrees: usize,
         limit: usize,
     },
+    #[error("tile rectangles of {0} bytes, where one has {RECT_BYTES}")]
+    Rects(usize),
     #[error("tiles {0} are named twice")]
     Overlap(TileRect),
     #[error("tiles {0} are not held here")]
