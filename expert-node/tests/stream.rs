@@ -450,6 +450,39 @@ async fn refusal_of(address: &str, messages: Vec<Bytes>) -> Status {
 }
 
 #[tokio::test]
+async fn memory_for_calls_is_shared_by_all_coordinators_and_comes_back() {
+    let node = node_with(NodeSettings {
+        threads: 1,
+        memory: 2 << 10,
+        ..NodeSettings::default()
+    })
+    .await;
+    node.delay_ms.store(300, Ordering::SeqCst);
+    let hoarder = Talk::open(&node.address).await;
+    let mut other = Talk::open(&node.address).await;
+    for id in 1..=2 {
+        hoarder.send(Kind::Work(work(id, 1.0))).await;
+    }
+    while node.running.counters().bytes_in < 2 * 24 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.send(Kind::Work(work(1, 4.0))).await;
+    let failure = other.failure().await;
+    assert_eq!(failure.kind(), FailureKind::Busy, "{failure:?}");
+    drop(hoarder);
+    let start = Instant::now();
+    let rows = loop {
+        other.send(Kind::Work(work(1, 4.0))).await;
+        match other.reply().await.expect("reply") {
+            Some(Reply::Rows(rows)) => break rows,
+            _ => assert!(start.elapsed() < WAIT, "the room never came back"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(floats(&rows), [4.0; 4]);
+}
+
+#[tokio::test]
 async fn garbage_and_oversize_end_one_stream_only() {
     let node = node().await;
     let mut bystander = Talk::open(&node.address).await;
