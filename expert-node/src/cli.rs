@@ -78,6 +78,15 @@ pub struct ServeArgs {
     /// Work items in flight for one coordinator
     #[arg(long, env = "DS4_IN_FLIGHT", default_value_t = 8, value_parser = count)]
     pub in_flight: usize,
+    /// MiB of inputs and unsent replies that are kept, of all coordinators together
+    #[arg(
+        long,
+        env = "DS4_CALL_MEMORY",
+        default_value_t = 1024,
+        value_name = "MIB",
+        value_parser = mebibytes
+    )]
+    pub call_memory: usize,
     /// Seconds in which a stopping node finishes the work that it has taken
     #[arg(
         long,
@@ -110,6 +119,7 @@ impl ServeArgs {
                 threads: self.threads,
                 queue: self.queue,
                 in_flight: self.in_flight,
+                memory: self.call_memory << 20,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
             },
         }
@@ -132,6 +142,14 @@ fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 0..=1024) => Ok(n),
         _ => Err("expected a number from 0 to 1024".to_owned()),
+    }
+}
+
+/// 256, which the largest call fits into, to a TiB.
+fn mebibytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 256..=1_048_576) => Ok(n),
+        _ => Err("expected a number from 256 to 1048576".to_owned()),
     }
 }
 
@@ -190,7 +208,9 @@ mod tests {
 
     #[test]
     fn flags_become_a_config() {
-        let cli = parse("serve -m a.gguf --grid 2x4 --index 3 --threads 7 --drain-timeout 5");
+        let cli = parse(
+            "serve -m a.gguf --grid 2x4 --index 3 --threads 7 --call-memory 300 --drain-timeout 5",
+        );
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
         };
@@ -206,6 +226,7 @@ mod tests {
             }
         );
         assert_eq!(config.settings.threads, 7);
+        assert_eq!(config.settings.memory, 300 << 20);
         assert_eq!(config.settings.drain_timeout, Duration::from_secs(5));
         assert!(config.model.populate);
     }
@@ -221,6 +242,7 @@ mod tests {
             "serve -m a --listen nowhere",
             "serve -m a --isa abacus",
             "serve -m a --queue 0",
+            "serve -m a --call-memory 100",
             "serve -m a --log ==",
         ] {
             let error = parse(bad).expect_err(bad);

@@ -6,28 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
-use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{bytes_from_floats, check_hello, clip, decode_work};
+use ds4_proto::pb::{self, compute_request};
+use ds4_proto::wire::{check_hello, clip, decode_work};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::memory::NoRoom;
+use crate::outbox::{Event, Outbox, Reply, failure};
 use crate::service::{NodeState, Phase};
-use crate::worker::{Job, Outcome};
-
-/// Replies as tonic sends them.
-pub(crate) type Replies =
-    std::pin::Pin<Box<dyn futures::Stream<Item = Result<pb::ComputeReply, Status>> + Send>>;
-
-/// A reply before its floats become bytes, which happens when the stream is ready for it.
-type Reply = Result<Event, Status>;
-
-enum Event {
-    Welcome(pb::Welcome),
-    Done(u64, Outcome),
-    Failure(pb::Failure),
-}
+use crate::worker::Job;
 
 /// Reads the hello and starts the stream's reader.
 ///
@@ -36,7 +23,7 @@ enum Event {
 pub(crate) async fn open(
     node: Arc<NodeState>,
     mut inbound: Streaming<pb::ComputeRequest>,
-) -> Result<Replies, Status> {
+) -> Result<Outbox, Status> {
     let slot = Arc::clone(&node.sessions)
         .try_acquire_owned()
         .map_err(|_| Status::resource_exhausted("this node has all the coordinators it takes"))?;
@@ -51,7 +38,7 @@ pub(crate) async fn open(
             "the first message must be a hello",
         ));
     };
-    check_hello(&hello, &node.identity.fingerprint)
+    check_hello(&hello, &node.identity.fingerprint, &node.identity.shape)
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .map_err(|mismatch| Status::failed_precondition(mismatch.to_string()))?;
     tracing::info!(
@@ -75,11 +62,8 @@ pub(crate) async fn open(
     // Reader and reply stream share the slot: the stream counts until its last reply has left.
     let slot = Arc::new(slot);
     tokio::spawn(reader.run(inbound, Arc::clone(&slot)));
-    let encode = move |reply: Reply| {
-        let _counted = &slot;
-        reply.map(|event| encode(event, &node))
-    };
-    Ok(Box::pin(ReceiverStream::new(outbox).map(encode)))
+    let stats = Arc::clone(&node.stats);
+    Ok(Outbox::new(outbox, stats, slot))
 }
 
 /// Work of this stream that has no outcome yet.
@@ -149,6 +133,8 @@ impl Reader {
                 Ok(None) => break,
                 Err(status) => {
                     tracing::debug!(%status, "a coordinator's stream broke");
+                    // If it sent what cannot be read, it is still there to be told.
+                    let _ = self.replies.try_send(Err(status));
                     break;
                 }
             };
@@ -205,6 +191,30 @@ impl Reader {
                 return self.refuse(id, pb::FailureKind::Invalid, &text).await;
             }
         };
+        let input = work.routes.len() + work.input.len();
+        let rows = call
+            .batch
+            .reply_rows(identity.shape.grid, call.rects.rects());
+        let room = match self
+            .node
+            .memory
+            .take(input + rows * identity.shape.row_bytes())
+        {
+            Ok(room) => room,
+            Err(NoRoom::Now) => {
+                return self
+                    .refuse(
+                        id,
+                        pb::FailureKind::Busy,
+                        "the node's memory for calls is full",
+                    )
+                    .await;
+            }
+            Err(error @ NoRoom::Ever { .. }) => {
+                let text = error.to_string();
+                return self.refuse(id, pb::FailureKind::Invalid, &text).await;
+            }
+        };
         // The place for the reply is taken now, so that the compute thread never waits for it.
         let Ok(place) = self.replies.clone().try_reserve_owned() else {
             return self
@@ -219,7 +229,7 @@ impl Reader {
             received,
             cancelled,
             done: Box::new(move |outcome| {
-                place.send(Ok(Event::Done(id, outcome)));
+                place.send(Ok(Event::Done { id, outcome, room }));
                 open.close(id);
             }),
         };
@@ -229,9 +239,7 @@ impl Reader {
                 .refuse(id, pb::FailureKind::Busy, "the node's queue is full")
                 .await;
         }
-        self.node
-            .stats
-            .accepted(work.routes.len() + work.input.len());
+        self.node.stats.accepted(input);
         Ok(())
     }
 
@@ -244,53 +252,4 @@ impl Reader {
             .await
             .map_err(|_| Status::cancelled("the coordinator is gone"))
     }
-}
-
-fn failure(id: u64, kind: pb::FailureKind, reason: &str) -> pb::Failure {
-    pb::Failure {
-        id,
-        kind: kind.into(),
-        message: reason.to_owned(),
-    }
-}
-
-fn encode(event: Event, node: &NodeState) -> pb::ComputeReply {
-    let kind = match event {
-        Event::Welcome(welcome) => compute_reply::Kind::Welcome(welcome),
-        Event::Failure(failure) => compute_reply::Kind::Failure(failure),
-        Event::Done(
-            id,
-            Outcome::Rows {
-                values,
-                queued,
-                computed,
-            },
-        ) => {
-            let rows = bytes_from_floats(&values);
-            node.stats.sent(rows.len());
-            compute_reply::Kind::Rows(pb::Rows {
-                id,
-                rows,
-                queue_us: queued.as_micros() as u64,
-                compute_us: computed.as_micros() as u64,
-            })
-        }
-        Event::Done(id, Outcome::Cancelled) => {
-            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Cancelled, "cancelled"))
-        }
-        Event::Done(id, Outcome::Expired) => compute_reply::Kind::Failure(failure(
-            id,
-            pb::FailureKind::Expired,
-            "the deadline passed in the queue",
-        )),
-        Event::Done(id, Outcome::Refused(error)) => {
-            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Invalid, &error.to_string()))
-        }
-        Event::Done(id, Outcome::Broken) => compute_reply::Kind::Failure(failure(
-            id,
-            pb::FailureKind::Internal,
-            "the computation failed; the node's log says where",
-        )),
-    };
-    pb::ComputeReply { kind: Some(kind) }
 }

@@ -33,6 +33,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 4,
+    used: 1,
     grid: GRID,
 };
 const FINGERPRINT: [u8; 32] = [3; 32];
@@ -110,7 +111,7 @@ struct Talk {
 
 impl Talk {
     async fn open(address: &str) -> Self {
-        let greeting = Kind::Hello(hello(&FINGERPRINT));
+        let greeting = Kind::Hello(hello(&FINGERPRINT, &SHAPE));
         let (to_node, mut from_node) = begin(address, greeting).await.expect("stream");
         let first = from_node
             .message()
@@ -228,11 +229,15 @@ async fn a_node_describes_itself_and_counts_its_work() {
 #[tokio::test]
 async fn coordinators_that_do_not_fit_are_told_why() {
     let node = node().await;
-    let mut other_version = hello(&FINGERPRINT);
+    let mut other_version = hello(&FINGERPRINT, &SHAPE);
     other_version.protocol_version = PROTOCOL_VERSION + 1;
     for (greeting, parts) in [
-        (other_version, ["version 1", "version 2"].map(str::to_owned)),
-        (hello(&[4; 32]), ["03".repeat(32), "04".repeat(32)]),
+        (other_version, ["version 2", "version 3"].map(str::to_owned)),
+        (hello(&[4; 32], &SHAPE), ["03".repeat(32), "04".repeat(32)]),
+        (
+            hello(&FINGERPRINT, &Shape { used: 9, ..SHAPE }),
+            ["computes 1 experts", "chooses 9"].map(str::to_owned),
+        ),
     ] {
         let status = begin(&node.address, Kind::Hello(greeting))
             .await
@@ -252,12 +257,20 @@ async fn coordinators_that_do_not_fit_are_told_why() {
 async fn work_that_lies_is_refused_and_the_stream_goes_on() {
     let node = node().await;
     let mut talk = Talk::open(&node.address).await;
-    let lies: [fn(&mut pb::Work); 6] = [
+    let lies: [fn(&mut pb::Work); 7] = [
         |w| w.tokens = 4000,
+        |w| {
+            w.used = 3;
+            w.routes = w.routes.repeat(3).into();
+        },
         |w| w.layer = 2,
         |w| w.input = Bytes::from_static(b"short"),
         |w| w.format = 77,
-        |w| w.rects[0].expert_end = 4,
+        |w| {
+            w.rects = TileSet::new(GRID, vec![GRID.whole()])
+                .expect("grid")
+                .encode()
+        },
         |w| w.deadline_ms = 0,
     ];
     for (id, lie) in (10..).zip(lies) {
@@ -273,7 +286,7 @@ async fn work_that_lies_is_refused_and_the_stream_goes_on() {
     }
     talk.send(Kind::Work(work(1, 7.0))).await;
     assert_eq!(floats(&talk.rows().await), [7.0; 4]);
-    assert_eq!(node.running.counters().refused, 6);
+    assert_eq!(node.running.counters().refused, 7);
 }
 
 #[tokio::test]
@@ -282,7 +295,7 @@ async fn a_stream_that_breaks_the_protocol_ends_and_harms_no_other() {
     let mut bystander = Talk::open(&node.address).await;
     node.delay_ms.store(100, Ordering::SeqCst);
     for messages in [
-        vec![Kind::Hello(hello(&FINGERPRINT))],
+        vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE))],
         vec![Kind::Work(work(5, 1.0)), Kind::Work(work(5, 1.0))],
     ] {
         let mut talk = Talk::open(&node.address).await;
@@ -437,6 +450,39 @@ async fn refusal_of(address: &str, messages: Vec<Bytes>) -> Status {
 }
 
 #[tokio::test]
+async fn memory_for_calls_is_shared_by_all_coordinators_and_comes_back() {
+    let node = node_with(NodeSettings {
+        threads: 1,
+        memory: 2 << 10,
+        ..NodeSettings::default()
+    })
+    .await;
+    node.delay_ms.store(300, Ordering::SeqCst);
+    let hoarder = Talk::open(&node.address).await;
+    let mut other = Talk::open(&node.address).await;
+    for id in 1..=2 {
+        hoarder.send(Kind::Work(work(id, 1.0))).await;
+    }
+    while node.running.counters().bytes_in < 2 * 24 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    other.send(Kind::Work(work(1, 4.0))).await;
+    let failure = other.failure().await;
+    assert_eq!(failure.kind(), FailureKind::Busy, "{failure:?}");
+    drop(hoarder);
+    let start = Instant::now();
+    let rows = loop {
+        other.send(Kind::Work(work(1, 4.0))).await;
+        match other.reply().await.expect("reply") {
+            Some(Reply::Rows(rows)) => break rows,
+            _ => assert!(start.elapsed() < WAIT, "the room never came back"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(floats(&rows), [4.0; 4]);
+}
+
+#[tokio::test]
 async fn garbage_and_oversize_end_one_stream_only() {
     let node = node().await;
     let mut bystander = Talk::open(&node.address).await;
@@ -444,8 +490,22 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let oversize = Bytes::from(vec![0; MAX_MESSAGE_BYTES + 1]);
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
-    let status = refusal_of(&node.address, vec![oversize]).await;
+    let greeting = pb::ComputeRequest {
+        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE))),
+    };
+    let greeting = Bytes::from(prost::Message::encode_to_vec(&greeting));
+    let status = refusal_of(&node.address, vec![greeting, oversize]).await;
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    let long_hello = pb::ComputeRequest {
+        kind: Some(Kind::Work(pb::Work {
+            input: vec![0; 2000].into(),
+            ..work(1, 1.0)
+        })),
+    };
+    let long_hello = Bytes::from(prost::Message::encode_to_vec(&long_hello));
+    let status = refusal_of(&node.address, vec![long_hello]).await;
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    assert!(status.message().contains("1024"), "{status:?}");
     let status = refusal_of(&node.address, vec![Bytes::new()]).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     bystander.send(Kind::Work(work(1, 4.0))).await;

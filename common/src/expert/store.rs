@@ -157,7 +157,7 @@ impl ExpertStore {
         scratch: &mut ExpertScratch,
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
-        batch.check(self.layers(), self.grid, self.hidden)?;
+        batch.check(self.layers(), self.grid, self.hidden, self.used)?;
         for &rect in rects {
             rect.check(self.grid)
                 .map_err(|_| BatchError::NotHeld { rect })?;

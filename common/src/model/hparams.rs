@@ -7,6 +7,9 @@ use crate::gguf::{Array, GgufModel, Metadata, MetadataError, Value};
 /// The one architecture that this engine runs, as `general.architecture` names it.
 pub const ARCHITECTURE: &str = "deepseek4";
 
+/// Most experts that a model may choose for a token; bounds what a call to a node may ask for.
+pub const MAX_EXPERTS_USED: usize = 256;
+
 /// Shapes and constants of a model; everything is checked to be in a sane range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HyperParams {
@@ -167,7 +170,7 @@ impl HyperParams {
                 .unwrap_or(20),
             hc_eps: k.positive("hyper_connection.epsilon", 1.0)?.unwrap_or(1e-6),
             experts: k.required("expert_count", 1..=1 << 16)?,
-            experts_used: k.required("expert_used_count", 1..=1024)?,
+            experts_used: k.required("expert_used_count", 1..=MAX_EXPERTS_USED)?,
             expert_width: k.required("expert_feed_forward_length", 1..=1 << 20)?,
             hash_layers: k.required("hash_layer_count", 0..=1024)?,
             expert_scale: k.required_positive("expert_weights_scale", 1e6)?,

@@ -80,7 +80,7 @@ impl ClusterBackend {
             let target = Target {
                 endpoint: member.endpoint.clone(),
                 fingerprint: expected.fingerprint,
-                grid,
+                shape: expected.shape,
                 tiles: Arc::new(tiles),
             };
             links.push(NodeLink::start(calls, target));
@@ -153,7 +153,8 @@ async fn await_links(
 
 impl ExpertBackend for ClusterBackend {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
-        batch.check(self.shape.layers, self.shape.grid, self.shape.hidden)?;
+        let shape = self.shape;
+        batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
         let most = self
             .shape
             .tokens_per_call(self.cover.most_subtrees(), batch.input.format());

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_common::tiles::Grid;
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{FingerprintBytes, TileSet, clip, decode_welcome, hello};
+use ds4_proto::wire::{FingerprintBytes, Shape, TileSet, clip, decode_welcome, hello};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -37,7 +36,7 @@ const OUTBOUND: usize = 4 * MAX_WINDOW;
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,
     pub(super) fingerprint: FingerprintBytes,
-    pub(super) grid: Grid,
+    pub(super) shape: Shape,
     /// The tiles that this coordinator computes there.
     pub(super) tiles: Arc<TileSet>,
 }
@@ -116,7 +115,10 @@ async fn open(target: &Target) -> Result<Stream, String> {
     let channel = target.endpoint.connect().await.map_err(|e| reason(&e))?;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
     let greeting = pb::ComputeRequest {
-        kind: Some(compute_request::Kind::Hello(hello(&target.fingerprint))),
+        kind: Some(compute_request::Kind::Hello(hello(
+            &target.fingerprint,
+            &target.shape,
+        ))),
     };
     // The channel is new and has room.
     let _ = outbound.try_send(greeting);
@@ -133,8 +135,8 @@ async fn open(target: &Target) -> Result<Stream, String> {
     let Some(compute_reply::Kind::Welcome(welcome)) = first.and_then(|message| message.kind) else {
         return Err("the first reply is no welcome".to_owned());
     };
-    let (window, held) =
-        decode_welcome(&welcome, target.grid).map_err(|e| format!("malformed welcome: {e}"))?;
+    let (window, held) = decode_welcome(&welcome, target.shape.grid)
+        .map_err(|e| format!("malformed welcome: {e}"))?;
     if let Some(rect) = target
         .tiles
         .rects()

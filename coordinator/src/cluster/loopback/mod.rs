@@ -28,6 +28,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 4,
     hidden: 8,
+    used: 3,
     grid: GRID,
 };
 const FINGERPRINT: [u8; 32] = [5; 32];
@@ -124,8 +125,9 @@ fn expectation() -> Expectation {
 }
 
 /// Some work whose values differ between tokens and calls.
-fn batch(layer: usize, tokens: usize, used: usize) -> Arc<ExpertBatch> {
-    let mut state = (layer * 1000 + tokens * 10 + used) as u32;
+fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
+    let used = SHAPE.used;
+    let mut state = (layer * 1000 + tokens) as u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8

@@ -33,6 +33,7 @@ impl Model {
             shape: Shape {
                 layers: hp.layers,
                 hidden: hp.hidden,
+                used: hp.experts_used,
                 grid: Grid::of(hp.experts, hp.expert_width),
             },
         };
