@@ -20,6 +20,7 @@ mod activations;
 mod lanes;
 mod matmul;
 mod matrix;
+mod probe;
 mod row;
 mod scalar;
 mod tile;
