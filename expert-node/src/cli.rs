@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
+use crate::bench::{self, BenchArgs};
 use crate::embedded::NodeConfig;
 use crate::lifecycle;
 use crate::load::ModelConfig;
@@ -34,6 +35,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Print a model's shape, its tile grid, and the kernels of this machine
     Inspect(ModelArgs),
+    /// Measure the expert function against this machine's memory and cores
+    Bench(BenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -126,7 +129,7 @@ impl ServeArgs {
     }
 }
 
-fn kernels(name: &str) -> Result<Kernels, String> {
+pub(crate) fn kernels(name: &str) -> Result<Kernels, String> {
     Kernels::named(name).map_err(|error| error.to_string())
 }
 
@@ -138,7 +141,7 @@ fn log_filter(text: &str) -> Result<String, String> {
 }
 
 /// 0 to 1024.
-fn threads(text: &str) -> Result<usize, String> {
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 0..=1024) => Ok(n),
         _ => Err("expected a number from 0 to 1024".to_owned()),
@@ -182,6 +185,7 @@ fn run(cli: &Cli) -> Result<()> {
         .init();
     match &cli.command {
         Command::Inspect(args) => lifecycle::inspect(args),
+        Command::Bench(args) => bench::run(args),
         Command::Serve(args) => {
             let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
             let result = runtime.block_on(lifecycle::serve(args));
@@ -244,6 +248,8 @@ mod tests {
             "serve -m a --queue 0",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
+            "bench --rounds 0",
+            "bench --decode 1,none",
         ] {
             let error = parse(bad).expect_err(bad);
             assert_eq!(error.exit_code(), 2, "{bad}");

@@ -8,6 +8,7 @@
 //!
 //! A tokio thread never computes and the compute thread never touches a socket.
 
+pub mod bench;
 pub mod cli;
 pub mod compute;
 mod embedded;

@@ -103,7 +103,7 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
 }
 
 /// Unlike `println!`, no panic when the reader has gone.
-fn print(text: &str) -> std::io::Result<()> {
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()

@@ -20,8 +20,11 @@ mod activations;
 mod lanes;
 mod matmul;
 mod matrix;
+mod parts;
+mod probe;
 mod row;
 mod scalar;
+mod sixteen;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -179,6 +182,33 @@ impl Kernels {
             let buffer = &mut scratch.rows;
             with_kernel!(self, k => tile::run(k, &part, Tokens::Rows(xs), buffer, out));
         });
+    }
+
+    /// The rows `rows` of `w` times activations, every block of 256 columns apart, on this thread:
+    /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
+    /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
+    /// `b` of activation `t`.
+    ///
+    /// The rows are read from one end to the other, unlike strip by strip.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`]; `xs` is not whole tokens of whole rows.
+    pub fn tile_parts(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        out: &mut [f32],
+    ) {
+        let part = w.row_range(rows);
+        SCRATCH.with_borrow_mut(
+            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, scratch, out)),
+        );
+    }
+
+    /// Asks the processor for `bytes`, which will be read soon.
+    pub fn prefetch(self, bytes: &[u8]) {
+        with_kernel!(self, k => k.prefetch(bytes));
     }
 
     /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current

@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
 /// The products of one row. An implementor is a proof that the CPU has the instructions, so its
@@ -9,6 +10,9 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 /// long as `xs`; implementations stay within bounds (and may panic or leave results unwritten)
 /// if that is not so.
 pub(super) trait RowKernel: Copy + Send + Sync {
+    /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
+    const SIXTEEN: bool = false;
+
     fn name(self) -> &'static str;
 
     /// `out[i] = a · bs[i]`.
@@ -31,4 +35,12 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// `out[t] = row · xs[t]` for a format of 32 weights a block.
     fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]);
+
+    /// `out[t][r] += w[r] · xs[t]` for one Q4_K block of sixteen rows.
+    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+        sixteen::add_block(w, xs, out);
+    }
+
+    /// Asks for bytes that will be read soon.
+    fn prefetch(self, _bytes: &[u8]) {}
 }

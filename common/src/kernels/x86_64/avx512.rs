@@ -2,10 +2,12 @@
 
 use std::arch::x86_64::*;
 
+use super::sixteen;
 use super::{Factors, load_256, load_i16, part};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::row::RowKernel;
+use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
@@ -30,6 +32,17 @@ impl Avx512 {
 }
 
 impl RowKernel for Avx512 {
+    const SIXTEEN: bool = true;
+
+    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { sixteen::q4_k_sixteen(w, xs, out) }
+    }
+
+    fn prefetch(self, bytes: &[u8]) {
+        sixteen::prefetch(bytes);
+    }
+
     fn name(self) -> &'static str {
         "avx512vnni"
     }
