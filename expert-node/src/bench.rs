@@ -459,7 +459,7 @@ mod tests {
         let mut bench = Bench::new(&store, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
         let batch = bench.batch(5);
-        batch.check(2, store.grid(), 256).expect("a legal batch");
+        batch.check(2, store.grid(), 256, 2).expect("a legal batch");
         assert!(different_experts(&batch) <= 8);
         let (seconds, experts) = bench.calls(Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);
