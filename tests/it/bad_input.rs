@@ -1,13 +1,12 @@
 //! What the command line says to models that are wrong: one readable line, a failure code, in time.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use ds4_common::gguf::{Array, Value};
 use ds4_common::quant::GgmlType;
 use ds4_tests::golden::Reference;
+use ds4_tests::process::run;
 use ds4_tests::rewrite::Draft;
 use tempfile::TempDir;
 
@@ -21,39 +20,14 @@ pub(crate) struct Outcome {
     pub(crate) stderr: String,
 }
 
-/// A clean environment but for what the process needs to run.
 pub(crate) fn coord(args: &[&str]) -> Outcome {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_coord_under_test"))
-        .args(args)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start");
     let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("wait") {
-            break status;
-        }
-        if start.elapsed() > PATIENCE {
-            child.kill().expect("kill");
-            panic!("{args:?} still runs after {PATIENCE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    // What these commands write fits the pipes, so they never wait for a reader.
-    let mut text = [String::new(), String::new()];
-    let [out, err] = &mut text;
-    let mut stdout = child.stdout.take().expect("piped");
-    stdout.read_to_string(out).expect("UTF-8");
-    let mut stderr = child.stderr.take().expect("piped");
-    stderr.read_to_string(err).expect("UTF-8");
-    let [stdout, stderr] = text;
+    let output = run(env!("CARGO_BIN_EXE_coord_under_test"), args).expect("it ends");
+    assert!(start.elapsed() < PATIENCE, "{args:?}");
     Outcome {
-        code: status.code(),
-        stdout,
-        stderr,
+        code: output.status.code(),
+        stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+        stderr: String::from_utf8(output.stderr).expect("UTF-8"),
     }
 }
 

@@ -1,3 +1,4 @@
+mod api;
 mod bad_flags;
 mod bad_input;
 mod cluster;
