@@ -11,7 +11,9 @@ use tokio::sync::mpsc;
 use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
-use crate::scheduler::{Event, Finish, GenerateRequest, Generation, Reading, random_seed};
+use crate::scheduler::{
+    Event, Finish, GenerateError, GenerateRequest, Generation, Reading, random_seed,
+};
 
 /// How to talk.
 #[derive(Args, Clone, Debug)]
@@ -32,7 +34,7 @@ pub struct ChatArgs {
     pub max_tokens: usize,
 
     /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     pub temperature: f32,
 
     /// Equal seeds give equal answers [default: another one each time]
@@ -42,7 +44,8 @@ pub struct ChatArgs {
 
 const HELP: &str = "/think on|off   reason before answering
 /reset          forget the conversation
-/quit           leave (so does ctrl-d)";
+/quit           leave (so does ctrl-d)
+ctrl-c stops an answer; where there is none, it leaves";
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
@@ -64,9 +67,11 @@ pub async fn run(args: ChatArgs) -> Result<()> {
         if want_line.send(()).await.is_err() {
             break;
         }
-        let Some(line) = lines.recv().await else {
-            break;
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            _ = tokio::signal::ctrl_c() => None,
         };
+        let Some(line) = line else { break };
         match line.trim() {
             "" => {}
             "/quit" | "/exit" => break,
@@ -172,15 +177,28 @@ impl<'a> Chat<'a> {
                 return Ok(());
             }
         };
-        let answer = show(generation).await?;
-        self.messages.push(Message::Assistant {
-            content: answer.content,
-            reasoning: Some(answer.reasoning).filter(|text| !text.is_empty()),
-            tool_calls: Vec::new(),
-            prefix: false,
-        });
+        match show(generation).await? {
+            Shown::Answer(answer) => self.messages.push(Message::Assistant {
+                content: answer.content,
+                reasoning: Some(answer.reasoning).filter(|text| !text.is_empty()),
+                tool_calls: Vec::new(),
+                prefix: false,
+            }),
+            Shown::Failed(error) => {
+                // An expert node may come back: the same question can be asked again.
+                self.messages.pop();
+                println!("{error}");
+            }
+        }
         Ok(())
     }
+}
+
+/// What became of a turn.
+enum Shown {
+    /// Whole, or as far as it came before it was stopped.
+    Answer(Answer),
+    Failed(GenerateError),
 }
 
 #[derive(Default)]
@@ -189,30 +207,32 @@ struct Answer {
     content: String,
 }
 
-/// Shows prefill progress, then the answer as it comes, then its speed.
-async fn show(mut generation: Generation) -> Result<Answer> {
+/// Shows prefill progress, then the answer as it comes, then its speed. Ctrl-c ends it.
+async fn show(mut generation: Generation) -> Result<Shown> {
     let bar = prefill_bar(generation.prompt_tokens() as u64);
     let mut progress = generation.progress();
     let mut answer = Answer::default();
     loop {
         tokio::select! {
-            event = generation.next_event() => match event {
-                Event::Token(drawn) => {
-                    bar.finish_and_clear();
-                    answer.print(drawn.deltas)?;
+            event = generation.next_event() => {
+                bar.finish_and_clear();
+                match event {
+                    Event::Token(drawn) => answer.print(drawn.deltas)?,
+                    Event::Finished { deltas, finish } => {
+                        answer.print(deltas)?;
+                        print_speed(&finish);
+                        return Ok(Shown::Answer(answer));
+                    }
+                    Event::Failed(error @ GenerateError::Stopped) => bail!(error),
+                    Event::Failed(error) => return Ok(Shown::Failed(error)),
                 }
-                Event::Finished { deltas, finish } => {
-                    bar.finish_and_clear();
-                    answer.print(deltas)?;
-                    print_speed(&finish);
-                    return Ok(answer);
-                }
-                Event::Failed(error) => {
-                    bar.finish_and_clear();
-                    bail!(error)
-                }
-            },
+            }
             Ok(()) = progress.changed() => bar.set_position(progress.borrow().done as u64),
+            _ = tokio::signal::ctrl_c() => {
+                bar.finish_and_clear();
+                println!("\n[stopped]");
+                return Ok(Shown::Answer(answer));
+            }
         }
     }
 }
@@ -266,4 +286,14 @@ fn print_speed(finish: &Finish) {
         usage.completion_tokens,
         rate(usage.completion_tokens.saturating_sub(1), timings.decode)
     );
+}
+
+fn temperature(text: &str) -> Result<f32> {
+    let temperature = text.parse().context("expected a number")?;
+    let params = SamplingParams {
+        temperature,
+        ..SamplingParams::default()
+    };
+    params.validate()?;
+    Ok(temperature)
 }

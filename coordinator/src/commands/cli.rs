@@ -16,9 +16,9 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Log filter, for example `info` or `ds4_coordinator=debug`
-    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_parser = log_filter)]
-    log: String,
+    /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info; chat: warn]
+    #[arg(long, env = "DS4_LOG", global = true, value_parser = log_filter)]
+    log: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -50,7 +50,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    // A conversation is not to be interrupted by what goes well.
+    let usual = match cli.command {
+        Command::Chat(_) => "warn",
+        _ => "info",
+    };
+    let filter = cli.log.as_deref().unwrap_or(usual);
+    let filter = EnvFilter::try_new(filter).context("--log")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -28,9 +28,11 @@ pub(super) async fn chat_completions(State(app): State<Arc<App>>, body: Body) ->
             return error.into_response();
         }
     };
+    let keep_alive = app.settings.keep_alive;
     let heading = Heading::new(app);
     if streaming.stream {
-        return stream::respond(generation, AnswerChunks::new(heading, streaming), meter);
+        let chunks = AnswerChunks::new(heading, streaming);
+        return stream::respond(generation, chunks, meter, keep_alive);
     }
     match collect(generation, WholeAnswer::new(heading)).await {
         Ok(answer) => {
@@ -53,6 +55,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         options,
     } = ChatRequest::read(&body, thinks_by_default)?;
     app.card.check(model.as_deref())?;
+    app.scheduler.check_room()?;
     let (prompt, reading) = tokenize(Arc::clone(app), conversation).await?;
     let generation = app.scheduler.submit(GenerateRequest {
         prompt,

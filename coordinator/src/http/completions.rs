@@ -30,9 +30,10 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
             return error.into_response();
         }
     };
+    let keep_alive = app.settings.keep_alive;
     let mut text = Text::new(Heading::new(app), streaming);
     if streaming.stream {
-        return stream::respond(generation, text, meter);
+        return stream::respond(generation, text, meter, keep_alive);
     }
     let mut whole = String::new();
     loop {
@@ -64,6 +65,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         options,
     } = CompletionRequest::read(&body)?;
     app.card.check(model.as_deref())?;
+    app.scheduler.check_room()?;
     let prompt = match prompt {
         Prompt::Tokens(tokens) => tokens,
         Prompt::Text(text) => {

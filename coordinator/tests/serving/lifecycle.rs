@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ds4_coordinator::http::HttpSettings;
 use ds4_coordinator::scheduler::{Health, SchedulerLimits};
 use futures::StreamExt;
 use futures::future::join_all;
@@ -168,6 +169,26 @@ async fn requests_at_the_same_time_get_their_own_answers() {
         "nothing ran together"
     );
     assert!(steps.iter().all(|step| step.len() <= 5));
+}
+
+#[tokio::test]
+async fn a_long_prompt_keeps_its_stream_alive() {
+    let settings = HttpSettings {
+        keep_alive: Duration::from_millis(20),
+        ..HttpSettings::default()
+    };
+    let server = Arc::new(Server::with(SchedulerLimits::default(), settings).await);
+    server.controls.hold();
+    let stream = {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move { server.stream(CHAT, say("at last")).await })
+    };
+    server.controls.wait_busy().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.controls.release();
+    let stream = stream.await.unwrap();
+    assert!(stream.comments >= 3, "{} comments", stream.comments);
+    assert_eq!(stream.joined("content"), "at last");
 }
 
 #[tokio::test]

@@ -28,6 +28,8 @@ pub(crate) struct Stream {
     /// Data of `event: error` messages.
     pub(crate) errors: Vec<Value>,
     pub(crate) done: bool,
+    /// Comments, which say nothing but that the server lives.
+    pub(crate) comments: usize,
 }
 
 impl Server {
@@ -143,6 +145,7 @@ fn read_stream(text: &str) -> Stream {
         let field = |name: &str| message.lines().find_map(|line| line.strip_prefix(name));
         let Some(data) = field("data: ") else {
             assert!(message.starts_with(':'), "{message}");
+            stream.comments += 1;
             continue;
         };
         match (field("event: "), data) {
