@@ -1,7 +1,7 @@
 //! Replies of one stream on their way out.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use ds4_proto::pb::{self, compute_reply};
@@ -27,6 +27,21 @@ pub(crate) enum Event {
     Failure(pb::Failure),
 }
 
+/// A stream's place among the coordinators, which a stopping node waits for; it returns when this
+/// is dropped or released.
+pub(crate) struct Slot(Mutex<Option<OwnedSemaphorePermit>>);
+
+impl Slot {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Slot(Mutex::new(Some(permit)))
+    }
+
+    pub(crate) fn release(&self) {
+        // Taking it out cannot be interrupted half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
 /// Replies as tonic sends them.
 pub(crate) struct Outbox {
     replies: mpsc::Receiver<Reply>,
@@ -35,15 +50,11 @@ pub(crate) struct Outbox {
     /// a reply that the coordinator does not read keeps its room.
     unsent: Option<Room>,
     /// The stream counts among the coordinators until its last reply has left.
-    _slot: Arc<OwnedSemaphorePermit>,
+    _slot: Arc<Slot>,
 }
 
 impl Outbox {
-    pub(crate) fn new(
-        replies: mpsc::Receiver<Reply>,
-        stats: Arc<Stats>,
-        slot: Arc<OwnedSemaphorePermit>,
-    ) -> Self {
+    pub(crate) fn new(replies: mpsc::Receiver<Reply>, stats: Arc<Stats>, slot: Arc<Slot>) -> Self {
         Outbox {
             replies,
             stats,
@@ -139,7 +150,7 @@ mod tests {
         let memory = CallMemory::new(1024);
         let (replies, inbox) = mpsc::channel(1);
         let slots = Arc::new(Semaphore::new(1));
-        let slot = Arc::new(slots.try_acquire_owned().expect("a slot"));
+        let slot = Arc::new(Slot::new(slots.try_acquire_owned().expect("a slot")));
         let mut outbox = Outbox::new(inbox, Arc::default(), slot);
         let done = |room| Event::Done {
             id: 1,

@@ -8,11 +8,11 @@ use std::time::Instant;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
 use ds4_proto::pb::{self, compute_request};
 use ds4_proto::wire::{check_hello, clip, decode_work};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
 use crate::memory::NoRoom;
-use crate::outbox::{Event, Outbox, Reply, failure};
+use crate::outbox::{Event, Outbox, Reply, Slot, failure};
 use crate::service::{NodeState, Phase};
 use crate::worker::Job;
 
@@ -53,15 +53,16 @@ pub(crate) async fn open(
     };
     // The channel is new and has room.
     let _ = replies.try_send(Ok(Event::Welcome(welcome)));
+    // Reader and reply stream share the slot: the stream counts until its last reply has left.
+    let slot = Arc::new(Slot::new(slot));
     let reader = Reader {
         phase: node.phase.clone(),
         node: Arc::clone(&node),
         replies,
         open: Arc::default(),
+        slot: Arc::clone(&slot),
     };
-    // Reader and reply stream share the slot: the stream counts until its last reply has left.
-    let slot = Arc::new(slot);
-    tokio::spawn(reader.run(inbound, Arc::clone(&slot)));
+    tokio::spawn(reader.run(inbound));
     let stats = Arc::clone(&node.stats);
     Ok(Outbox::new(outbox, stats, slot))
 }
@@ -102,16 +103,13 @@ struct Reader {
     phase: watch::Receiver<Phase>,
     replies: mpsc::Sender<Reply>,
     open: Arc<OpenCalls>,
+    slot: Arc<Slot>,
 }
 
 impl Reader {
     /// Runs until the coordinator is gone, breaks the protocol, or the node stops, and holds the
     /// stream's place among the coordinators until then.
-    async fn run(
-        mut self,
-        mut inbound: Streaming<pb::ComputeRequest>,
-        _slot: Arc<OwnedSemaphorePermit>,
-    ) {
+    async fn run(mut self, mut inbound: Streaming<pb::ComputeRequest>) {
         loop {
             match *self.phase.borrow_and_update() {
                 Phase::Draining if self.open.with(|map| map.is_empty()) => break,
@@ -144,7 +142,7 @@ impl Reader {
                     "a coordinator broke the protocol"
                 );
                 // If the coordinator is gone, nobody needs the status.
-                let _ = self.replies.send(Err(status)).await;
+                let _ = self.reply(Err(status)).await;
                 break;
             }
         }
@@ -245,11 +243,28 @@ impl Reader {
 
     async fn refuse(&self, id: u64, kind: pb::FailureKind, reason: &str) -> Result<(), Status> {
         self.node.stats.refused();
-        let event = Event::Failure(failure(id, kind, reason));
-        // Waiting here holds up this stream alone, whose coordinator does not read its replies.
-        self.replies
-            .send(Ok(event))
+        self.reply(Ok(Event::Failure(failure(id, kind, reason))))
             .await
-            .map_err(|_| Status::cancelled("the coordinator is gone"))
+    }
+
+    /// Waits for room, which holds up this stream alone: its coordinator sent more than its window
+    /// and does not read. A node that stops does not wait for such a one.
+    async fn reply(&self, reply: Reply) -> Result<(), Status> {
+        let mut phase = self.phase.clone();
+        let place = match self.replies.try_reserve() {
+            Ok(place) => place,
+            Err(_) => tokio::select! {
+                place = self.replies.reserve() => {
+                    place.map_err(|_| Status::cancelled("the coordinator is gone"))?
+                }
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => {
+                    // What it does not read can never leave, so nothing is to be waited for.
+                    self.slot.release();
+                    return Err(Status::unavailable("the node is about to stop"));
+                }
+            },
+        };
+        place.send(reply);
+        Ok(())
     }
 }

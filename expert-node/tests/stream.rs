@@ -386,6 +386,46 @@ async fn a_node_that_cannot_finish_in_time_stops_anyway() {
     assert!(start.elapsed() < Duration::from_millis(2900));
 }
 
+#[tokio::test]
+async fn a_coordinator_that_reads_nothing_does_not_hold_up_the_stop() {
+    let node = node_with(NodeSettings {
+        threads: 1,
+        drain_timeout: Duration::from_secs(10),
+        ..NodeSettings::default()
+    })
+    .await;
+    let endpoint = channel::endpoint(&node.address).expect("endpoint");
+    let narrow = endpoint
+        .initial_stream_window_size(1024)
+        .initial_connection_window_size(1 << 16);
+    let mut client = channel::compute_client(narrow.connect().await.expect("connection"));
+    let (to_node, requests) = mpsc::channel(256);
+    let mut invalid = work(1, 1.0);
+    invalid.layer = 77;
+    let mut messages = vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE))];
+    messages.extend(vec![Kind::Work(invalid); 200]);
+    for kind in messages {
+        let message = pb::ComputeRequest { kind: Some(kind) };
+        to_node.try_send(message).expect("room");
+    }
+    let answer = client.compute(ReceiverStream::new(requests)).await;
+    let _unread = answer.expect("stream").into_inner();
+    let mut seen = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let refused = node.running.counters().refused;
+        if refused > 0 && refused == seen {
+            break;
+        }
+        seen = refused;
+    }
+    assert!(seen < 200, "everything was answered");
+    let start = Instant::now();
+    node.running.stop().await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
 /// Sends bytes as messages, whatever they are.
 #[derive(Clone, Copy, Default)]
 struct Raw;

@@ -54,7 +54,12 @@ pub(super) enum Next {
     Read,
     /// Call [`Calls::pump`] again after a pause: the node was busy.
     Retry,
+    /// Drop the stream: the node is about to stop and owes nothing on it.
+    Leave,
 }
+
+/// Why a node that is about to stop gets no work.
+pub(super) const STOPPING: &str = "the node is about to stop";
 
 #[derive(Debug)]
 struct State {
@@ -66,6 +71,10 @@ struct State {
     /// By id, so that the oldest goes first when a connection comes back.
     waiting: BTreeMap<u64, Waiting>,
     next_id: u64,
+    /// Whether the node takes no more work on this connection.
+    draining: bool,
+    /// Whether a call was answered on this connection.
+    useful: bool,
     /// Why there is no connection.
     fault: String,
     closed: bool,
@@ -90,6 +99,8 @@ impl Calls {
                 on_wire: HashSet::new(),
                 waiting: BTreeMap::new(),
                 next_id: 1,
+                draining: false,
+                useful: false,
                 fault: "no connection was made yet".to_owned(),
                 closed: false,
             }),
@@ -159,7 +170,7 @@ impl Calls {
         };
         let now = Instant::now();
         for (&id, waiting) in state.waiting.iter_mut().filter(|(_, w)| !w.on_wire) {
-            if state.on_wire.len() >= state.window {
+            if state.draining || state.on_wire.len() >= state.window {
                 return;
             }
             let left = waiting.request.deadline.saturating_duration_since(now);
@@ -186,6 +197,8 @@ impl Calls {
         self.with(|state| {
             state.outbound = Some(outbound);
             state.window = window;
+            state.draining = false;
+            state.useful = false;
             self.pump_state(state);
         });
     }
@@ -213,9 +226,18 @@ impl Calls {
         });
     }
 
-    /// Why there is no connection; `None` if there is one.
+    /// Why no work goes out; `None` if it does.
     pub(super) fn fault(&self) -> Option<String> {
-        self.with(|state| state.outbound.is_none().then(|| state.fault.clone()))
+        self.with(|state| match state.outbound {
+            None => Some(state.fault.clone()),
+            Some(_) if state.draining => Some(STOPPING.to_owned()),
+            Some(_) => None,
+        })
+    }
+
+    /// Whether the connection, or the last one, was good for an answer.
+    pub(super) fn was_useful(&self) -> bool {
+        self.with(|state| state.useful)
     }
 
     /// Takes a reply.
@@ -231,12 +253,13 @@ impl Calls {
                     if let Some(Waiting { request, .. }) = waiting {
                         self.rows(request, rows.rows);
                     }
-                    Ok(Next::Read)
+                    Ok(state.next())
                 })
             }
-            Some(compute_reply::Kind::Failure(failure)) => {
-                self.with(|state| self.failure(state, &failure))
-            }
+            Some(compute_reply::Kind::Failure(failure)) => self.with(|state| {
+                let retry = self.failure(state, &failure)?;
+                Ok(if retry { Next::Retry } else { state.next() })
+            }),
             Some(compute_reply::Kind::Welcome(_)) => Err("a second welcome".to_owned()),
             None => Err("a message of no known kind".to_owned()),
         }
@@ -248,6 +271,7 @@ impl Calls {
         if !state.on_wire.remove(&id) {
             return Err(format!("an answer to call {id}, which is not in flight"));
         }
+        state.useful = true;
         let waiting = state.waiting.remove(&id);
         self.pump_state(state);
         Ok(waiting)
@@ -270,7 +294,8 @@ impl Calls {
         }));
     }
 
-    fn failure(&self, state: &mut State, failure: &pb::Failure) -> Result<Next, String> {
+    /// Returns whether the call is to be sent again after a pause.
+    fn failure(&self, state: &mut State, failure: &pb::Failure) -> Result<bool, String> {
         let id = failure.id;
         let kind = failure.kind();
         if matches!(kind, pb::FailureKind::Busy | pb::FailureKind::Draining) {
@@ -280,15 +305,11 @@ impl Calls {
             if let Some(waiting) = state.waiting.get_mut(&id) {
                 waiting.on_wire = false;
             }
-            if kind == pb::FailureKind::Busy {
-                return Ok(Next::Retry);
-            }
-            // The node answers what it has and then ends the stream; nothing new until then.
-            state.window = 0;
-            return Ok(Next::Read);
+            state.draining |= kind == pb::FailureKind::Draining;
+            return Ok(!state.draining);
         }
         let Some(Waiting { request, .. }) = self.answered(state, id)? else {
-            return Ok(Next::Read);
+            return Ok(false);
         };
         let node = self.node.to_string();
         let error = if kind == pb::FailureKind::Expired {
@@ -306,7 +327,17 @@ impl Calls {
             }
         };
         request.deliver(Err(error));
-        Ok(Next::Read)
+        Ok(false)
+    }
+}
+
+impl State {
+    /// What follows a message that needs no pause.
+    fn next(&self) -> Next {
+        if self.draining && self.on_wire.is_empty() {
+            return Next::Leave;
+        }
+        Next::Read
     }
 }
 
@@ -321,172 +352,4 @@ impl Request {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc::{Receiver, sync_channel};
-    use std::time::Duration;
-
-    use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
-    use ds4_common::tiles::Grid;
-
-    const GRID: Grid = Grid {
-        experts: 1,
-        blocks: 1,
-    };
-
-    struct Bench {
-        calls: Calls,
-        arrivals: SyncSender<Arrival>,
-        inbox: Receiver<Arrival>,
-    }
-
-    fn bench() -> Bench {
-        let (arrivals, inbox) = sync_channel(16);
-        Bench {
-            calls: Calls::new("node".into()),
-            arrivals,
-            inbox,
-        }
-    }
-
-    impl Bench {
-        fn submit(&self, slot: usize, deadline: Duration) -> u64 {
-            let batch = ExpertBatch {
-                layer: 0,
-                tokens: 1,
-                used: 1,
-                routes: vec![Route {
-                    expert: 0,
-                    weight: 1.0,
-                }],
-                input: ExpertInput::F32(vec![0.0]),
-                round: false,
-            };
-            let request = Request {
-                encoded: EncodedBatch::new(&batch, 0..1),
-                tiles: Arc::new(TileSet::new(GRID, vec![GRID.whole()]).expect("tiles")),
-                layer: 0,
-                expected: 4,
-                began: Instant::now(),
-                deadline: Instant::now() + deadline,
-                slot,
-                arrivals: self.arrivals.clone(),
-            };
-            self.calls.submit(request).expect("taken")
-        }
-
-        fn rows(&self, id: u64) -> Result<Next, String> {
-            self.calls.reply(Some(compute_reply::Kind::Rows(pb::Rows {
-                id,
-                rows: Bytes::from_static(&[0; 4]),
-                ..Default::default()
-            })))
-        }
-
-        fn failure(&self, id: u64, kind: pb::FailureKind) -> Result<Next, String> {
-            self.calls
-                .reply(Some(compute_reply::Kind::Failure(pb::Failure {
-                    id,
-                    kind: kind.into(),
-                    message: String::new(),
-                })))
-        }
-    }
-
-    /// Ids of the work that was written, cancels as negative ids.
-    fn written(wire: &mut mpsc::Receiver<pb::ComputeRequest>) -> Vec<i64> {
-        let mut ids = Vec::new();
-        while let Ok(message) = wire.try_recv() {
-            match message.kind.expect("a kind") {
-                compute_request::Kind::Work(work) => ids.push(work.id as i64),
-                compute_request::Kind::Cancel(cancel) => ids.push(-(cancel.id as i64)),
-                compute_request::Kind::Hello(_) => panic!("the link says hello"),
-            }
-        }
-        ids
-    }
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn the_window_is_kept_and_answers_make_room() {
-        let bench = bench();
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.calls.connected(outbound, 2);
-        for slot in 0..4 {
-            bench.submit(slot, LONG);
-        }
-        assert_eq!(written(&mut wire), [1, 2]);
-        assert_eq!(bench.rows(2), Ok(Next::Read));
-        assert_eq!(bench.inbox.try_recv().expect("arrival").slot, 1);
-        assert_eq!(written(&mut wire), [3]);
-    }
-
-    #[test]
-    fn what_a_lost_connection_left_goes_out_again_oldest_first() {
-        let bench = bench();
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.submit(0, LONG);
-        bench.calls.connected(outbound, 8);
-        bench.submit(1, LONG);
-        bench.submit(2, Duration::ZERO);
-        bench.rows(1).expect("in flight");
-        assert_eq!(written(&mut wire), [1, 2]);
-        bench.calls.disconnected("cut");
-        assert_eq!(bench.calls.fault().as_deref(), Some("cut"));
-        bench.submit(3, LONG);
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.calls.connected(outbound, 8);
-        assert_eq!(
-            written(&mut wire),
-            [2, 4],
-            "without the answered and the expired one"
-        );
-        assert!(bench.rows(1).is_err(), "an answer of the old connection");
-    }
-
-    #[test]
-    fn cancelled_calls_hold_their_place_until_the_node_has_answered() {
-        let bench = bench();
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.calls.connected(outbound, 1);
-        let first = bench.submit(0, LONG);
-        let second = bench.submit(1, LONG);
-        bench.calls.cancel(first, Outcome::Cancelled);
-        assert_eq!(written(&mut wire), [1, -1]);
-        assert_eq!(
-            bench.failure(first, pb::FailureKind::Cancelled),
-            Ok(Next::Read)
-        );
-        assert_eq!(written(&mut wire), [second as i64]);
-        assert!(bench.inbox.try_recv().is_err());
-    }
-
-    #[test]
-    fn busy_asks_for_a_pause_and_draining_for_another_stream() {
-        let bench = bench();
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.calls.connected(outbound, 8);
-        bench.submit(0, LONG);
-        written(&mut wire);
-        assert_eq!(bench.failure(1, pb::FailureKind::Busy), Ok(Next::Retry));
-        bench.calls.pump();
-        assert_eq!(written(&mut wire), [1]);
-        assert_eq!(bench.failure(1, pb::FailureKind::Draining), Ok(Next::Read));
-        bench.calls.pump();
-        assert!(written(&mut wire).is_empty());
-        let (outbound, mut wire) = mpsc::channel(64);
-        bench.calls.disconnected("stopped");
-        bench.calls.connected(outbound, 8);
-        assert_eq!(written(&mut wire), [1]);
-    }
-
-    #[test]
-    fn closing_answers_everything() {
-        let bench = bench();
-        bench.submit(0, LONG);
-        bench.calls.close();
-        let arrival = bench.inbox.try_recv().expect("arrival");
-        assert!(matches!(arrival.rows, Err(ExpertError::Closed)));
-    }
-}
+mod tests;

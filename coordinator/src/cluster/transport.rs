@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-use super::calls::{Calls, Next};
+use super::calls::{Calls, Next, STOPPING};
 
 /// First pause before a connection is tried again; doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -84,12 +84,15 @@ async fn run(calls: Arc<Calls>, target: Target, up: watch::Sender<bool>) {
     loop {
         let fault = match open(&target).await {
             Ok(stream) => {
-                backoff = FIRST_BACKOFF;
                 tracing::info!(node = %calls.node(), "expert node connected");
                 calls.connected(stream.outbound, stream.window);
                 up.send_replace(true);
                 let fault = read(&calls, stream.inbound).await;
                 up.send_replace(false);
+                // A welcome alone is no reason for haste: the stream may break at its first call.
+                if calls.was_useful() {
+                    backoff = FIRST_BACKOFF;
+                }
                 fault
             }
             Err(fault) => fault,
@@ -162,6 +165,7 @@ async fn read(calls: &Arc<Calls>, mut inbound: Streaming<pb::ComputeReply>) -> S
         };
         match calls.reply(message.kind) {
             Ok(Next::Read) => {}
+            Ok(Next::Leave) => return STOPPING.to_owned(),
             Ok(Next::Retry) => {
                 let calls = Arc::clone(calls);
                 // At most one for each call in flight.

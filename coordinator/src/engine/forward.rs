@@ -20,7 +20,9 @@ use super::kv_cache::LayerCache;
 use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
 use super::operand::Operand;
 use super::weights::{FfnWeights, HcWeights, Layer, Weights};
-use super::{Chunk, ChunkOutput, EngineError, ExpertBackend, LogitsWanted, Stage, StageTimes};
+use super::{
+    Chunk, ChunkOutput, EngineError, ExpertBackend, ExpertError, LogitsWanted, Stage, StageTimes,
+};
 
 /// Buffers of a step, kept between steps. All are row-major over the batch's rows.
 #[derive(Debug, Default)]
@@ -80,7 +82,17 @@ impl Forward<'_> {
                 break;
             }
             self.attention(index, layer, chunks, &mut mark)?;
-            self.feed_forward(index, layer, &mut mark)?;
+            match self.feed_forward(index, layer, chunks, &mut mark) {
+                Err(EngineError::Experts(ExpertError::GivenUp)) => {
+                    // Without this layer's experts no row can go on.
+                    for rows in &self.scratch.batch.chunks {
+                        outputs[rows.chunk].cancelled = true;
+                    }
+                    self.drop_cancelled(chunks, outputs);
+                    break;
+                }
+                done => done?,
+            }
         }
         self.head(chunks, outputs)?;
         self.times.lap(Stage::Head, &mut mark);
@@ -173,6 +185,7 @@ impl Forward<'_> {
         &mut self,
         index: usize,
         layer: &Layer,
+        chunks: &[Chunk<'_>],
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
         self.mix_in(&layer.ffn_hc, &layer.ffn.norm)?;
@@ -182,6 +195,7 @@ impl Forward<'_> {
         let pending = self.experts.begin(Arc::new(batch))?;
         self.times.lap(Stage::RoutedExperts, mark);
         let Scratch {
+            batch,
             normed,
             shared,
             output,
@@ -192,7 +206,10 @@ impl Forward<'_> {
         shared_expert(self.compute, &layer.ffn, clamp, normed, shared, output)?;
         self.times.lap(Stage::SharedExpert, mark);
         routed.resize(output.len(), 0.0);
-        pending.finish(routed)?;
+        // The wait ends early only if it is for nobody: one chunk that stays needs the sum.
+        let gone = |chunk: &Chunk<'_>| chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
+        let give_up = || batch.chunks.iter().all(|rows| gone(&chunks[rows.chunk]));
+        pending.finish(&give_up, routed)?;
         self.times.lap(Stage::RoutedExperts, mark);
         for (y, r) in output.iter_mut().zip(routed.iter()) {
             *y += r;

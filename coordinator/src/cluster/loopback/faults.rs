@@ -58,7 +58,7 @@ fn work_that_is_no_longer_wanted_is_not_computed() {
     });
     drop(second);
     let mut out = vec![0.0; 8];
-    first.finish(&mut out).expect("rows");
+    first.finish(&|| false, &mut out).expect("rows");
     wait_until("the second is dropped", || {
         cluster.nodes[0].counters().dropped == 1
     });
@@ -83,7 +83,7 @@ fn a_busy_node_is_asked_again() {
         .collect();
     for (batch, pending) in batches.iter().zip(pending) {
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         assert_eq!(bits(&out), bits(&alone(batch)));
     }
     assert!(
@@ -150,7 +150,9 @@ fn a_restarted_node_is_used_again() {
         .expect("begun while it is away");
     cluster.add(&[GRID.whole()], &address, &settings());
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-    pending.finish(&mut out).expect("rows after the restart");
+    pending
+        .finish(&|| false, &mut out)
+        .expect("rows after the restart");
     assert_eq!(bits(&out), bits(&alone(&batch)));
     assert!(backend.faults().is_empty());
 }
@@ -179,7 +181,7 @@ fn a_node_lost_in_the_middle_of_a_call_is_asked_again_when_it_is_back() {
     });
     cluster.add(&[GRID.whole()], &address, &hasty);
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-    pending.finish(&mut out).expect("rows");
+    pending.finish(&|| false, &mut out).expect("rows");
     assert_eq!(bits(&out), bits(&alone(&batch)));
 }
 
@@ -216,7 +218,7 @@ fn stopping_finishes_what_is_in_flight() {
     assert!(cluster.runtime.block_on(node.stop()), "drained");
     for (batch, pending) in batches.iter().zip(pending) {
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         assert_eq!(bits(&out), bits(&alone(batch)));
     }
 }

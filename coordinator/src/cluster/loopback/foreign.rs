@@ -1,6 +1,7 @@
 //! Peers that do not fit: other models, other versions, other tiles, other manners.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ds4_proto::limits::PROTOCOL_VERSION;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
@@ -242,6 +243,36 @@ fn answers_to_calls_that_were_never_made_end_the_stream() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn a_node_that_breaks_every_stream_is_tried_ever_less_often() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let cluster = Cluster::new();
+    let confused = Impostor::new(|work| {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        rows(work.id + 77, 32)
+    });
+    let backend = connect_to(&cluster, confused).expect("cluster");
+    compute(&backend, &batch(0, 1)).expect_err("no answer");
+    // Within 500 ms: at once, and after pauses of 50, 100, 200 ms.
+    let calls = CALLS.load(Ordering::SeqCst);
+    assert!((2..=5).contains(&calls), "{calls}");
+}
+
+#[test]
+fn a_node_that_drains_forever_is_left() {
+    let cluster = Cluster::new();
+    let draining = Impostor::new(|work| {
+        compute_reply::Kind::Failure(pb::Failure {
+            id: work.id,
+            kind: pb::FailureKind::Draining.into(),
+            message: String::new(),
+        })
+    });
+    let backend = connect_to(&cluster, draining).expect("cluster");
+    let error = compute(&backend, &batch(0, 1)).expect_err("it takes no work");
+    assert!(error.to_string().contains("about to stop"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Real streams over loopback. Most experts are scripted: cheap, and able to misbehave.
 
+mod cancel;
 mod cuts;
 mod faults;
 mod foreign;
@@ -163,7 +164,9 @@ fn alone(batch: &ExpertBatch) -> Vec<f32> {
 
 fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<f32>, ExpertError> {
     let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
-    backend.begin(Arc::clone(batch))?.finish(&mut out)?;
+    backend
+        .begin(Arc::clone(batch))?
+        .finish(&|| false, &mut out)?;
     Ok(out)
 }
 

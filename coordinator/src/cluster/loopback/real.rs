@@ -14,15 +14,15 @@ use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use super::*;
 use crate::cluster::LocalBackend;
 
-struct Model {
+pub(super) struct Model {
     path: PathBuf,
-    hp: HyperParams,
-    tensors: ModelTensors,
-    expectation: Expectation,
+    pub(super) hp: HyperParams,
+    pub(super) tensors: ModelTensors,
+    pub(super) expectation: Expectation,
 }
 
 impl Model {
-    fn open(name: &str) -> Self {
+    pub(super) fn open(name: &str) -> Self {
         let file = format!("../tests/golden/{name}/{name}.gguf");
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
         let gguf = GgufModel::open(&path).expect("reference model");
@@ -84,7 +84,7 @@ impl Model {
     fn compute(&self, backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Vec<u32> {
         let mut out = vec![f32::NAN; batch.tokens * self.hp.hidden];
         let pending = backend.begin(Arc::clone(batch)).expect("begun");
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         bits(&out)
     }
 
