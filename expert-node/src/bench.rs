@@ -28,8 +28,9 @@ const PROBE_BYTES: usize = 512 << 20;
 /// Bytes of weights that the calls between two probes read, at least.
 const CALL_BYTES: usize = 512 << 20;
 
-/// Rounds of one probe of the multipliers: some milliseconds.
-const MULTIPLY_ROUNDS: u32 = 1 << 21;
+/// Rounds of one probe of the multipliers: long enough that a busy machine slows it down as it does
+/// the work.
+const MULTIPLY_ROUNDS: u32 = 1 << 25;
 
 /// Values of a Q4_K block and its bytes.
 const BLOCK: (usize, usize) = (256, 144);

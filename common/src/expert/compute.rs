@@ -63,6 +63,7 @@ pub struct ExpertScratch {
 struct InnerTask {
     gate: Vec<f32>,
     up: Vec<f32>,
+    up_of_pair: Vec<f32>,
     mid: Vec<f32>,
     activations: Activations,
 }
@@ -216,12 +217,16 @@ impl Call<'_> {
             self.kernels
                 .tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
             task.mid.resize(width * count, 0.0);
+            task.up_of_pair.resize(width, 0.0);
             for (p, mid) in task.mid.chunks_exact_mut(width).enumerate() {
                 let weight = self.schedule.pairs[pairs.start + p].weight;
-                for (f, m) in mid.iter_mut().enumerate() {
-                    let at = f * count + p;
-                    *m = swiglu_one(task.gate[at], task.up[at], self.layer.clamp, weight);
+                // Side by side first, so that the arithmetic runs in vectors.
+                let up = &mut task.up_of_pair;
+                let both = task.gate.iter().zip(&task.up).skip(p).step_by(count);
+                for ((m, u), (gate, up)) in mid.iter_mut().zip(up.iter_mut()).zip(both) {
+                    (*m, *u) = (*gate, *up);
                 }
+                swiglu(mid, up, self.layer.clamp, weight);
             }
             task.activations.set(format, width, &task.mid);
             Ok(())

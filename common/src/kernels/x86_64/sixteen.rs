@@ -13,8 +13,11 @@ const TOKENS: usize = 64;
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        match (xs, &mut *out) {
-            ([_], [_]) => add_block::<1>(w, xs, out),
+        // Clearing the sums of absent tokens would cost more than a few tokens' products.
+        match xs.len() {
+            0 | 1 => add_block::<1>(w, xs, out),
+            2..=4 => add_block::<4>(w, xs, out),
+            5..=16 => add_block::<16>(w, xs, out),
             _ => add_block::<TOKENS>(w, xs, out),
         }
     }
