@@ -239,9 +239,7 @@ impl<'a> Bench<'a> {
     }
 
     fn prefill(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
-        let grid = self.store.grid();
         let (hidden, used) = (self.store.hidden(), self.store.experts_used());
-        debug_assert!(grid.blocks > 0);
         let operations = 2.0 * 3.0 * (hidden * self.store.width() * used * tokens) as f64;
         let calls = 128_usize.div_ceil(tokens);
         self.calls(kernels, tokens, 1)?;
