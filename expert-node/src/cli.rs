@@ -1,14 +1,19 @@
 //! The command line of `ds4-expert`.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
+use crate::bench::{self, BenchArgs};
 use crate::embedded::NodeConfig;
+use crate::lifecycle;
 use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::tiles::{GridCut, TileChoice};
@@ -30,6 +35,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Print a model's shape, its tile grid, and the kernels of this machine
     Inspect(ModelArgs),
+    /// Measure the expert function against this machine's memory and cores
+    Bench(BenchArgs),
 }
 
 #[derive(Args, Debug)]
@@ -54,7 +61,7 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
     /// Compute threads; 0 takes one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = threads)]
     pub threads: usize,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
     #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
@@ -74,6 +81,15 @@ pub struct ServeArgs {
     /// Work items in flight for one coordinator
     #[arg(long, env = "DS4_IN_FLIGHT", default_value_t = 8, value_parser = count)]
     pub in_flight: usize,
+    /// MiB of inputs and unsent replies that are kept, of all coordinators together
+    #[arg(
+        long,
+        env = "DS4_CALL_MEMORY",
+        default_value_t = 1024,
+        value_name = "MIB",
+        value_parser = mebibytes
+    )]
+    pub call_memory: usize,
     /// Seconds in which a stopping node finishes the work that it has taken
     #[arg(
         long,
@@ -106,13 +122,14 @@ impl ServeArgs {
                 threads: self.threads,
                 queue: self.queue,
                 in_flight: self.in_flight,
+                memory: self.call_memory << 20,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
             },
         }
     }
 }
 
-fn kernels(name: &str) -> Result<Kernels, String> {
+pub(crate) fn kernels(name: &str) -> Result<Kernels, String> {
     Kernels::named(name).map_err(|error| error.to_string())
 }
 
@@ -123,11 +140,59 @@ fn log_filter(text: &str) -> Result<String, String> {
     }
 }
 
+/// 0 to 1024.
+pub(crate) fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 0..=1024) => Ok(n),
+        _ => Err("expected a number from 0 to 1024".to_owned()),
+    }
+}
+
+/// 256, which the largest call fits into, to a TiB.
+fn mebibytes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 256..=1_048_576) => Ok(n),
+        _ => Err("expected a number from 256 to 1048576".to_owned()),
+    }
+}
+
 /// 1 to 1024.
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n @ 1..=1024) => Ok(n),
         _ => Err("expected a number from 1 to 1024".to_owned()),
+    }
+}
+
+/// The whole process: flags, log, command, exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ds4-expert: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match &cli.command {
+        Command::Inspect(args) => lifecycle::inspect(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Serve(args) => {
+            let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
+            let result = runtime.block_on(lifecycle::serve(args));
+            // Loading may still run on a blocking thread; the process does not wait for it.
+            runtime.shutdown_background();
+            result
+        }
     }
 }
 
@@ -147,7 +212,9 @@ mod tests {
 
     #[test]
     fn flags_become_a_config() {
-        let cli = parse("serve -m a.gguf --grid 2x4 --index 3 --threads 7 --drain-timeout 5");
+        let cli = parse(
+            "serve -m a.gguf --grid 2x4 --index 3 --threads 7 --call-memory 300 --drain-timeout 5",
+        );
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
         };
@@ -163,6 +230,7 @@ mod tests {
             }
         );
         assert_eq!(config.settings.threads, 7);
+        assert_eq!(config.settings.memory, 300 << 20);
         assert_eq!(config.settings.drain_timeout, Duration::from_secs(5));
         assert!(config.model.populate);
     }
@@ -178,7 +246,10 @@ mod tests {
             "serve -m a --listen nowhere",
             "serve -m a --isa abacus",
             "serve -m a --queue 0",
+            "serve -m a --call-memory 100",
             "serve -m a --log ==",
+            "bench --rounds 0",
+            "bench --decode 1,none",
         ] {
             let error = parse(bad).expect_err(bad);
             assert_eq!(error.exit_code(), 2, "{bad}");

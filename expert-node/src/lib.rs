@@ -8,12 +8,15 @@
 //!
 //! A tokio thread never computes and the compute thread never touches a socket.
 
+pub mod bench;
 pub mod cli;
 pub mod compute;
 mod embedded;
 pub mod lifecycle;
 pub mod load;
+mod memory;
 pub mod node;
+mod outbox;
 mod service;
 mod session;
 pub mod stats;

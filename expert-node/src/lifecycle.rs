@@ -1,5 +1,7 @@
 //! A node as a process: load, ready, drain, stop.
 
+use std::io::{ErrorKind, Write};
+
 use anyhow::{Context, Result, bail};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
@@ -17,7 +19,8 @@ use crate::embedded::start;
 /// The address is taken, the model cannot be loaded, or the server fails.
 pub async fn serve(args: &ServeArgs) -> Result<()> {
     let mut signals = Signals::new()?;
-    // The port is taken before minutes of loading, so that a clash is seen at once.
+    // The port is taken before minutes of loading, so that a clash is seen at once. Who connects
+    // meanwhile waits in the listener's backlog.
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
@@ -27,14 +30,19 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
         node = starting => node?,
         name = signals.next() => bail!("{name} while the model was loading"),
     };
-    println!(
-        "ds4-expert ready on {}: {}, kernels {}, {} threads, {:.1} MB of weights",
+    let identity = node.identity();
+    let ready = format!(
+        "ds4-expert ready on {}: {}, kernels {}, {} threads, {:.1} MB of weights\n",
         node.address(),
-        node.identity().summary(),
-        node.identity().kernels,
+        identity.summary(),
+        identity.kernels,
         node.threads(),
-        node.identity().weight_bytes as f64 / 1e6,
+        identity.weight_bytes as f64 / 1e6,
     );
+    if let Err(error) = print(&ready) {
+        // A node serves on even if nobody listens to its output.
+        tracing::warn!(%error, "the ready line was not printed");
+    }
     tokio::select! {
         name = signals.next() => tracing::info!("{name}: draining"),
         reason = node.failed() => bail!("the server failed: {reason}"),
@@ -62,21 +70,43 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
         .into_iter()
         .map(Kernels::name)
         .collect();
-    println!("fingerprint  {}", Fingerprint::of(&gguf, &hp)?);
-    println!("layers       {}", hp.layers);
-    println!("hidden       {}", hp.hidden);
-    println!(
-        "experts      {} a layer, {} a token, {} wide",
-        hp.experts, hp.experts_used, hp.expert_width
-    );
-    println!("tile grid    {grid}");
-    println!("file bytes   {}", gguf.file_bytes());
-    println!(
-        "kernels      {} (auto takes {})",
-        kernels.join(", "),
-        Kernels::detect().name()
-    );
-    Ok(())
+    let rows = [
+        ("fingerprint", Fingerprint::of(&gguf, &hp)?.to_string()),
+        ("layers", hp.layers.to_string()),
+        ("hidden", hp.hidden.to_string()),
+        (
+            "experts",
+            format!(
+                "{} a layer, {} a token, {} wide",
+                hp.experts, hp.experts_used, hp.expert_width
+            ),
+        ),
+        ("tile grid", grid.to_string()),
+        ("file bytes", gguf.file_bytes().to_string()),
+        (
+            "kernels",
+            format!(
+                "{} (auto takes {})",
+                kernels.join(", "),
+                Kernels::detect().name()
+            ),
+        ),
+    ];
+    let text: String = rows
+        .iter()
+        .map(|(name, value)| format!("{name:<12} {value}\n"))
+        .collect();
+    match print(&text) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Unlike `println!`, no panic when the reader has gone.
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
 }
 
 /// The signals that end a node. Both are caught, since a process that runs as init gets no

@@ -96,6 +96,7 @@ pub fn load(config: &ModelConfig) -> Result<(StoreCompute, Identity), LoadError>
         shape: Shape {
             layers: store.layers(),
             hidden: store.hidden(),
+            used: store.experts_used(),
             grid,
         },
         held,

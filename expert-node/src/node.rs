@@ -14,6 +14,7 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::compute::{Compute, Identity};
+use crate::memory::CallMemory;
 use crate::service::{MAX_SESSIONS, NodeService, NodeState, Phase};
 use crate::stats::Stats;
 use crate::worker::Worker;
@@ -33,6 +34,8 @@ pub struct NodeSettings {
     pub queue: usize,
     /// Work items in flight on one coordinator's stream.
     pub in_flight: usize,
+    /// Bytes of inputs and unsent replies that are kept, of all coordinators together.
+    pub memory: usize,
     /// Time in which a stopping node finishes what it has taken.
     pub drain_timeout: Duration,
 }
@@ -43,6 +46,7 @@ impl Default for NodeSettings {
             threads: 0,
             queue: 64,
             in_flight: 8,
+            memory: 1 << 30,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -100,6 +104,7 @@ impl RunningNode {
             threads,
             max_in_flight: settings.in_flight.clamp(1, 1024),
             queue,
+            memory: CallMemory::new(settings.memory),
             stats: Arc::clone(&stats),
             phase: phase_seen,
             sessions: Arc::clone(&sessions),
@@ -172,11 +177,12 @@ impl RunningNode {
         let finished = tokio::time::timeout(self.drain_timeout, idle).await.is_ok();
         self.phase.send_replace(Phase::Stopping);
         drop(self.shutdown.take());
-        if tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server)
-            .await
-            .is_err()
-        {
-            self.server.abort();
+        // A server that has failed was awaited already.
+        if !self.server.is_finished() {
+            let closed = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server).await;
+            if closed.is_err() {
+                self.server.abort();
+            }
         }
         let worker = self.worker;
         let ended = tokio::task::spawn_blocking(move || worker.wait(CLOSE_TIMEOUT));

@@ -10,6 +10,8 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::compute::Identity;
+use crate::memory::CallMemory;
+use crate::outbox::Outbox;
 use crate::session;
 use crate::stats::Stats;
 use crate::worker::WorkQueue;
@@ -34,6 +36,7 @@ pub(crate) struct NodeState {
     pub(crate) threads: usize,
     pub(crate) max_in_flight: usize,
     pub(crate) queue: WorkQueue,
+    pub(crate) memory: CallMemory,
     pub(crate) stats: Arc<Stats>,
     pub(crate) phase: watch::Receiver<Phase>,
     /// One permit of [`MAX_SESSIONS`] a stream.
@@ -45,7 +48,7 @@ pub(crate) struct NodeService(pub(crate) Arc<NodeState>);
 
 #[tonic::async_trait]
 impl ExpertCompute for NodeService {
-    type ComputeStream = session::Replies;
+    type ComputeStream = Outbox;
 
     async fn compute(
         &self,
@@ -80,6 +83,7 @@ impl NodeControl for NodeService {
             weight_bytes: identity.weight_bytes,
             draining: *node.phase.borrow() != Phase::Serving,
             counters: Some(node.stats.snapshot()),
+            used: identity.shape.used as u32,
         }))
     }
 }

@@ -6,28 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
-use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{bytes_from_floats, check_hello, clip, decode_work};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, watch};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::ReceiverStream;
+use ds4_proto::pb::{self, compute_request};
+use ds4_proto::wire::{check_hello, clip, decode_work};
+use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
+use crate::memory::NoRoom;
+use crate::outbox::{Event, Outbox, Reply, Slot, failure};
 use crate::service::{NodeState, Phase};
-use crate::worker::{Job, Outcome};
-
-/// Replies as tonic sends them.
-pub(crate) type Replies =
-    std::pin::Pin<Box<dyn futures::Stream<Item = Result<pb::ComputeReply, Status>> + Send>>;
-
-/// A reply before its floats become bytes, which happens when the stream is ready for it.
-type Reply = Result<Event, Status>;
-
-enum Event {
-    Welcome(pb::Welcome),
-    Done(u64, Outcome),
-    Failure(pb::Failure),
-}
+use crate::worker::Job;
 
 /// Reads the hello and starts the stream's reader.
 ///
@@ -36,7 +23,7 @@ enum Event {
 pub(crate) async fn open(
     node: Arc<NodeState>,
     mut inbound: Streaming<pb::ComputeRequest>,
-) -> Result<Replies, Status> {
+) -> Result<Outbox, Status> {
     let slot = Arc::clone(&node.sessions)
         .try_acquire_owned()
         .map_err(|_| Status::resource_exhausted("this node has all the coordinators it takes"))?;
@@ -51,7 +38,7 @@ pub(crate) async fn open(
             "the first message must be a hello",
         ));
     };
-    check_hello(&hello, &node.identity.fingerprint)
+    check_hello(&hello, &node.identity.fingerprint, &node.identity.shape)
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .map_err(|mismatch| Status::failed_precondition(mismatch.to_string()))?;
     tracing::info!(
@@ -66,20 +53,18 @@ pub(crate) async fn open(
     };
     // The channel is new and has room.
     let _ = replies.try_send(Ok(Event::Welcome(welcome)));
+    // Reader and reply stream share the slot: the stream counts until its last reply has left.
+    let slot = Arc::new(Slot::new(slot));
     let reader = Reader {
         phase: node.phase.clone(),
         node: Arc::clone(&node),
         replies,
         open: Arc::default(),
+        slot: Arc::clone(&slot),
     };
-    // Reader and reply stream share the slot: the stream counts until its last reply has left.
-    let slot = Arc::new(slot);
-    tokio::spawn(reader.run(inbound, Arc::clone(&slot)));
-    let encode = move |reply: Reply| {
-        let _counted = &slot;
-        reply.map(|event| encode(event, &node))
-    };
-    Ok(Box::pin(ReceiverStream::new(outbox).map(encode)))
+    tokio::spawn(reader.run(inbound));
+    let stats = Arc::clone(&node.stats);
+    Ok(Outbox::new(outbox, stats, slot))
 }
 
 /// Work of this stream that has no outcome yet.
@@ -118,16 +103,13 @@ struct Reader {
     phase: watch::Receiver<Phase>,
     replies: mpsc::Sender<Reply>,
     open: Arc<OpenCalls>,
+    slot: Arc<Slot>,
 }
 
 impl Reader {
     /// Runs until the coordinator is gone, breaks the protocol, or the node stops, and holds the
     /// stream's place among the coordinators until then.
-    async fn run(
-        mut self,
-        mut inbound: Streaming<pb::ComputeRequest>,
-        _slot: Arc<OwnedSemaphorePermit>,
-    ) {
+    async fn run(mut self, mut inbound: Streaming<pb::ComputeRequest>) {
         loop {
             match *self.phase.borrow_and_update() {
                 Phase::Draining if self.open.with(|map| map.is_empty()) => break,
@@ -149,6 +131,8 @@ impl Reader {
                 Ok(None) => break,
                 Err(status) => {
                     tracing::debug!(%status, "a coordinator's stream broke");
+                    // If it sent what cannot be read, it is still there to be told.
+                    let _ = self.replies.try_send(Err(status));
                     break;
                 }
             };
@@ -158,7 +142,7 @@ impl Reader {
                     "a coordinator broke the protocol"
                 );
                 // If the coordinator is gone, nobody needs the status.
-                let _ = self.replies.send(Err(status)).await;
+                let _ = self.reply(Err(status)).await;
                 break;
             }
         }
@@ -205,6 +189,30 @@ impl Reader {
                 return self.refuse(id, pb::FailureKind::Invalid, &text).await;
             }
         };
+        let input = work.routes.len() + work.input.len();
+        let rows = call
+            .batch
+            .reply_rows(identity.shape.grid, call.rects.rects());
+        let room = match self
+            .node
+            .memory
+            .take(input + rows * identity.shape.row_bytes())
+        {
+            Ok(room) => room,
+            Err(NoRoom::Now) => {
+                return self
+                    .refuse(
+                        id,
+                        pb::FailureKind::Busy,
+                        "the node's memory for calls is full",
+                    )
+                    .await;
+            }
+            Err(error @ NoRoom::Ever { .. }) => {
+                let text = error.to_string();
+                return self.refuse(id, pb::FailureKind::Invalid, &text).await;
+            }
+        };
         // The place for the reply is taken now, so that the compute thread never waits for it.
         let Ok(place) = self.replies.clone().try_reserve_owned() else {
             return self
@@ -219,7 +227,7 @@ impl Reader {
             received,
             cancelled,
             done: Box::new(move |outcome| {
-                place.send(Ok(Event::Done(id, outcome)));
+                place.send(Ok(Event::Done { id, outcome, room }));
                 open.close(id);
             }),
         };
@@ -229,68 +237,34 @@ impl Reader {
                 .refuse(id, pb::FailureKind::Busy, "the node's queue is full")
                 .await;
         }
-        self.node
-            .stats
-            .accepted(work.routes.len() + work.input.len());
+        self.node.stats.accepted(input);
         Ok(())
     }
 
     async fn refuse(&self, id: u64, kind: pb::FailureKind, reason: &str) -> Result<(), Status> {
         self.node.stats.refused();
-        let event = Event::Failure(failure(id, kind, reason));
-        // Waiting here holds up this stream alone, whose coordinator does not read its replies.
-        self.replies
-            .send(Ok(event))
+        self.reply(Ok(Event::Failure(failure(id, kind, reason))))
             .await
-            .map_err(|_| Status::cancelled("the coordinator is gone"))
     }
-}
 
-fn failure(id: u64, kind: pb::FailureKind, reason: &str) -> pb::Failure {
-    pb::Failure {
-        id,
-        kind: kind.into(),
-        message: reason.to_owned(),
-    }
-}
-
-fn encode(event: Event, node: &NodeState) -> pb::ComputeReply {
-    let kind = match event {
-        Event::Welcome(welcome) => compute_reply::Kind::Welcome(welcome),
-        Event::Failure(failure) => compute_reply::Kind::Failure(failure),
-        Event::Done(
-            id,
-            Outcome::Rows {
-                values,
-                queued,
-                computed,
+    /// Waits for room, which holds up this stream alone: its coordinator sent more than its window
+    /// and does not read. A node that stops does not wait for such a one.
+    async fn reply(&self, reply: Reply) -> Result<(), Status> {
+        let mut phase = self.phase.clone();
+        let place = match self.replies.try_reserve() {
+            Ok(place) => place,
+            Err(_) => tokio::select! {
+                place = self.replies.reserve() => {
+                    place.map_err(|_| Status::cancelled("the coordinator is gone"))?
+                }
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => {
+                    // What it does not read can never leave, so nothing is to be waited for.
+                    self.slot.release();
+                    return Err(Status::unavailable("the node is about to stop"));
+                }
             },
-        ) => {
-            let rows = bytes_from_floats(&values);
-            node.stats.sent(rows.len());
-            compute_reply::Kind::Rows(pb::Rows {
-                id,
-                rows,
-                queue_us: queued.as_micros() as u64,
-                compute_us: computed.as_micros() as u64,
-            })
-        }
-        Event::Done(id, Outcome::Cancelled) => {
-            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Cancelled, "cancelled"))
-        }
-        Event::Done(id, Outcome::Expired) => compute_reply::Kind::Failure(failure(
-            id,
-            pb::FailureKind::Expired,
-            "the deadline passed in the queue",
-        )),
-        Event::Done(id, Outcome::Refused(error)) => {
-            compute_reply::Kind::Failure(failure(id, pb::FailureKind::Invalid, &error.to_string()))
-        }
-        Event::Done(id, Outcome::Broken) => compute_reply::Kind::Failure(failure(
-            id,
-            pb::FailureKind::Internal,
-            "the computation failed; the node's log says where",
-        )),
-    };
-    pb::ComputeReply { kind: Some(kind) }
+        };
+        place.send(reply);
+        Ok(())
+    }
 }

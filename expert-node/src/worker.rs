@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
@@ -18,7 +18,7 @@ pub struct Job {
     pub received: Instant,
     /// Set once nobody wants the answer; looked at before the computation.
     pub cancelled: Arc<AtomicBool>,
-    /// Called exactly once by the compute thread; must not block.
+    /// Called at most once, by the compute thread; must not block.
     pub done: Box<dyn FnOnce(Outcome) + Send>,
 }
 
@@ -45,6 +45,11 @@ pub enum Outcome {
     Broken,
 }
 
+/// No room for a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the queue is full")]
+pub struct QueueFull;
+
 /// The way into the queue. The worker ends when every clone is gone.
 #[derive(Clone, Debug)]
 pub struct WorkQueue {
@@ -55,11 +60,9 @@ impl WorkQueue {
     /// Queues a job behind those that came earlier, whoever sent them.
     ///
     /// # Errors
-    /// The queue is full, or the worker has ended; the job comes back.
-    pub fn submit(&self, job: Job) -> Result<(), Job> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-        })
+    /// The queue is full, or the worker has ended; the job is dropped without an outcome.
+    pub fn submit(&self, job: Job) -> Result<(), QueueFull> {
+        self.jobs.try_send(job).map_err(|_| QueueFull)
     }
 }
 
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_gives_the_job_back() {
+    fn a_full_queue_refuses() {
         let bench = bench(1);
         let mut refused = 0;
         for layer in 0..4 {

@@ -5,9 +5,10 @@ use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Error, Server};
 
+pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_HEADER_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS, STREAM_WINDOW,
+    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS, STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
@@ -63,8 +64,9 @@ pub fn compute_client(
 }
 
 /// A compute service with this protocol's message limits.
-pub fn compute_server<S: ExpertCompute>(service: S) -> ExpertComputeServer<S> {
-    ExpertComputeServer::new(service)
+pub fn compute_server<S: ExpertCompute>(service: S) -> FirstMessageLimit<ExpertComputeServer<S>> {
+    let service = ExpertComputeServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    FirstMessageLimit::new(service, MAX_HELLO_BYTES)
 }

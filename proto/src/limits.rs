@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 /// Version of messages and their meaning. Peers must agree on it exactly.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Bytes of a model fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
 
 /// Tokens of one call; a larger batch travels as several calls.
-pub const MAX_TOKENS: usize = 4096;
+pub const MAX_TOKENS: usize = 512;
 
-/// Experts that one token may choose.
-pub const MAX_USED: usize = 256;
+/// Experts that a model's router may choose for a token.
+pub const MAX_USED: usize = ds4_common::model::MAX_EXPERTS_USED;
 
 /// Experts of a layer, and blocks of an expert, that a peer may claim.
 pub const MAX_AXIS: u32 = 1 << 16;
@@ -26,12 +26,22 @@ pub const MAX_HIDDEN: u32 = 1 << 20;
 /// Rectangles in one call or description.
 pub const MAX_RECTS: usize = 1024;
 
+/// Bytes of one rectangle: four u32.
+pub const RECT_BYTES: usize = 16;
+
 /// Bytes of activations in one call, and of rows in one reply.
 pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 
-/// Bytes of one encoded message: a full payload, the routes of all its tokens, and the rest.
+/// Bytes of one encoded message: a full payload, the routes of all its tokens, the tiles, and the
+/// rest.
 pub const MAX_MESSAGE_BYTES: usize =
-    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + (1 << 20);
+    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
+
+/// Bytes of the first message of a stream: who has not said hello may not fill more memory.
+pub const MAX_HELLO_BYTES: usize = 1024;
+
+/// Bytes of a node's description: its tiles, and the rest.
+pub const MAX_DESCRIPTION_BYTES: usize = MAX_RECTS * RECT_BYTES + (16 << 10);
 
 /// Bytes of one route: u32 expert, f32 weight.
 pub const ROUTE_BYTES: usize = 8;

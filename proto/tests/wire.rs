@@ -19,6 +19,7 @@ use prost::Message;
 const SHAPE: Shape = Shape {
     layers: 3,
     hidden: 512,
+    used: 2,
     grid: Grid {
         experts: 8,
         blocks: 4,
@@ -52,25 +53,24 @@ fn q8() -> impl Strategy<Value = BlockQ8> {
 }
 
 fn batch() -> impl Strategy<Value = ExpertBatch> {
-    (1usize..5, 1usize..4, 0..SHAPE.layers, any::<bool>()).prop_flat_map(
-        |(tokens, used, layer, round)| {
-            let input = prop_oneof![
-                vec(any_float(), tokens * SHAPE.hidden).prop_map(ExpertInput::F32),
-                vec(q8(), tokens * SHAPE.hidden / 32).prop_map(ExpertInput::Q8),
-                vec(q8k(), tokens * SHAPE.hidden / 256).prop_map(ExpertInput::Q8K),
-            ];
-            let route = (0..SHAPE.grid.experts, any_float())
-                .prop_map(|(expert, weight)| Route { expert, weight });
-            (vec(route, tokens * used), input).prop_map(move |(routes, input)| ExpertBatch {
-                layer,
-                tokens,
-                used,
-                routes,
-                input,
-                round,
-            })
-        },
-    )
+    (1usize..5, 0..SHAPE.layers, any::<bool>()).prop_flat_map(|(tokens, layer, round)| {
+        let used = SHAPE.used;
+        let input = prop_oneof![
+            vec(any_float(), tokens * SHAPE.hidden).prop_map(ExpertInput::F32),
+            vec(q8(), tokens * SHAPE.hidden / 32).prop_map(ExpertInput::Q8),
+            vec(q8k(), tokens * SHAPE.hidden / 256).prop_map(ExpertInput::Q8K),
+        ];
+        let route = (0..SHAPE.grid.experts, any_float())
+            .prop_map(|(expert, weight)| Route { expert, weight });
+        (vec(route, tokens * used), input).prop_map(move |(routes, input)| ExpertBatch {
+            layer,
+            tokens,
+            used,
+            routes,
+            input,
+            round,
+        })
+    })
 }
 
 /// Everything of a batch as integers, since NaN is not equal to itself.
@@ -164,7 +164,7 @@ proptest! {
             let _ = decode_welcome(&welcome, SHAPE.grid);
         }
         if let Ok(hello) = pb::Hello::decode(raw.as_slice()) {
-            let _ = check_hello(&hello, &[0; 32]);
+            let _ = check_hello(&hello, &[0; 32], &SHAPE);
         }
         let _ = pb::ComputeReply::decode(raw.as_slice());
     }
@@ -181,7 +181,7 @@ proptest! {
         if let Ok(work) = pb::Work::decode(raw.as_slice())
             && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &whole())
         {
-            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden).is_ok());
+            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden, SHAPE.used).is_ok());
         }
     }
 
@@ -191,18 +191,9 @@ proptest! {
         format in -1i32..5,
         routes in vec(any::<u8>(), 0..64),
         input in vec(any::<u8>(), 0..64),
-        rects in vec((any::<u32>(), any::<u32>(), any::<u32>(), any::<u32>()), 0..4),
+        rects in vec(any::<u8>(), 0..64),
     ) {
         let (id, layer, tokens, used, deadline_ms) = counts;
-        let rects = rects
-            .into_iter()
-            .map(|(expert_start, expert_end, block_start, block_end)| pb::TileRect {
-                expert_start,
-                expert_end,
-                block_start,
-                block_end,
-            })
-            .collect();
         let work = pb::Work {
             id,
             layer,
@@ -211,7 +202,7 @@ proptest! {
             routes: routes.into(),
             format,
             round: false,
-            rects,
+            rects: rects.into(),
             deadline_ms,
             input: input.into(),
         };
@@ -239,19 +230,25 @@ fn refusal(change: impl FnOnce(&mut pb::Work)) -> WireError {
 #[test]
 fn counts_that_lie_are_named() {
     let text = |e: WireError| e.to_string();
+    let wide: Vec<u8> = [0u32, 9, 0, 4].map(u32::to_le_bytes).concat();
     assert!(text(refusal(|w| w.tokens = 3)).contains("routes"));
     assert!(text(refusal(|w| w.tokens = 0)).contains("tokens is 0"));
-    assert!(text(refusal(|w| w.tokens = MAX_TOKENS as u32 + 1)).contains("tokens is 4097"));
-    assert!(text(refusal(|w| w.used = 0)).contains("used is 0"));
-    assert!(text(refusal(|w| w.used = u32::MAX)).contains("used"));
+    assert!(text(refusal(|w| w.tokens = MAX_TOKENS as u32 + 1)).contains("tokens is 513"));
+    assert!(text(refusal(|w| w.used = 0)).contains("0 experts a token"));
+    let doubled = text(refusal(|w| {
+        w.used = 4;
+        w.routes = [&w.routes[..], &w.routes[..]].concat().into();
+    }));
+    assert!(doubled.contains("4 experts a token") && doubled.contains("chooses 2"));
     assert!(text(refusal(|w| w.layer = 3)).contains("layer 3"));
     assert!(text(refusal(|w| w.format = 0)).contains("format"));
     assert!(text(refusal(|w| w.deadline_ms = 0)).contains("deadline_ms"));
     assert!(text(refusal(|w| w.input = w.input.slice(1..))).contains("input"));
     assert!(text(refusal(|w| w.format = pb::InputFormat::Q8k.into())).contains("input"));
     assert!(text(refusal(|w| w.rects.clear())).contains("rectangles"));
-    assert!(text(refusal(|w| w.rects.push(w.rects[0]))).contains("twice"));
-    assert!(text(refusal(|w| w.rects[0].expert_end = 9)).contains("outside"));
+    assert!(text(refusal(|w| w.rects = w.rects.repeat(2).into())).contains("twice"));
+    assert!(text(refusal(|w| w.rects = wide.into())).contains("outside"));
+    assert!(text(refusal(|w| w.rects = w.rects.slice(3..))).contains("13 bytes"));
     let mut routes = some_work().routes.to_vec();
     routes[0] = 8;
     let routes = Bytes::from(routes);
@@ -269,6 +266,7 @@ fn tiles_that_are_not_held_are_refused() {
 fn work_whose_rows_would_not_fit_a_reply_is_refused() {
     let shape = Shape {
         hidden: 1 << 19,
+        used: 1,
         ..SHAPE
     };
     let batch = ExpertBatch {
@@ -296,24 +294,32 @@ fn work_whose_rows_would_not_fit_a_reply_is_refused() {
 
 #[test]
 fn the_handshake_names_both_sides() {
-    let mut greeting = hello(&[7; 32]);
-    assert_eq!(check_hello(&greeting, &[7; 32]), Ok(Ok(())));
-    let other = check_hello(&greeting, &[8; 32])
+    let mut greeting = hello(&[7; 32], &SHAPE);
+    assert_eq!(check_hello(&greeting, &[7; 32], &SHAPE), Ok(Ok(())));
+    let other = check_hello(&greeting, &[8; 32], &SHAPE)
         .expect("well formed")
         .expect_err("mismatch");
     assert!(other.to_string().contains(&"07".repeat(32)), "{other}");
     assert!(other.to_string().contains(&"08".repeat(32)), "{other}");
+    let more = Shape { used: 6, ..SHAPE };
+    assert_eq!(
+        check_hello(&greeting, &[7; 32], &more),
+        Ok(Err(Mismatch::Used {
+            node: 6,
+            coordinator: 2
+        }))
+    );
     greeting.protocol_version = PROTOCOL_VERSION + 1;
     assert_eq!(
-        check_hello(&greeting, &[8; 32]),
+        check_hello(&greeting, &[8; 32], &SHAPE),
         Ok(Err(Mismatch::Version {
             node: PROTOCOL_VERSION,
             coordinator: PROTOCOL_VERSION + 1
         }))
     );
-    let mut short = hello(&[7; 32]);
+    let mut short = hello(&[7; 32], &SHAPE);
     short.fingerprint = Bytes::from_static(b"short");
-    assert!(check_hello(&short, &[7; 32]).is_err());
+    assert!(check_hello(&short, &[7; 32], &SHAPE).is_err());
 }
 
 #[test]
@@ -323,6 +329,7 @@ fn a_description_of_absurd_size_is_refused() {
         fingerprint: vec![0; 32].into(),
         layers: 1,
         hidden: 64,
+        used: 1,
         grid_experts: u32::MAX,
         grid_blocks: 1,
         held: whole().encode(),

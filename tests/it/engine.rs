@@ -66,7 +66,7 @@ struct Tripwire {
 struct Zeros;
 
 impl PendingExperts for Zeros {
-    fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError> {
+    fn finish(self: Box<Self>, _: &dyn Fn() -> bool, out: &mut [f32]) -> Result<(), ExpertError> {
         out.fill(0.0);
         Ok(())
     }

@@ -1,3 +1,5 @@
 //! Shared parts of the golden and cluster tests.
 
 pub mod golden;
+pub mod process;
+pub mod rewrite;

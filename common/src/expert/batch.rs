@@ -114,11 +114,18 @@ impl ExpertBatch {
             .sum()
     }
 
-    /// Checks every length and id against the model's shape.
+    /// Checks every length and id against the model's shape; `used` is what its router chooses for
+    /// a token.
     ///
     /// # Errors
     /// Names the field that is off.
-    pub fn check(&self, layers: usize, grid: Grid, hidden: usize) -> Result<(), BatchError> {
+    pub fn check(
+        &self,
+        layers: usize,
+        grid: Grid,
+        hidden: usize,
+        used: usize,
+    ) -> Result<(), BatchError> {
         if self.layer >= layers {
             return Err(BatchError::Layer {
                 layer: self.layer,
@@ -127,6 +134,12 @@ impl ExpertBatch {
         }
         if self.tokens == 0 || self.used == 0 {
             return Err(BatchError::Empty);
+        }
+        if self.used != used {
+            return Err(BatchError::Used {
+                found: self.used,
+                expected: used,
+            });
         }
         let routes = self.tokens.checked_mul(self.used);
         if routes != Some(self.routes.len()) {
@@ -160,6 +173,8 @@ pub enum BatchError {
     Layer { layer: usize, layers: usize },
     #[error("an expert batch without tokens or experts")]
     Empty,
+    #[error("{found} experts a token, where the model's router chooses {expected}")]
+    Used { found: usize, expected: usize },
     #[error("{found} routes for {tokens} tokens with {used} experts each")]
     Routes {
         found: usize,
@@ -184,4 +199,34 @@ pub enum BatchError {
     Weights { tensor: String, reason: String },
     #[error("tiles {rect} are not held here")]
     NotHeld { rect: TileRect },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_with_another_number_of_experts_a_token_is_refused() {
+        let grid = Grid {
+            experts: 4,
+            blocks: 1,
+        };
+        let route = Route {
+            expert: 3,
+            weight: 1.0,
+        };
+        let batch = ExpertBatch {
+            layer: 0,
+            tokens: 2,
+            used: 3,
+            routes: vec![route; 6],
+            input: ExpertInput::F32(vec![0.0; 8]),
+            round: true,
+        };
+        assert_eq!(batch.check(1, grid, 4, 3), Ok(()));
+        for expected in [2, 4] {
+            let error = BatchError::Used { found: 3, expected };
+            assert_eq!(batch.check(1, grid, 4, expected), Err(error));
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! rounding of the inner block, and the tile's column strip of down.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -13,8 +14,16 @@ use crate::math::silu;
 use crate::quant::ActivationFormat;
 use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
 
-/// Rows of down that one task computes for all pairs.
+/// Rows of down that one task computes for all pairs, and how many where there are few pairs: a
+/// longer run of rows is a longer stream from memory, a shorter one keeps contributions in cache.
 const DOWN_ROWS: usize = 64;
+const LONG_DOWN_ROWS: usize = 256;
+
+/// Pairs up to which the tiles of down are long.
+const FEW_PAIRS: usize = 64;
+
+/// Weight rows that are asked for before the product before theirs begins.
+const ROWS_AHEAD: usize = 16;
 
 /// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
 pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
@@ -54,6 +63,7 @@ pub struct ExpertScratch {
 struct InnerTask {
     gate: Vec<f32>,
     up: Vec<f32>,
+    up_of_pair: Vec<f32>,
     mid: Vec<f32>,
     activations: Activations,
 }
@@ -61,9 +71,8 @@ struct InnerTask {
 /// Per-thread buffers of the down projection.
 #[derive(Default)]
 struct DownScratch {
-    /// `pairs x blocks x DOWN_ROWS`.
+    /// `pairs x blocks x rows of a tile`.
     contributions: Vec<f32>,
-    products: Vec<f32>,
 }
 
 thread_local! {
@@ -196,6 +205,9 @@ impl Call<'_> {
             task.up.resize(width * count, 0.0);
             let gate = self.layer.gate.expert(group.expert)?;
             let up = self.layer.up.expert(group.expert)?;
+            for row in features.clone().take(ROWS_AHEAD) {
+                self.kernels.prefetch(up.row(row));
+            }
             self.kernels.tile(
                 &gate,
                 features.clone(),
@@ -205,12 +217,16 @@ impl Call<'_> {
             self.kernels
                 .tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
             task.mid.resize(width * count, 0.0);
+            task.up_of_pair.resize(width, 0.0);
             for (p, mid) in task.mid.chunks_exact_mut(width).enumerate() {
                 let weight = self.schedule.pairs[pairs.start + p].weight;
-                for (f, m) in mid.iter_mut().enumerate() {
-                    let at = f * count + p;
-                    *m = swiglu_one(task.gate[at], task.up[at], self.layer.clamp, weight);
+                // Side by side first, so that the arithmetic runs in vectors.
+                let up = &mut task.up_of_pair;
+                let both = task.gate.iter().zip(&task.up).skip(p).step_by(count);
+                for ((m, u), (gate, up)) in mid.iter_mut().zip(up.iter_mut()).zip(both) {
+                    (*m, *u) = (*gate, *up);
                 }
+                swiglu(mid, up, self.layer.clamp, weight);
             }
             task.activations.set(format, width, &task.mid);
             Ok(())
@@ -226,25 +242,24 @@ impl Call<'_> {
     ) -> Result<(), BatchError> {
         let hidden = self.layer.hidden;
         let rows = self.schedule.rows.len();
-        let tiles = hidden.div_ceil(DOWN_ROWS);
+        let long = self.schedule.pairs.len() <= FEW_PAIRS;
+        let tile_rows = if long { LONG_DOWN_ROWS } else { DOWN_ROWS };
+        let tiles = hidden.div_ceil(tile_rows);
         outputs.resize_with(tiles.max(outputs.len()), Vec::new);
-        let mids: Vec<Vec<ActRow<'_>>> = tasks
+        // Group by group, block by block, pair by pair.
+        let mids: Vec<ActRow<'_>> = tasks
             .iter()
-            .map(|t| {
-                (0..t.activations.rows())
-                    .map(|i| t.activations.row(i))
-                    .collect()
-            })
+            .flat_map(|t| (0..t.activations.rows()).map(|i| t.activations.row(i)))
             .collect();
         let strips = self.strips()?;
         outputs[..tiles]
             .par_iter_mut()
             .enumerate()
             .for_each(|(tile, output)| {
-                let first = tile * DOWN_ROWS;
-                let height = DOWN_ROWS.min(hidden - first);
+                let first = tile * tile_rows;
+                let height = tile_rows.min(hidden - first);
                 DOWN.with_borrow_mut(|down| {
-                    self.contributions(&strips, &mids, first, height, down);
+                    self.contributions(&strips, &mids, first..first + height, down);
                     output.resize(rows * height, 0.0);
                     for (row, sum) in self
                         .schedule
@@ -258,57 +273,50 @@ impl Call<'_> {
             });
         let start = out.len();
         out.resize(start + rows * hidden, 0.0);
-        out[start..]
-            .par_chunks_mut(hidden)
-            .enumerate()
-            .for_each(|(row, out)| {
-                for (tile, part) in out.chunks_mut(DOWN_ROWS).enumerate() {
-                    let at = row * part.len();
-                    part.copy_from_slice(&outputs[tile][at..at + part.len()]);
-                }
-            });
+        for (row, out) in out[start..].chunks_exact_mut(hidden).enumerate() {
+            for (part, output) in out.chunks_mut(tile_rows).zip(&*outputs) {
+                part.copy_from_slice(&output[row * part.len()..][..part.len()]);
+            }
+        }
         Ok(())
     }
 
-    /// The column strip of down of every (group, block).
+    /// The columns of down that belong to the rectangle, of every group.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
-        let mut strips = Vec::with_capacity(self.schedule.groups.len() * self.blocks);
-        for group in &self.schedule.groups {
-            let down = self.layer.down.expert(group.expert)?;
-            for block in self.rect.blocks.start as usize..self.rect.blocks.end as usize {
-                let end = ((block + 1) * BLOCK_WIDTH).min(self.layer.width);
-                strips.push(self.layer.down.strip(&down, block * BLOCK_WIDTH..end)?);
-            }
-        }
-        Ok(strips)
+        let start = self.rect.blocks.start as usize * BLOCK_WIDTH;
+        let end = (self.rect.blocks.end as usize * BLOCK_WIDTH).min(self.layer.width);
+        let strip = |expert| {
+            let down = self.layer.down.expert(expert)?;
+            self.layer.down.strip(&down, start..end)
+        };
+        self.schedule
+            .groups
+            .iter()
+            .map(|group| strip(group.expert))
+            .collect()
     }
 
-    /// Every (pair, block)'s share of down rows `first..first + height`.
+    /// Every (pair, block)'s share of some down rows.
     fn contributions(
         &self,
         strips: &[Matrix<'_>],
-        mids: &[Vec<ActRow<'_>>],
-        first: usize,
-        height: usize,
+        mids: &[ActRow<'_>],
+        rows: Range<usize>,
         down: &mut DownScratch,
     ) {
+        let of_pair = self.blocks * rows.len();
         down.contributions
-            .resize(self.schedule.pairs.len() * self.blocks * height, 0.0);
+            .resize(self.schedule.pairs.len() * of_pair, 0.0);
         for (g, group) in self.schedule.groups.iter().enumerate() {
-            let count = group.pairs.len();
-            down.products.resize(count * height, 0.0);
-            for block in 0..self.blocks {
-                let task = g * self.blocks + block;
-                let products = &mut down.products;
-                self.kernels
-                    .tile(&strips[task], first..first + height, &mids[task], products);
-                for (p, pair) in group.pairs.clone().enumerate() {
-                    let at = (pair * self.blocks + block) * height;
-                    for (r, c) in down.contributions[at..at + height].iter_mut().enumerate() {
-                        *c = products[r * count + p];
-                    }
+            if let Some(next) = strips.get(g + 1) {
+                for row in rows.clone().take(ROWS_AHEAD) {
+                    self.kernels.prefetch(next.row(row));
                 }
             }
+            let pairs = group.pairs.clone();
+            let mids = &mids[pairs.start * self.blocks..pairs.end * self.blocks];
+            let out = &mut down.contributions[pairs.start * of_pair..pairs.end * of_pair];
+            self.kernels.tile_parts(&strips[g], rows.clone(), mids, out);
         }
     }
 

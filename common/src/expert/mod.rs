@@ -4,7 +4,8 @@ mod batch;
 mod compute;
 mod schedule;
 mod store;
+mod weights;
 
 pub use batch::{BatchError, ExpertBatch, ExpertInput, Route};
 pub use compute::{ExpertScratch, swiglu};
-pub use store::{ExpertStore, StoreError};
+pub use store::{ExpertShape, ExpertStore, StoreError};

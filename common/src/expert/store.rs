@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::compute::compute_rect;
+use super::weights::Weights;
 use super::{BatchError, ExpertBatch, ExpertScratch};
-use crate::gguf::Tensor;
 use crate::kernels::{Kernels, Matrix, ShapeError};
 use crate::model::{HyperParams, ModelTensors};
 use crate::quant::GgmlType;
@@ -13,26 +13,25 @@ use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
 /// All experts of one projection of one layer, stacked.
 #[derive(Clone, Debug)]
 pub(super) struct ExpertMatrices {
-    tensor: Tensor,
+    weights: Weights,
     rows: usize,
     cols: usize,
     bytes_each: usize,
 }
 
 impl ExpertMatrices {
-    fn new(tensor: &Tensor, rows: usize, cols: usize) -> Result<Self, StoreError> {
+    fn new(weights: Weights, rows: usize, cols: usize) -> Result<Self, StoreError> {
+        let name = weights.name().to_owned();
         let error = |reason: String| StoreError {
-            tensor: tensor.name().to_owned(),
+            tensor: name.clone(),
             reason,
         };
-        let row_bytes = tensor.ty().row_bytes(cols as u64).ok_or_else(|| {
-            error(format!(
-                "rows of {cols} are no whole number of {} blocks",
-                tensor.ty()
-            ))
-        })?;
+        let ty = weights.ty();
+        let row_bytes = ty
+            .row_bytes(cols as u64)
+            .ok_or_else(|| error(format!("rows of {cols} are no whole number of {ty} blocks")))?;
         let matrices = ExpertMatrices {
-            tensor: tensor.clone(),
+            weights,
             rows,
             cols,
             bytes_each: row_bytes as usize * rows,
@@ -42,13 +41,13 @@ impl ExpertMatrices {
     }
 
     pub(super) fn ty(&self) -> GgmlType {
-        self.tensor.ty()
+        self.weights.ty()
     }
 
     pub(super) fn expert(&self, expert: u32) -> Result<Matrix<'_>, BatchError> {
         let start = expert as usize * self.bytes_each;
         let bytes = self
-            .tensor
+            .weights
             .bytes()
             .get(start..start + self.bytes_each)
             .unwrap_or_default();
@@ -65,7 +64,7 @@ impl ExpertMatrices {
 
     fn error(&self, error: &ShapeError) -> BatchError {
         BatchError::Weights {
-            tensor: self.tensor.name().to_owned(),
+            tensor: self.weights.name().to_owned(),
             reason: error.to_string(),
         }
     }
@@ -81,6 +80,40 @@ pub(super) struct ExpertLayer {
     pub(super) hidden: usize,
     /// Inner width.
     pub(super) width: usize,
+}
+
+impl ExpertLayer {
+    fn new(
+        hidden: usize,
+        width: usize,
+        clamp: f32,
+        [gate, up, down]: [Weights; 3],
+    ) -> Result<Self, StoreError> {
+        let down = ExpertMatrices::new(down, hidden, width)?;
+        debug_assert!(BLOCK_WIDTH.is_multiple_of(down.ty().block_elements()));
+        Ok(ExpertLayer {
+            gate: ExpertMatrices::new(gate, width, hidden)?,
+            up: ExpertMatrices::new(up, width, hidden)?,
+            down,
+            clamp,
+            hidden,
+            width,
+        })
+    }
+}
+
+/// Sizes of experts that come from no model file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertShape {
+    pub layers: usize,
+    pub hidden: usize,
+    /// Inner width.
+    pub width: usize,
+    pub experts: usize,
+    /// Experts that a token uses.
+    pub used: usize,
+    /// Format of gate, up and down.
+    pub ty: GgmlType,
 }
 
 /// The routed experts of a model, mapped.
@@ -102,16 +135,8 @@ impl ExpertStore {
             .iter()
             .zip(&hp.clamp_routed)
             .map(|(t, &clamp)| {
-                let down = ExpertMatrices::new(&t.down_exps, hidden, width)?;
-                debug_assert!(BLOCK_WIDTH.is_multiple_of(down.ty().block_elements()));
-                Ok(ExpertLayer {
-                    gate: ExpertMatrices::new(&t.gate_exps, width, hidden)?,
-                    up: ExpertMatrices::new(&t.up_exps, width, hidden)?,
-                    down,
-                    clamp,
-                    hidden,
-                    width,
-                })
+                let tensors = [&t.gate_exps, &t.up_exps, &t.down_exps];
+                ExpertLayer::new(hidden, width, clamp, tensors.map(Weights::mapped))
             })
             .collect::<Result<_, StoreError>>()?;
         Ok(ExpertStore {
@@ -120,6 +145,45 @@ impl ExpertStore {
             hidden,
             used: hp.experts_used,
         })
+    }
+
+    /// Experts without a clamp in anonymous memory (in huge pages where the system grants them),
+    /// for measurements without a model file. `fill` writes the bytes of one expert's projection.
+    ///
+    /// # Errors
+    /// There is not that much memory, or rows are no whole number of blocks.
+    pub fn in_memory(
+        shape: ExpertShape,
+        fill: impl Fn(&mut [u8]) + Sync,
+    ) -> Result<Self, StoreError> {
+        let ExpertShape { hidden, width, .. } = shape;
+        let layer = |_| {
+            let make = |name| Weights::in_memory(name, shape, &fill);
+            let weights = [make("gate")?, make("up")?, make("down")?];
+            ExpertLayer::new(hidden, width, f32::INFINITY, weights)
+        };
+        Ok(ExpertStore {
+            layers: (0..shape.layers).map(layer).collect::<Result<_, _>>()?,
+            grid: Grid::of(shape.experts, width),
+            hidden,
+            used: shape.used,
+        })
+    }
+
+    /// The bytes of a layer's gate, up and down experts.
+    ///
+    /// # Panics
+    /// `layer` is not a layer.
+    #[must_use]
+    pub fn weights(&self, layer: usize) -> [&[u8]; 3] {
+        let ExpertLayer { gate, up, down, .. } = &self.layers[layer];
+        [gate, up, down].map(|m| m.weights.bytes())
+    }
+
+    /// Inner width of an expert.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.width)
     }
 
     #[must_use]
@@ -157,7 +221,7 @@ impl ExpertStore {
         scratch: &mut ExpertScratch,
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
-        batch.check(self.layers(), self.grid, self.hidden)?;
+        batch.check(self.layers(), self.grid, self.hidden, self.used)?;
         for &rect in rects {
             rect.check(self.grid)
                 .map_err(|_| BatchError::NotHeld { rect })?;

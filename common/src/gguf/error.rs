@@ -9,8 +9,8 @@ use crate::quant::UnknownType;
 /// Why a model file, or a set of them, cannot be read. Every message names the file.
 #[derive(Debug, Error)]
 pub enum GgufError {
-    #[error("cannot read {}: {source}", file.display())]
-    Io { file: PathBuf, source: io::Error },
+    #[error("cannot read {}: {problem}", file.display())]
+    Io { file: PathBuf, problem: io::Error },
     #[error("{} is not a regular file", file.display())]
     NotAFile { file: PathBuf },
     #[error("{} is empty", file.display())]

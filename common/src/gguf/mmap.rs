@@ -30,9 +30,9 @@ impl Mapping {
     /// The path is no regular file, is empty, or cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let file = || path.to_path_buf();
-        let io = |source| GgufError::Io {
+        let io = |problem| GgufError::Io {
             file: file(),
-            source,
+            problem,
         };
         // Asked before opening: opening a pipe would wait for a writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {

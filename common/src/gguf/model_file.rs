@@ -259,9 +259,9 @@ impl Inner {
 
 /// Absolute, links followed, so that one file under two names is recognised.
 fn canonical(path: &Path) -> Result<PathBuf, GgufError> {
-    path.canonicalize().map_err(|source| GgufError::Io {
+    path.canonicalize().map_err(|problem| GgufError::Io {
         file: path.to_path_buf(),
-        source,
+        problem,
     })
 }
 

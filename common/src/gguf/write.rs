@@ -39,12 +39,12 @@ pub struct PlannedTensor {
 
 #[derive(Debug, Error)]
 pub enum WriteError {
-    #[error("cannot write {}: {source}", file.display())]
-    File { file: PathBuf, source: io::Error },
+    #[error("cannot write {}: {problem}", file.display())]
+    File { file: PathBuf, problem: io::Error },
     #[error("cannot write the model: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("this would be no valid GGUF file: {0}")]
-    Format(#[from] FormatError),
+    Format(FormatError),
     #[error("the key general.alignment follows from the writer's alignment, it cannot be set")]
     AlignmentKey,
     #[error("tensor {tensor} needs {expected} bytes of data, but was given {written}")]
@@ -53,6 +53,19 @@ pub enum WriteError {
         expected: u64,
         written: u64,
     },
+}
+
+// Messages hold their causes already: as a source, a cause would be shown twice.
+impl From<io::Error> for WriteError {
+    fn from(problem: io::Error) -> Self {
+        Self::Io(problem)
+    }
+}
+
+impl From<FormatError> for WriteError {
+    fn from(problem: FormatError) -> Self {
+        Self::Format(problem)
+    }
 }
 
 impl Default for GgufWriter {
@@ -200,9 +213,9 @@ impl GgufWriter {
         data: impl FnMut(&PlannedTensor, &mut dyn Write) -> io::Result<()>,
     ) -> Result<u64, WriteError> {
         const BUFFER: usize = 1 << 20;
-        let failed = |source| WriteError::File {
+        let failed = |problem| WriteError::File {
             file: path.to_path_buf(),
-            source,
+            problem,
         };
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
@@ -211,7 +224,7 @@ impl GgufWriter {
         let result = self
             .write_to(BufWriter::with_capacity(BUFFER, &file), data)
             .map_err(|error| match error {
-                WriteError::Io(source) => failed(source),
+                WriteError::Io(problem) => failed(problem),
                 other => other,
             })
             .and_then(|n| std::fs::rename(&partial, path).map(|()| n).map_err(failed));

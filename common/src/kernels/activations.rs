@@ -109,6 +109,24 @@ impl Activations {
         }
     }
 
+    /// Makes room for `rows` of `cols` plain values, which the caller fills.
+    pub fn plain_mut(&mut self, rows: usize, cols: usize) -> &mut [f32] {
+        self.format = ActivationFormat::F32;
+        self.rows = rows;
+        self.cols = cols;
+        self.f32.resize(rows * cols, 0.0);
+        &mut self.f32
+    }
+
+    /// The values of plain rows, one after the other; empty in other formats.
+    #[must_use]
+    pub fn plain(&self) -> &[f32] {
+        match self.format {
+            ActivationFormat::F32 => &self.f32,
+            ActivationFormat::Q8 | ActivationFormat::Q8K => &[],
+        }
+    }
+
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows

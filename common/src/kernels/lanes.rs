@@ -73,11 +73,23 @@ pub(super) fn dots_many(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
     }
 }
 
-/// `y += a * x`, unfused, over the shorter of the two.
+/// `y += factors[i] * xs[i]` for each `i` in turn, unfused; four at a time, so that `y` is read and
+/// written less often.
 #[inline(always)]
-pub(super) fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    for (y, &x) in y.iter_mut().zip(x) {
-        *y += a * x;
+pub(super) fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+    let len = y.len();
+    let (fours, rest) = xs.as_chunks::<4>();
+    let (factor_fours, factor_rest) = factors.as_chunks::<4>();
+    for ([a, b, c, d], f) in fours.iter().zip(factor_fours) {
+        let (a, b, c, d) = (&a[..len], &b[..len], &c[..len], &d[..len]);
+        for i in 0..len {
+            y[i] = (((y[i] + f[0] * a[i]) + f[1] * b[i]) + f[2] * c[i]) + f[3] * d[i];
+        }
+    }
+    for (x, f) in rest.iter().zip(factor_rest) {
+        for (y, x) in y.iter_mut().zip(*x) {
+            *y += f * x;
+        }
     }
 }
 

@@ -20,8 +20,11 @@ mod activations;
 mod lanes;
 mod matmul;
 mod matrix;
+mod parts;
+mod probe;
 mod row;
 mod scalar;
+mod sixteen;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
@@ -133,13 +136,34 @@ impl Kernels {
         out[0]
     }
 
-    /// `y += a * x`, elementwise and unfused.
+    /// `out[i] = a · bs[i]`, each with the bits of [`Kernels::dot_f32`].
     ///
     /// # Panics
     /// The lengths differ.
-    pub fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
-        assert_eq!(x.len(), y.len(), "lengths of a scaled addition");
-        with_kernel!(self, k => k.axpy(a, x, y));
+    pub fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+        assert_eq!(bs.len(), out.len(), "dot products and places for them");
+        assert!(
+            bs.iter().all(|b| b.len() == a.len()),
+            "lengths of a dot product"
+        );
+        with_kernel!(self, k => k.dots_f32(a, bs, out));
+    }
+
+    /// `y += factors[i] * xs[i]` for each `i` in turn, elementwise and unfused.
+    ///
+    /// # Panics
+    /// The lengths differ.
+    pub fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        assert_eq!(
+            factors.len(),
+            xs.len(),
+            "rows and factors of a scaled addition"
+        );
+        assert!(
+            xs.iter().all(|x| x.len() == y.len()),
+            "lengths of a scaled addition"
+        );
+        with_kernel!(self, k => k.add_scaled(factors, xs, y));
     }
 
     /// The rows `rows` of `w` times each of `xs`, on this thread:
@@ -158,6 +182,33 @@ impl Kernels {
             let buffer = &mut scratch.rows;
             with_kernel!(self, k => tile::run(k, &part, Tokens::Rows(xs), buffer, out));
         });
+    }
+
+    /// The rows `rows` of `w` times activations, every block of 256 columns apart, on this thread:
+    /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
+    /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
+    /// `b` of activation `t`.
+    ///
+    /// The rows are read from one end to the other, unlike strip by strip.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`]; `xs` is not whole tokens of whole rows.
+    pub fn tile_parts(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        out: &mut [f32],
+    ) {
+        let part = w.row_range(rows);
+        SCRATCH.with_borrow_mut(
+            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, scratch, out)),
+        );
+    }
+
+    /// Asks the processor for `bytes`, which will be read soon.
+    pub fn prefetch(self, bytes: &[u8]) {
+        with_kernel!(self, k => k.prefetch(bytes));
     }
 
     /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current

@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
 /// The products of one row. An implementor is a proof that the CPU has the instructions, so its
@@ -9,13 +10,16 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 /// long as `xs`; implementations stay within bounds (and may panic or leave results unwritten)
 /// if that is not so.
 pub(super) trait RowKernel: Copy + Send + Sync {
+    /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
+    const SIXTEEN: bool = false;
+
     fn name(self) -> &'static str;
 
     /// `out[i] = a · bs[i]`.
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]);
 
-    /// `y += a * x`.
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]);
+    /// `y += factors[i] * xs[i]` for each `i` in turn.
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]);
 
     /// Half floats to f32.
     fn widen_f16(self, row: &[u8], out: &mut [f32]);
@@ -31,4 +35,12 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// `out[t] = row · xs[t]` for a format of 32 weights a block.
     fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]);
+
+    /// `out[t][r] += w[r] · xs[t]` for one Q4_K block of sixteen rows.
+    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+        sixteen::add_block(w, xs, out);
+    }
+
+    /// Asks for bytes that will be read soon.
+    fn prefetch(self, _bytes: &[u8]) {}
 }

@@ -20,8 +20,8 @@ impl RowKernel for Scalar {
         lanes::dots_many(a, bs, out);
     }
 
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
-        lanes::axpy(a, x, y);
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        lanes::add_scaled(factors, xs, y);
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {
@@ -74,7 +74,7 @@ pub(super) fn term<F: SuperBlock>(w: &IntBlock, d8: f32, sum: i32, mins: i32) ->
 
 /// `Σ_k scale_k Σ_{i in run k} q_i x_i`.
 #[inline(always)]
-fn weighted_sum(w: &IntBlock, x: &BlockQ8K) -> i32 {
+pub(super) fn weighted_sum(w: &IntBlock, x: &BlockQ8K) -> i32 {
     let runs = w.q.as_chunks::<16>().0.iter().zip(x.q.as_chunks::<16>().0);
     runs.zip(w.scales)
         .map(|((w, x), scale)| {

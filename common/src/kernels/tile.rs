@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
 use super::row::RowKernel;
+use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
 use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
 
@@ -139,31 +140,52 @@ struct Part<'p, 'w> {
 
 impl Part<'_, '_> {
     fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
-        match self.w.ty() {
-            GgmlType::Q4K => self.each_row(xs.len(), |row, out| k.q4_k(row, xs, out)),
-            GgmlType::Q2K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q2K>(r, xs, out)),
-            GgmlType::Q3K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q3K>(r, xs, out)),
-            GgmlType::Q5K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q5K>(r, xs, out)),
-            GgmlType::Q6K => self.each_row(xs.len(), |r, out| k.super_blocks::<Q6K>(r, xs, out)),
-            GgmlType::Iq2Xxs => {
-                self.each_row(xs.len(), |r, out| k.super_blocks::<Iq2Xxs>(r, xs, out));
-            }
-            ty => panic!("{ty} weights do not meet Q8_K activations"),
+        let done = match self.w.ty() {
+            GgmlType::Q4K if K::SIXTEEN => self.sixteens(k, xs),
+            _ => 0,
+        };
+        let ty = self.w.ty();
+        self.each_row(done, xs.len(), |row, out| q8_k_row(k, ty, row, xs, out));
+    }
+
+    /// Whole sixteens of rows; returns how many rows that were.
+    fn sixteens<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) -> usize {
+        let done = self.w.rows() / sixteen::ROWS * sixteen::ROWS;
+        if done == 0 {
+            return 0;
         }
+        let blocks = self.w.cols() / 256;
+        let list: Vec<&BlockQ8K> = (0..blocks)
+            .flat_map(|b| xs.iter().map(move |x| &x[b]))
+            .collect();
+        let mut sums = [[0.0; sixteen::ROWS]; TOKENS_AT_ONCE];
+        let sums = &mut sums[..xs.len()];
+        for first in (0..done).step_by(sixteen::ROWS) {
+            sums.fill([0.0; sixteen::ROWS]);
+            sixteen::add_rows(k, self.w, first, &list, sums);
+            for (t, sums) in sums.iter().enumerate() {
+                for (r, sum) in sums.iter().enumerate() {
+                    self.out[(first + r) * self.tokens + self.start + t] = *sum;
+                }
+            }
+        }
+        done
     }
 
     fn q8<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8]]) {
         match self.w.ty() {
-            GgmlType::Q8_0 => self.each_row(xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out)),
+            GgmlType::Q8_0 => {
+                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out))
+            }
             GgmlType::Mxfp4 => {
-                self.each_row(xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
+                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
             }
             ty => panic!("{ty} weights do not meet Q8 activations"),
         }
     }
 
-    fn each_row(&mut self, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
-        for r in 0..self.w.rows() {
+    fn each_row(&mut self, first: usize, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
+        for r in first..self.w.rows() {
             let at = r * self.tokens + self.start;
             product(self.w.row(r), &mut self.out[at..at + len]);
         }
@@ -172,13 +194,13 @@ impl Part<'_, '_> {
     fn f32<K: RowKernel>(&mut self, k: K, xs: &[&[f32]], buffer: &mut Vec<f32>) {
         let (w, cols) = (self.w, self.w.cols());
         if cols == 0 {
-            return self.each_row(xs.len(), |_, out| out.fill(0.0));
+            return self.each_row(0, xs.len(), |_, out| out.fill(0.0));
         }
         if buffer.len() < ROWS_AT_ONCE * cols {
             buffer.resize(ROWS_AT_ONCE * cols, 0.0);
         }
         if xs.len() >= ROWS_AT_ONCE {
-            return self.each_row(xs.len(), |row, out| {
+            return self.each_row(0, xs.len(), |row, out| {
                 widen_row(k, w.ty(), row, &mut buffer[..cols]);
                 k.dots_f32(&buffer[..cols], xs, out);
             });
@@ -205,5 +227,24 @@ fn widen_row<K: RowKernel>(k: K, ty: GgmlType, row: &[u8], out: &mut [f32]) {
         GgmlType::F16 => k.widen_f16(row, out),
         GgmlType::BF16 => k.widen_bf16(row, out),
         _ => dequantize_row(ty, row, out),
+    }
+}
+
+/// One row of a format of 256 weights a block.
+pub(super) fn q8_k_row<K: RowKernel>(
+    k: K,
+    ty: GgmlType,
+    row: &[u8],
+    xs: &[&[BlockQ8K]],
+    out: &mut [f32],
+) {
+    match ty {
+        GgmlType::Q4K => k.q4_k(row, xs, out),
+        GgmlType::Q2K => k.super_blocks::<Q2K>(row, xs, out),
+        GgmlType::Q3K => k.super_blocks::<Q3K>(row, xs, out),
+        GgmlType::Q5K => k.super_blocks::<Q5K>(row, xs, out),
+        GgmlType::Q6K => k.super_blocks::<Q6K>(row, xs, out),
+        GgmlType::Iq2Xxs => k.super_blocks::<Iq2Xxs>(row, xs, out),
+        ty => panic!("{ty} weights do not meet Q8_K activations"),
     }
 }

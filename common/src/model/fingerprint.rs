@@ -121,9 +121,9 @@ impl Digest {
             let sample = &mut sample[..(bytes - start).min(SAMPLE) as usize];
             tensor
                 .read_at(sample, start)
-                .map_err(|source| GgufError::Io {
+                .map_err(|problem| GgufError::Io {
                     file: tensor.file().to_path_buf(),
-                    source,
+                    problem,
                 })?;
             self.0.update(sample);
         }

@@ -7,6 +7,9 @@ use crate::gguf::{Array, GgufModel, Metadata, MetadataError, Value};
 /// The one architecture that this engine runs, as `general.architecture` names it.
 pub const ARCHITECTURE: &str = "deepseek4";
 
+/// Most experts that a model may choose for a token; bounds what a call to a node may ask for.
+pub const MAX_EXPERTS_USED: usize = 256;
+
 /// Shapes and constants of a model; everything is checked to be in a sane range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HyperParams {
@@ -137,8 +140,12 @@ impl HyperParams {
                 Ok(0)
             }
         };
-        let clamp_routed =
-            clamps(&k, "swiglu_clamp_exp", layers)?.unwrap_or_else(|| vec![f32::INFINITY; layers]);
+        let clamp_routed = clamps(&k, "swiglu_clamp_exp", layers)?.unwrap_or_else(|| {
+            tracing::warn!(
+                "no swiglu_clamp_exp: taking the architecture's limit of {SWIGLU_LIMIT}"
+            );
+            vec![SWIGLU_LIMIT; layers]
+        });
         let clamp_shared =
             clamps(&k, "swiglu_clamp_shexp", layers)?.unwrap_or_else(|| clamp_routed.clone());
         let hp = Self {
@@ -163,7 +170,7 @@ impl HyperParams {
                 .unwrap_or(20),
             hc_eps: k.positive("hyper_connection.epsilon", 1.0)?.unwrap_or(1e-6),
             experts: k.required("expert_count", 1..=1 << 16)?,
-            experts_used: k.required("expert_used_count", 1..=1024)?,
+            experts_used: k.required("expert_used_count", 1..=MAX_EXPERTS_USED)?,
             expert_width: k.required("expert_feed_forward_length", 1..=1 << 20)?,
             hash_layers: k.required("hash_layer_count", 0..=1024)?,
             expert_scale: k.required_positive("expert_weights_scale", 1e6)?,
@@ -335,6 +342,9 @@ fn compress_ratios(k: &Keys<'_>, layers: usize) -> Result<Vec<usize>, MetadataEr
     Ok(ours.iter().map(|&ratio| ratio as usize).collect())
 }
 
+/// The clamp that every released model was trained with.
+const SWIGLU_LIMIT: f32 = 10.0;
+
 /// A scalar for all layers, or one value a layer. 0 means no clamp.
 fn clamps(k: &Keys<'_>, key: &str, layers: usize) -> Result<Option<Vec<f32>>, MetadataError> {
     let name = k.name(key);
@@ -380,7 +390,11 @@ fn yarn(k: &Keys<'_>) -> Result<Option<Yarn>, MetadataError> {
     let factor = k.positive("rope.scaling.factor", 1e6)?;
     let factor = match (k.metadata.optional_str(&k.name(TYPE))?, factor) {
         (Some("yarn"), None) => return Err(k.missing("rope.scaling.factor")),
-        (Some("none"), _) | (None, None) => return Ok(None),
+        (Some("none"), _) => return Ok(None),
+        (None, None) => {
+            tracing::warn!("no rope.scaling keys: positions are not interpolated (YaRN is off)");
+            return Ok(None);
+        }
         (Some("yarn") | None, Some(factor)) => factor,
         (Some(other), _) => {
             return Err(k.invalid(

@@ -17,5 +17,5 @@ mod tensors;
 pub use error::ModelError;
 pub use fingerprint::{Fingerprint, FingerprintLength};
 pub use floats::read_floats;
-pub use hparams::{ARCHITECTURE, HyperParams, Yarn};
+pub use hparams::{ARCHITECTURE, HyperParams, MAX_EXPERTS_USED, Yarn};
 pub use tensors::{CompressorTensors, IndexerTensors, LayerTensors, ModelTensors};

@@ -143,31 +143,31 @@ fn split(rect: TileRect, parts: u32) -> Vec<TileRect> {
     }
 }
 
-/// Joins rectangles that share a whole side until none do; sorted.
+/// Joins rectangles that share a whole side until none do; sorted. In sorted order those that can
+/// be joined along an axis are neighbours, and a pass along one axis may allow joins along the
+/// other.
 fn merge(mut rects: Vec<TileRect>) -> Vec<TileRect> {
-    let join = |a: TileRect, b: TileRect| {
-        if a.experts == b.experts && a.blocks.end == b.blocks.start {
-            return Some(TileRect {
-                experts: a.experts,
-                blocks: Span::new(a.blocks.start, b.blocks.end),
-            });
-        }
-        (a.blocks == b.blocks && a.experts.end == b.experts.start).then(|| TileRect {
-            experts: Span::new(a.experts.start, b.experts.end),
-            blocks: a.blocks,
-        })
-    };
-    'again: loop {
-        for i in 0..rects.len() {
-            for j in 0..rects.len() {
-                if let Some(joined) = join(rects[i], rects[j]) {
-                    rects[i] = joined;
-                    rects.swap_remove(j);
-                    continue 'again;
-                }
+    loop {
+        let before = rects.len();
+        rects.sort_by_key(|r| (r.experts, r.blocks));
+        rects.dedup_by(|next, last| {
+            let joins = next.experts == last.experts && last.blocks.end == next.blocks.start;
+            if joins {
+                last.blocks.end = next.blocks.end;
             }
+            joins
+        });
+        rects.sort_by_key(|r| (r.blocks, r.experts));
+        rects.dedup_by(|next, last| {
+            let joins = next.blocks == last.blocks && last.experts.end == next.experts.start;
+            if joins {
+                last.experts.end = next.experts.end;
+            }
+            joins
+        });
+        if rects.len() == before {
+            break;
         }
-        break;
     }
     rects.sort_by_key(cell_key);
     rects
@@ -276,6 +276,22 @@ mod tests {
         let areas: Vec<u32> = shares.iter().map(|s| area(s)).collect();
         assert_eq!(areas, [12, 12, 12, 24]);
         assert!(shares.iter().all(|s| s.len() == 1));
+    }
+
+    #[test]
+    fn many_small_tiles_are_merged_quickly() {
+        // Single tiles in scattered order, with a hole that keeps the result from being one.
+        let (experts, blocks) = (256u32, 64u32);
+        let count = experts * blocks;
+        let tiles = (0..count).map(|i| i * 5 % count).filter(|&i| i != 0);
+        let rects = tiles.map(|i| {
+            let (e, b) = (i / blocks, i % blocks);
+            rect(e, e + 1, b, b + 1)
+        });
+        let start = std::time::Instant::now();
+        let merged = merge(rects.collect());
+        assert_eq!(merged, [rect(1, 256, 0, 64), rect(0, 1, 1, 64)]);
+        assert!(start.elapsed().as_secs() < 2, "{:?}", start.elapsed());
     }
 
     #[test]

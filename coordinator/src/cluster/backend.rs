@@ -19,6 +19,9 @@ use super::node_metrics::Outcome;
 use super::transport::{NodeLink, Target};
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
 
+/// Longest wait before the caller is asked whether it still wants the answer.
+const GIVE_UP_INTERVAL: Duration = Duration::from_millis(20);
+
 /// Which nodes, and how long to wait for them.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
@@ -80,7 +83,7 @@ impl ClusterBackend {
             let target = Target {
                 endpoint: member.endpoint.clone(),
                 fingerprint: expected.fingerprint,
-                grid,
+                shape: expected.shape,
                 tiles: Arc::new(tiles),
             };
             links.push(NodeLink::start(calls, target));
@@ -153,7 +156,8 @@ async fn await_links(
 
 impl ExpertBackend for ClusterBackend {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
-        batch.check(self.shape.layers, self.shape.grid, self.shape.hidden)?;
+        let shape = self.shape;
+        batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
         let most = self
             .shape
             .tokens_per_call(self.cover.most_subtrees(), batch.input.format());
@@ -278,14 +282,22 @@ impl PendingCluster<'_> {
 }
 
 impl PendingExperts for PendingCluster<'_> {
-    fn finish(mut self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError> {
+    fn finish(
+        mut self: Box<Self>,
+        give_up: &dyn Fn() -> bool,
+        out: &mut [f32],
+    ) -> Result<(), ExpertError> {
         let hidden = self.backend.shape.hidden;
         let mut open = self.calls.len();
         while open > 0 {
             let left = self.deadline.saturating_duration_since(Instant::now());
-            let arrival = match self.inbox.recv_timeout(left) {
+            let arrival = match self.inbox.recv_timeout(left.min(GIVE_UP_INTERVAL)) {
                 Ok(arrival) => arrival,
-                Err(RecvTimeoutError::Timeout) => return Err(self.late()),
+                Err(RecvTimeoutError::Timeout) if give_up() => return Err(ExpertError::GivenUp),
+                Err(RecvTimeoutError::Timeout) if left <= GIVE_UP_INTERVAL => {
+                    return Err(self.late());
+                }
+                Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Err(ExpertError::Closed),
             };
             open -= 1;

@@ -54,7 +54,12 @@ pub(super) enum Next {
     Read,
     /// Call [`Calls::pump`] again after a pause: the node was busy.
     Retry,
+    /// Drop the stream: the node is about to stop and owes nothing on it.
+    Leave,
 }
+
+/// Why a node that is about to stop gets no work.
+pub(super) const STOPPING: &str = "the node is about to stop";
 
 #[derive(Debug)]
 struct State {
@@ -66,6 +71,10 @@ struct State {
     /// By id, so that the oldest goes first when a connection comes back.
     waiting: BTreeMap<u64, Waiting>,
     next_id: u64,
+    /// Whether the node takes no more work on this connection.
+    draining: bool,
+    /// Whether a call was answered on this connection.
+    useful: bool,
     /// Why there is no connection.
     fault: String,
     closed: bool,
@@ -90,6 +99,8 @@ impl Calls {
                 on_wire: HashSet::new(),
                 waiting: BTreeMap::new(),
                 next_id: 1,
+                draining: false,
+                useful: false,
                 fault: "no connection was made yet".to_owned(),
                 closed: false,
             }),
@@ -159,7 +170,7 @@ impl Calls {
         };
         let now = Instant::now();
         for (&id, waiting) in state.waiting.iter_mut().filter(|(_, w)| !w.on_wire) {
-            if state.on_wire.len() >= state.window {
+            if state.draining || state.on_wire.len() >= state.window {
                 return;
             }
             let left = waiting.request.deadline.saturating_duration_since(now);
@@ -186,6 +197,8 @@ impl Calls {
         self.with(|state| {
             state.outbound = Some(outbound);
             state.window = window;
+            state.draining = false;
+            state.useful = false;
             self.pump_state(state);
         });
     }
@@ -213,9 +226,18 @@ impl Calls {
         });
     }
 
-    /// Why there is no connection; `None` if there is one.
+    /// Why no work goes out; `None` if it does.
     pub(super) fn fault(&self) -> Option<String> {
-        self.with(|state| state.outbound.is_none().then(|| state.fault.clone()))
+        self.with(|state| match state.outbound {
+            None => Some(state.fault.clone()),
+            Some(_) if state.draining => Some(STOPPING.to_owned()),
+            Some(_) => None,
+        })
+    }
+
+    /// Whether the connection, or the last one, was good for an answer.
+    pub(super) fn was_useful(&self) -> bool {
+        self.with(|state| state.useful)
     }
 
     /// Takes a reply.
@@ -231,12 +253,13 @@ impl Calls {
                     if let Some(Waiting { request, .. }) = waiting {
                         self.rows(request, rows.rows);
                     }
-                    Ok(Next::Read)
+                    Ok(state.next())
                 })
             }
-            Some(compute_reply::Kind::Failure(failure)) => {
-                self.with(|state| self.failure(state, &failure))
-            }
+            Some(compute_reply::Kind::Failure(failure)) => self.with(|state| {
+                let retry = self.failure(state, &failure)?;
+                Ok(if retry { Next::Retry } else { state.next() })
+            }),
             Some(compute_reply::Kind::Welcome(_)) => Err("a second welcome".to_owned()),
             None => Err("a message of no known kind".to_owned()),
         }
@@ -248,6 +271,7 @@ impl Calls {
         if !state.on_wire.remove(&id) {
             return Err(format!("an answer to call {id}, which is not in flight"));
         }
+        state.useful = true;
         let waiting = state.waiting.remove(&id);
         self.pump_state(state);
         Ok(waiting)
@@ -270,7 +294,8 @@ impl Calls {
         }));
     }
 
-    fn failure(&self, state: &mut State, failure: &pb::Failure) -> Result<Next, String> {
+    /// Returns whether the call is to be sent again after a pause.
+    fn failure(&self, state: &mut State, failure: &pb::Failure) -> Result<bool, String> {
         let id = failure.id;
         let kind = failure.kind();
         if matches!(kind, pb::FailureKind::Busy | pb::FailureKind::Draining) {
@@ -280,15 +305,11 @@ impl Calls {
             if let Some(waiting) = state.waiting.get_mut(&id) {
                 waiting.on_wire = false;
             }
-            if kind == pb::FailureKind::Busy {
-                return Ok(Next::Retry);
-            }
-            // The node answers what it has and then ends the stream; nothing new until then.
-            state.window = 0;
-            return Ok(Next::Read);
+            state.draining |= kind == pb::FailureKind::Draining;
+            return Ok(!state.draining);
         }
         let Some(Waiting { request, .. }) = self.answered(state, id)? else {
-            return Ok(Next::Read);
+            return Ok(false);
         };
         let node = self.node.to_string();
         let error = if kind == pb::FailureKind::Expired {
@@ -306,7 +327,17 @@ impl Calls {
             }
         };
         request.deliver(Err(error));
-        Ok(Next::Read)
+        Ok(false)
+    }
+}
+
+impl State {
+    /// What follows a message that needs no pause.
+    fn next(&self) -> Next {
+        if self.draining && self.on_wire.is_empty() {
+            return Next::Leave;
+        }
+        Next::Read
     }
 }
 
@@ -319,3 +350,6 @@ impl Request {
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,7 +90,7 @@ struct Pending<'a> {
 }
 
 impl PendingExperts for Pending<'_> {
-    fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError> {
+    fn finish(self: Box<Self>, _: &dyn Fn() -> bool, out: &mut [f32]) -> Result<(), ExpertError> {
         let Pending { backend, batch } = *self;
         // Buffers that a panic left behind are overwritten like any others.
         let mut buffers = backend

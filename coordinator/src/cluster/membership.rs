@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ds4_proto::channel;
-use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_MESSAGE_BYTES};
+use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::wire::{FingerprintBytes, Mismatch, NodeInfo, Shape, WireError, decode_node};
@@ -53,21 +53,31 @@ pub enum ClusterError {
     #[error("expert node {node} does not fit: {mismatch}")]
     Mismatch { node: String, mismatch: Mismatch },
     #[error(
-        "expert node {node} does not fit: it has {} layers, width {} and {}, the coordinator {} \
-         layers, width {} and {}",
-        found.layers, found.hidden, found.grid, expected.layers, expected.hidden, expected.grid
+        "expert node {node} does not fit: it has {}, the coordinator {}",
+        shape_text(found),
+        shape_text(expected)
     )]
     Shape {
         node: String,
         found: Shape,
         expected: Shape,
     },
-    #[error("expert node {node} describes itself wrongly: {source}")]
-    Malformed { node: String, source: WireError },
+    #[error("expert node {node} describes itself wrongly: {problem}")]
+    Malformed { node: String, problem: WireError },
     #[error(transparent)]
     Assignment(#[from] AssignmentError),
     #[error("a row of this model is too large for the wire limits")]
     TooLarge,
+}
+
+fn shape_text(shape: &Shape) -> String {
+    let Shape {
+        layers,
+        hidden,
+        used,
+        grid,
+    } = shape;
+    format!("{layers} layers, width {hidden}, {used} experts a token and {grid}")
 }
 
 /// Asks every node what it is and checks that it fits. Nodes that cannot be reached yet are asked
@@ -110,9 +120,9 @@ async fn ask(
         let attempt = tokio::time::timeout_at(start + patience, describe(&endpoint)).await;
         let fault = match attempt {
             Ok(Ok(info)) => {
-                let info = info.map_err(|source| ClusterError::Malformed {
+                let info = info.map_err(|problem| ClusterError::Malformed {
                     node: node(),
-                    source,
+                    problem,
                 })?;
                 let info = info.map_err(|mismatch| ClusterError::Mismatch {
                     node: node(),
@@ -151,7 +161,7 @@ async fn describe(
 ) -> Result<Result<Result<NodeInfo, Mismatch>, WireError>, String> {
     let channel = endpoint.connect().await.map_err(|e| reason(&e))?;
     let mut client =
-        NodeControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES >> 6);
+        NodeControlClient::new(channel).max_decoding_message_size(MAX_DESCRIPTION_BYTES);
     let answer = tokio::time::timeout(HANDSHAKE_TIMEOUT, client.describe(DescribeRequest {})).await;
     let reply = answer
         .map_err(|_| "it does not answer".to_owned())?

@@ -81,3 +81,31 @@ impl NodeMetrics {
         self.received.increment(bytes as u64);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn series_have_the_documented_names_and_labels() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            let node = NodeMetrics::new("a:1");
+            node.answered(Duration::from_millis(2));
+            node.count(Outcome::Deadline);
+            node.sent(10);
+            node.received(20);
+        });
+        let text = recorder.handle().render();
+        for line in [
+            "ds4_node_calls_total{node=\"a:1\",outcome=\"ok\"} 1",
+            "ds4_node_calls_total{node=\"a:1\",outcome=\"deadline\"} 1",
+            "ds4_node_bytes_total{node=\"a:1\",direction=\"sent\"} 10",
+            "ds4_node_bytes_total{node=\"a:1\",direction=\"received\"} 20",
+            "ds4_node_call_seconds_count{node=\"a:1\"} 1",
+        ] {
+            assert!(text.contains(line), "{line} in {text}");
+        }
+    }
+}

@@ -3,18 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_common::tiles::Grid;
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{FingerprintBytes, TileSet, clip, decode_welcome, hello};
+use ds4_proto::wire::{FingerprintBytes, Shape, TileSet, clip, decode_welcome, hello};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Endpoint;
 
-use super::calls::{Calls, Next};
+use super::calls::{Calls, Next, STOPPING};
 
 /// First pause before a connection is tried again; doubled each time.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -37,7 +36,7 @@ const OUTBOUND: usize = 4 * MAX_WINDOW;
 pub(super) struct Target {
     pub(super) endpoint: Endpoint,
     pub(super) fingerprint: FingerprintBytes,
-    pub(super) grid: Grid,
+    pub(super) shape: Shape,
     /// The tiles that this coordinator computes there.
     pub(super) tiles: Arc<TileSet>,
 }
@@ -85,12 +84,15 @@ async fn run(calls: Arc<Calls>, target: Target, up: watch::Sender<bool>) {
     loop {
         let fault = match open(&target).await {
             Ok(stream) => {
-                backoff = FIRST_BACKOFF;
                 tracing::info!(node = %calls.node(), "expert node connected");
                 calls.connected(stream.outbound, stream.window);
                 up.send_replace(true);
                 let fault = read(&calls, stream.inbound).await;
                 up.send_replace(false);
+                // A welcome alone is no reason for haste: the stream may break at its first call.
+                if calls.was_useful() {
+                    backoff = FIRST_BACKOFF;
+                }
                 fault
             }
             Err(fault) => fault,
@@ -116,7 +118,10 @@ async fn open(target: &Target) -> Result<Stream, String> {
     let channel = target.endpoint.connect().await.map_err(|e| reason(&e))?;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
     let greeting = pb::ComputeRequest {
-        kind: Some(compute_request::Kind::Hello(hello(&target.fingerprint))),
+        kind: Some(compute_request::Kind::Hello(hello(
+            &target.fingerprint,
+            &target.shape,
+        ))),
     };
     // The channel is new and has room.
     let _ = outbound.try_send(greeting);
@@ -133,8 +138,8 @@ async fn open(target: &Target) -> Result<Stream, String> {
     let Some(compute_reply::Kind::Welcome(welcome)) = first.and_then(|message| message.kind) else {
         return Err("the first reply is no welcome".to_owned());
     };
-    let (window, held) =
-        decode_welcome(&welcome, target.grid).map_err(|e| format!("malformed welcome: {e}"))?;
+    let (window, held) = decode_welcome(&welcome, target.shape.grid)
+        .map_err(|e| format!("malformed welcome: {e}"))?;
     if let Some(rect) = target
         .tiles
         .rects()
@@ -160,6 +165,7 @@ async fn read(calls: &Arc<Calls>, mut inbound: Streaming<pb::ComputeReply>) -> S
         };
         match calls.reply(message.kind) {
             Ok(Next::Read) => {}
+            Ok(Next::Leave) => return STOPPING.to_owned(),
             Ok(Next::Retry) => {
                 let calls = Arc::clone(calls);
                 // At most one for each call in flight.

@@ -35,7 +35,7 @@ pub struct ChatArgs {
     pub max_tokens: usize,
 
     /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
     pub temperature: f32,
 
     /// Equal seeds give equal answers [default: another one each time]
@@ -343,6 +343,16 @@ fn print_speed(finish: &Finish) {
             ""
         }
     );
+}
+
+fn temperature(text: &str) -> Result<f32> {
+    let temperature = text.parse().context("expected a number")?;
+    let params = SamplingParams {
+        temperature,
+        ..SamplingParams::default()
+    };
+    params.validate()?;
+    Ok(temperature)
 }
 
 #[cfg(test)]

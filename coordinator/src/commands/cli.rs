@@ -16,7 +16,7 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info, for chat warn]
+    /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info; chat: warn]
     #[arg(long, env = "DS4_LOG", global = true, value_parser = log_filter)]
     log: Option<String>,
 }
@@ -50,10 +50,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    // In a conversation, reports of every answer would stand between the lines.
-    let quiet = matches!(cli.command, Command::Chat(_));
-    let default = if quiet { "warn" } else { "info" };
-    let filter = EnvFilter::try_new(cli.log.as_deref().unwrap_or(default)).context("--log")?;
+    // A conversation is not to be interrupted by what goes well.
+    let usual = match cli.command {
+        Command::Chat(_) => "warn",
+        _ => "info",
+    };
+    let filter = cli.log.as_deref().unwrap_or(usual);
+    let filter = EnvFilter::try_new(filter).context("--log")?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -62,7 +62,7 @@ pub struct ModelArgs {
     #[arg(
         long,
         env = "DS4_WAIT_FOR_NODES",
-        default_value_t = 60,
+        default_value_t = 60, value_parser = seconds(),
         value_name = "SECONDS"
     )]
     pub wait_for_nodes: u64,
@@ -71,7 +71,7 @@ pub struct ModelArgs {
     #[arg(
         long,
         env = "DS4_CALL_TIMEOUT",
-        default_value_t = 60,
+        default_value_t = 60, value_parser = seconds(),
         value_name = "SECONDS"
     )]
     pub call_timeout: u64,
@@ -99,4 +99,9 @@ impl ModelArgs {
     pub fn embedded_nodes(&self) -> usize {
         self.embedded.unwrap_or(usize::from(self.nodes.is_empty()))
     }
+}
+
+/// 1 second to a day.
+fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
+    clap::value_parser!(u64).range(1..=86_400)
 }

@@ -40,8 +40,17 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_BODY_LIMIT", default_value_t = 32 << 20, value_name = "BYTES")]
     pub body_limit: usize,
 
+    /// Silence in a stream after which a sign of life is sent
+    #[arg(
+        long,
+        env = "DS4_KEEP_ALIVE",
+        default_value_t = 5,
+        value_name = "SECONDS"
+    )]
+    pub keep_alive: u64,
+
     /// Time in which a stopping server finishes the requests that run
-    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     pub grace: u64,
 }
 
@@ -74,6 +83,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         HttpSettings {
             body_limit: args.body_limit,
             cors: args.cors.clone(),
+            keep_alive: Duration::from_secs(args.keep_alive.max(1)),
         },
         metrics,
     );

@@ -16,11 +16,16 @@ pub trait ExpertBackend: Send + Sync {
 
 /// Work that was started.
 pub trait PendingExperts {
-    /// Waits, and writes the sum over each token's experts to `out` (tokens x hidden).
+    /// Waits, and writes the sum over each token's experts to `out` (tokens x hidden). While it
+    /// waits for others it asks `give_up` often whether anybody still wants the sum.
     ///
     /// # Errors
-    /// No copy of some experts could be reached before the deadline.
-    fn finish(self: Box<Self>, out: &mut [f32]) -> Result<(), ExpertError>;
+    /// No copy of some experts could be reached before the deadline, or the caller gave up.
+    fn finish(
+        self: Box<Self>,
+        give_up: &dyn Fn() -> bool,
+        out: &mut [f32],
+    ) -> Result<(), ExpertError>;
 }
 
 /// Why routed experts could not be computed.
@@ -42,6 +47,8 @@ pub enum ExpertError {
     Malformed { node: String, reason: String },
     #[error("one row of this model is too large for one message to a node")]
     TooLarge,
+    #[error("nobody wants the experts any more")]
+    GivenUp,
     #[error("the cluster is shutting down")]
     Closed,
 }

@@ -6,8 +6,8 @@ use super::ExpertError;
 /// Why a step or the construction of an engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    #[error("tensor {tensor}: {source}")]
-    Weight { tensor: String, source: ShapeError },
+    #[error("tensor {tensor}: {problem}")]
+    Weight { tensor: String, problem: ShapeError },
     #[error("tensor {tensor}: {reason}")]
     Values { tensor: String, reason: String },
     #[error("{streams} hyper-connection streams are more than the {limit} that fit")]

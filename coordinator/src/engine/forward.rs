@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput};
+use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::math::{rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
@@ -20,7 +20,9 @@ use super::kv_cache::LayerCache;
 use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
 use super::operand::Operand;
 use super::weights::{FfnWeights, HcWeights, Layer, Weights};
-use super::{Chunk, ChunkOutput, EngineError, ExpertBackend, LogitsWanted, Stage, StageTimes};
+use super::{
+    Chunk, ChunkOutput, EngineError, ExpertBackend, ExpertError, LogitsWanted, Stage, StageTimes,
+};
 
 /// Buffers of a step, kept between steps. All are row-major over the batch's rows.
 #[derive(Debug, Default)]
@@ -38,7 +40,6 @@ pub(super) struct Scratch {
     output: Vec<f32>,
     attention: AttentionScratch,
     router_logits: Vec<f32>,
-    router: RouterScratch,
     shared: SharedScratch,
     routed: Vec<f32>,
     /// Wanted rows x vocab.
@@ -81,7 +82,17 @@ impl Forward<'_> {
                 break;
             }
             self.attention(index, layer, chunks, &mut mark)?;
-            self.feed_forward(index, layer, &mut mark)?;
+            match self.feed_forward(index, layer, chunks, &mut mark) {
+                Err(EngineError::Experts(ExpertError::GivenUp)) => {
+                    // Without this layer's experts no row can go on.
+                    for rows in &self.scratch.batch.chunks {
+                        outputs[rows.chunk].cancelled = true;
+                    }
+                    self.drop_cancelled(chunks, outputs);
+                    break;
+                }
+                done => done?,
+            }
         }
         self.head(chunks, outputs)?;
         self.times.lap(Stage::Head, &mut mark);
@@ -174,6 +185,7 @@ impl Forward<'_> {
         &mut self,
         index: usize,
         layer: &Layer,
+        chunks: &[Chunk<'_>],
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
         self.mix_in(&layer.ffn_hc, &layer.ffn.norm)?;
@@ -183,6 +195,7 @@ impl Forward<'_> {
         let pending = self.experts.begin(Arc::new(batch))?;
         self.times.lap(Stage::RoutedExperts, mark);
         let Scratch {
+            batch,
             normed,
             shared,
             output,
@@ -193,7 +206,10 @@ impl Forward<'_> {
         shared_expert(self.compute, &layer.ffn, clamp, normed, shared, output)?;
         self.times.lap(Stage::SharedExpert, mark);
         routed.resize(output.len(), 0.0);
-        pending.finish(routed)?;
+        // The wait ends early only if it is for nobody: one chunk that stays needs the sum.
+        let gone = |chunk: &Chunk<'_>| chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
+        let give_up = || batch.chunks.iter().all(|rows| gone(&chunks[rows.chunk]));
+        pending.finish(&give_up, routed)?;
         self.times.lap(Stage::RoutedExperts, mark);
         for (y, r) in output.iter_mut().zip(routed.iter()) {
             *y += r;
@@ -209,17 +225,27 @@ impl Forward<'_> {
             batch,
             normed,
             router_logits,
-            router,
             ..
         } = &mut *self.scratch;
         self.compute.linear(&ffn.router, normed, router_logits)?;
-        let mut routes = Vec::with_capacity(batch.rows() * self.hp.experts_used);
-        for (logits, &token) in router_logits
-            .chunks_exact(self.hp.experts)
+        let used = self.hp.experts_used;
+        let mut routes = vec![
+            Route {
+                expert: 0,
+                weight: 0.0
+            };
+            batch.rows() * used
+        ];
+        routes
+            .par_chunks_exact_mut(used)
+            .zip(router_logits.par_chunks_exact(self.hp.experts))
             .zip(&batch.tokens)
-        {
-            route(self.hp, &ffn.choice, token, logits, router, &mut routes);
-        }
+            .for_each_init(
+                RouterScratch::default,
+                |scratch, ((routes, logits), &token)| {
+                    route(self.hp, &ffn.choice, token, logits, scratch, routes);
+                },
+            );
         let [gate, up] = ffn
             .routed_types
             .map(|ty| self.compute.numerics.activation_format(ty));
@@ -232,7 +258,7 @@ impl Forward<'_> {
         Ok(ExpertBatch {
             layer: index,
             tokens: batch.rows(),
-            used: self.hp.experts_used,
+            used,
             routes,
             input,
             round: self.compute.numerics.rounds_activations(),

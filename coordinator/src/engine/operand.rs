@@ -6,9 +6,7 @@ use ds4_common::quant::ActivationFormat;
 /// `rows x cols` activations, quantised on demand and once per layout.
 #[derive(Debug, Default)]
 pub(crate) struct Operand {
-    cols: usize,
-    values: Vec<f32>,
-    f32: Layout,
+    plain: Activations,
     q8: Layout,
     q8k: Layout,
 }
@@ -23,30 +21,29 @@ impl Operand {
     /// Room for `rows x cols` new values, which the caller fills. Layouts made of the old ones
     /// are dropped, their memory is kept.
     pub(crate) fn values_mut(&mut self, cols: usize, rows: usize) -> &mut [f32] {
-        self.cols = cols;
-        self.values.resize(rows * cols, 0.0);
-        self.f32.ready = false;
         self.q8.ready = false;
         self.q8k.ready = false;
-        &mut self.values
+        self.plain.plain_mut(rows, cols)
     }
 
     pub(crate) fn values(&self) -> &[f32] {
-        &self.values
+        self.plain.plain()
     }
 
     pub(crate) fn rows(&self) -> usize {
-        self.values.len() / self.cols.max(1)
+        self.plain.rows()
     }
 
     pub(crate) fn in_format(&mut self, format: ActivationFormat) -> &Activations {
         let layout = match format {
-            ActivationFormat::F32 => &mut self.f32,
+            ActivationFormat::F32 => return &self.plain,
             ActivationFormat::Q8 => &mut self.q8,
             ActivationFormat::Q8K => &mut self.q8k,
         };
         if !layout.ready {
-            layout.activations.set(format, self.cols, &self.values);
+            layout
+                .activations
+                .set(format, self.plain.cols(), self.plain.plain());
             layout.ready = true;
         }
         &layout.activations

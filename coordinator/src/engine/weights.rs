@@ -35,9 +35,9 @@ impl Linear {
 
     pub(crate) fn matrix(&self) -> Result<Matrix<'_>, EngineError> {
         Matrix::new(self.tensor.ty(), self.rows, self.cols, self.tensor.bytes()).map_err(
-            |source: ShapeError| EngineError::Weight {
+            |problem: ShapeError| EngineError::Weight {
                 tensor: self.tensor.name().to_owned(),
-                source,
+                problem,
             },
         )
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -70,6 +70,9 @@ pub struct HttpSettings {
     pub body_limit: usize,
     /// Origins of web pages elsewhere that may use the API; `*` is all of them.
     pub cors: Vec<String>,
+    /// Silence in a stream after which a comment is sent, so that no proxy takes a long prompt for
+    /// a dead server.
+    pub keep_alive: Duration,
 }
 
 impl Default for HttpSettings {
@@ -77,6 +80,7 @@ impl Default for HttpSettings {
         HttpSettings {
             body_limit: 32 << 20,
             cors: Vec::new(),
+            keep_alive: Duration::from_secs(5),
         }
     }
 }

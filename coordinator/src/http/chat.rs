@@ -28,9 +28,11 @@ pub(super) async fn chat_completions(State(app): State<Arc<App>>, body: Body) ->
             return error.into_response();
         }
     };
+    let keep_alive = app.settings.keep_alive;
     let heading = Heading::new(app);
     if streaming.stream {
-        return stream::respond(generation, AnswerChunks::new(heading, streaming), meter);
+        let chunks = AnswerChunks::new(heading, streaming);
+        return stream::respond(generation, chunks, meter, keep_alive);
     }
     match collect(generation, WholeAnswer::new(heading)).await {
         Ok(answer) => {
@@ -53,8 +55,9 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         options,
     } = ChatRequest::read(&body, thinks_by_default)?;
     app.card.check(model.as_deref())?;
+    app.scheduler.check_room()?;
     let (prompt, reading) = tokenize(Arc::clone(app), conversation).await?;
-    let request = GenerateRequest {
+    let generation = app.scheduler.submit(GenerateRequest {
         prompt,
         max_tokens: options.max_tokens,
         sampling: options.sampling,
@@ -62,11 +65,8 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading,
-    };
-    let generation = app
-        .scheduler
-        .submit(request)
-        .map_err(|error| ApiError::not_admitted(error, "messages"))?;
+    });
+    let generation = generation.map_err(|error| ApiError::from(error).about("messages"))?;
     Ok((generation, options.streaming))
 }
 

@@ -30,9 +30,10 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
             return error.into_response();
         }
     };
+    let keep_alive = app.settings.keep_alive;
     let mut text = Text::new(Heading::new(app), streaming);
     if streaming.stream {
-        return stream::respond(generation, text, meter);
+        return stream::respond(generation, text, meter, keep_alive);
     }
     let mut whole = String::new();
     loop {
@@ -64,6 +65,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         options,
     } = CompletionRequest::read(&body)?;
     app.card.check(model.as_deref())?;
+    app.scheduler.check_room()?;
     let prompt = match prompt {
         Prompt::Tokens(tokens) => tokens,
         Prompt::Text(text) => {
@@ -75,7 +77,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
             on_blocking_thread(work).await?
         }
     };
-    let request = GenerateRequest {
+    let generation = app.scheduler.submit(GenerateRequest {
         prompt,
         max_tokens: options.max_tokens,
         sampling: options.sampling,
@@ -83,11 +85,8 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         ignore_eos: options.ignore_eos,
         logprobs,
         reading: Reading::Plain,
-    };
-    let generation = app
-        .scheduler
-        .submit(request)
-        .map_err(|error| ApiError::not_admitted(error, "prompt"))?;
+    });
+    let generation = generation.map_err(|error| ApiError::from(error).about("prompt"))?;
     Ok((generation, options.streaming))
 }
 

@@ -89,6 +89,15 @@ impl ApiError {
         }
     }
 
+    /// Blames the field `param` if no other is blamed.
+    #[must_use]
+    pub fn about(mut self, param: &str) -> Self {
+        if self.status == StatusCode::BAD_REQUEST && self.param.is_none() {
+            self.param = Some(param.to_owned());
+        }
+        self
+    }
+
     /// The JSON body, also sent inside a stream.
     #[must_use]
     pub fn body(&self) -> Value {
@@ -121,9 +130,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl ApiError {
-    /// A request that the scheduler did not take; its prompt came in the field `prompt`.
-    pub(super) fn not_admitted(error: AdmissionError, prompt: &str) -> Self {
+impl From<AdmissionError> for ApiError {
+    fn from(error: AdmissionError) -> Self {
         let message = error.to_string();
         match error {
             AdmissionError::QueueFull { retry_after_s, .. } => ApiError {
@@ -133,11 +141,10 @@ impl ApiError {
             },
             AdmissionError::PromptTooLong { .. } => ApiError {
                 code: Some("context_length_exceeded"),
-                param: Some(prompt.to_owned()),
                 ..Self::invalid(message)
             },
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
-                Self::invalid_field(prompt, message)
+                Self::invalid(message)
             }
             AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),

@@ -180,6 +180,7 @@ fn kind_of(value: &Value) -> &'static str {
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "a string",
+        Value::Array(values) if values.is_empty() => "an empty list",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }

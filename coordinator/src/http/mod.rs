@@ -40,7 +40,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(status::health))
         .route("/metrics", get(status::metrics))
         .route("/v1/models", get(status::models))
-        .route("/v1/models/{id}", get(status::model))
+        .route("/v1/models/{*id}", get(status::model))
         .route("/v1/chat/completions", post(chat::chat_completions))
         .route("/v1/completions", post(completions::completions))
         .fallback(unknown_path)

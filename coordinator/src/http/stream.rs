@@ -1,7 +1,7 @@
 //! Answers as server-sent events.
 //!
-//! The response begins as soon as the request is taken. While the prompt is read, comments keep
-//! the connection alive by the clock, so that no proxy takes a long prompt for a dead server.
+//! The response begins as soon as the request is taken. While nothing comes of it, comments keep
+//! the connection alive by the clock.
 //! Dropping the response drops the generation, which stops the work.
 
 use std::collections::VecDeque;
@@ -19,15 +19,18 @@ use super::meter::Meter;
 use crate::prompt::OutputEvent;
 use crate::scheduler::{Drawn, Event, Finish, Generation};
 
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-
 /// Turns the events of a generation into the JSON objects of a stream.
 pub(super) trait ChunkWriter: Send + 'static {
     fn drawn(&mut self, drawn: Drawn) -> Vec<Value>;
     fn finished(&mut self, deltas: Vec<OutputEvent>, finish: &Finish) -> Vec<Value>;
 }
 
-pub(super) fn respond(generation: Generation, writer: impl ChunkWriter, meter: Meter) -> Response {
+pub(super) fn respond(
+    generation: Generation,
+    writer: impl ChunkWriter,
+    meter: Meter,
+    keep_alive: Duration,
+) -> Response {
     let lines = Lines {
         generation,
         writer,
@@ -36,7 +39,7 @@ pub(super) fn respond(generation: Generation, writer: impl ChunkWriter, meter: M
         over: false,
     };
     let sse = Sse::new(lines.into_stream())
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("waiting"));
+        .keep_alive(KeepAlive::new().interval(keep_alive).text("waiting"));
     let mut response = sse.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

@@ -129,6 +129,15 @@ impl Scheduler {
         self.context
     }
 
+    /// Whether a request would find a place now. Asked before the work of building a prompt, so
+    /// that a flood of requests is refused cheaply; [`Scheduler::submit`] decides.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`] would say.
+    pub fn check_room(&self) -> Result<(), AdmissionError> {
+        self.queue.check_room()
+    }
+
     /// Takes a request on, or says at once why not.
     ///
     /// # Errors

@@ -87,9 +87,12 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a job made by `job` (which gets its id) at the end.
-    pub(super) fn push(&self, job: impl FnOnce(u64) -> Job) -> Result<(), AdmissionError> {
-        let mut state = self.lock();
+    /// Whether [`Queue::push`] would take a job now.
+    pub(super) fn check_room(&self) -> Result<(), AdmissionError> {
+        self.room(&mut self.lock())
+    }
+
+    fn room(&self, state: &mut State) -> Result<(), AdmissionError> {
         match state.gate {
             Gate::Open => {}
             Gate::Draining | Gate::Aborting => return Err(AdmissionError::ShuttingDown),
@@ -97,14 +100,22 @@ impl Queue {
         }
         // Those whose callers left hold no place: the runner has just not seen it yet.
         state.drop_cancelled();
-        let running = state.live.len() - state.waiting.len();
-        let idle = self.places.saturating_sub(running);
-        if state.waiting.len() >= self.capacity + idle {
-            return Err(AdmissionError::QueueFull {
-                waiting: state.waiting.len(),
-                retry_after_s: self.retry_after(&state),
-            });
+        let waiting = state.waiting.len();
+        let idle = self.places.saturating_sub(state.live.len() - waiting);
+        if waiting < self.capacity + idle {
+            return Ok(());
         }
+        let retry_after_s = self.retry_after(state);
+        Err(AdmissionError::QueueFull {
+            waiting,
+            retry_after_s,
+        })
+    }
+
+    /// Puts a job made by `job` (which gets its id) at the end.
+    pub(super) fn push(&self, job: impl FnOnce(u64) -> Job) -> Result<(), AdmissionError> {
+        let mut state = self.lock();
+        self.room(&mut state)?;
         let id = state.next_id;
         state.next_id += 1;
         let job = job(id);

@@ -20,7 +20,7 @@ pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hel
 pub use tile_set::TileSet;
 pub use work::{Call, EncodedBatch, decode_work};
 
-use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS};
+use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
 
 /// A model's fingerprint as it travels.
 pub type FingerprintBytes = [u8; crate::limits::FINGERPRINT_BYTES];
@@ -34,6 +34,8 @@ pub struct Shape {
     pub layers: usize,
     /// Width of a layer's input and of a row of a reply.
     pub hidden: usize,
+    /// Experts that the router chooses for a token.
+    pub used: usize,
     pub grid: Grid,
 }
 
@@ -85,6 +87,8 @@ pub enum WireError {
         subtrees: usize,
         limit: usize,
     },
+    #[error("tile rectangles of {0} bytes, where one has {RECT_BYTES}")]
+    Rects(usize),
     #[error("tiles {0} are named twice")]
     Overlap(TileRect),
     #[error("tiles {0} are not held here")]
@@ -155,10 +159,11 @@ mod tests {
         let shape = Shape {
             layers: 1,
             hidden: 4096,
+            used: 6,
             grid,
         };
-        assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 4096);
-        assert_eq!(shape.tokens_per_call(8, ActivationFormat::Q8K), 512);
+        assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 512);
+        assert_eq!(shape.tokens_per_call(32, ActivationFormat::Q8K), 128);
         assert_eq!(
             shape.tokens_per_call(usize::MAX, ActivationFormat::Q8K),
             0,

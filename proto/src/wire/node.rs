@@ -6,7 +6,7 @@ use ds4_common::tiles::Grid;
 
 use super::{FingerprintBytes, Shape, TileSet, WireError, bound, clip};
 use crate::limits::{
-    MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, PROTOCOL_VERSION,
+    MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED, PROTOCOL_VERSION,
 };
 use crate::pb;
 
@@ -24,6 +24,10 @@ pub enum Mismatch {
         node: FingerprintBytes,
         coordinator: FingerprintBytes,
     },
+    #[error(
+        "the node computes {node} experts a token, the coordinator's router chooses {coordinator}"
+    )]
+    Used { node: u64, coordinator: u64 },
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -34,13 +38,14 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// What the coordinator says first.
+/// What the coordinator of a model says first.
 #[must_use]
-pub fn hello(fingerprint: &FingerprintBytes) -> pb::Hello {
+pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape) -> pb::Hello {
     pb::Hello {
         protocol_version: PROTOCOL_VERSION,
         fingerprint: fingerprint.to_vec().into(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
+        used: shape.used as u32,
     }
 }
 
@@ -51,6 +56,7 @@ pub fn hello(fingerprint: &FingerprintBytes) -> pb::Hello {
 pub fn check_hello(
     hello: &pb::Hello,
     ours: &FingerprintBytes,
+    shape: &Shape,
 ) -> Result<Result<(), Mismatch>, WireError> {
     if hello.protocol_version != PROTOCOL_VERSION {
         return Ok(Err(Mismatch::Version {
@@ -69,6 +75,12 @@ pub fn check_hello(
         return Ok(Err(Mismatch::Fingerprint {
             node: *ours,
             coordinator: theirs,
+        }));
+    }
+    if hello.used as usize != shape.used {
+        return Ok(Err(Mismatch::Used {
+            node: shape.used as u64,
+            coordinator: hello.used.into(),
         }));
     }
     Ok(Ok(()))
@@ -120,6 +132,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
     }
     bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
     bound("hidden", reply.hidden.into(), 1, MAX_HIDDEN.into())?;
+    bound("used", reply.used.into(), 1, MAX_USED as u64)?;
     bound("experts", reply.grid_experts.into(), 1, MAX_AXIS.into())?;
     bound("blocks", reply.grid_blocks.into(), 1, MAX_AXIS.into())?;
     let grid = Grid {
@@ -133,6 +146,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
         shape: Shape {
             layers: reply.layers as usize,
             hidden: reply.hidden as usize,
+            used: reply.used as usize,
             grid,
         },
         held: TileSet::decode(grid, &reply.held)?,

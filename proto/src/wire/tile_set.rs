@@ -1,10 +1,10 @@
 //! Rectangles that share no tile.
 
+use bytes::{BufMut, Bytes, BytesMut};
 use ds4_common::tiles::{Grid, Span, TileRect};
 
 use super::{WireError, bound};
-use crate::limits::MAX_RECTS;
-use crate::pb;
+use crate::limits::{MAX_RECTS, RECT_BYTES};
 
 /// Disjoint rectangles inside a grid, in the order in which they were given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,12 +16,7 @@ impl TileSet {
     /// # Errors
     /// There are none or too many, one is empty or outside of `grid`, or two share a tile.
     pub fn new(grid: Grid, rects: Vec<TileRect>) -> Result<Self, WireError> {
-        bound(
-            "the number of tile rectangles",
-            rects.len() as u64,
-            1,
-            MAX_RECTS as u64,
-        )?;
+        count(rects.len())?;
         for (i, rect) in rects.iter().enumerate() {
             rect.check(grid)?;
             if rects[..i].iter().any(|other| shared(*rect, *other) > 0) {
@@ -31,34 +26,41 @@ impl TileSet {
         Ok(TileSet { rects })
     }
 
+    /// Rectangles as they travel: their bytes are counted before any of them is read.
+    ///
     /// # Errors
-    /// As for [`TileSet::new`].
-    pub fn decode(grid: Grid, rects: &[pb::TileRect]) -> Result<Self, WireError> {
-        bound(
-            "the number of tile rectangles",
-            rects.len() as u64,
-            1,
-            MAX_RECTS as u64,
-        )?;
-        let rects = rects
+    /// The bytes are no whole number of rectangles, or as for [`TileSet::new`].
+    pub fn decode(grid: Grid, bytes: &[u8]) -> Result<Self, WireError> {
+        let (raw, rest) = bytes.as_chunks::<RECT_BYTES>();
+        if !rest.is_empty() {
+            return Err(WireError::Rects(bytes.len()));
+        }
+        count(raw.len())?;
+        let rects = raw
             .iter()
-            .map(|r| TileRect {
-                experts: Span::new(r.expert_start, r.expert_end),
-                blocks: Span::new(r.block_start, r.block_end),
+            .map(|raw| {
+                let word = |at: usize| {
+                    u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]])
+                };
+                TileRect {
+                    experts: Span::new(word(0), word(4)),
+                    blocks: Span::new(word(8), word(12)),
+                }
             })
             .collect();
         Self::new(grid, rects)
     }
 
+    /// The form that [`TileSet::decode`] reads.
     #[must_use]
-    pub fn encode(&self) -> Vec<pb::TileRect> {
-        let encode = |rect: &TileRect| pb::TileRect {
-            expert_start: rect.experts.start,
-            expert_end: rect.experts.end,
-            block_start: rect.blocks.start,
-            block_end: rect.blocks.end,
-        };
-        self.rects.iter().map(encode).collect()
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(self.rects.len() * RECT_BYTES);
+        for TileRect { experts, blocks } in &self.rects {
+            for word in [experts.start, experts.end, blocks.start, blocks.end] {
+                out.put_u32_le(word);
+            }
+        }
+        out.freeze()
     }
 
     #[must_use]
@@ -81,6 +83,11 @@ impl TileSet {
     pub fn subtrees(&self, grid: Grid) -> usize {
         self.rects.iter().map(|r| r.subtrees(grid).len()).sum()
     }
+}
+
+fn count(rects: usize) -> Result<(), WireError> {
+    let most = MAX_RECTS as u64;
+    bound("the number of tile rectangles", rects as u64, 1, most)
 }
 
 /// Tiles that both rectangles hold.
@@ -126,12 +133,24 @@ mod tests {
         assert!(TileSet::new(GRID, vec![rect(0, 9, 0, 1)]).is_err());
         assert!(TileSet::new(GRID, vec![rect(3, 3, 0, 1)]).is_err());
         assert!(TileSet::new(GRID, Vec::new()).is_err());
-        let reversed = pb::TileRect {
-            expert_start: u32::MAX,
-            expert_end: 1,
-            block_start: 0,
-            block_end: 1,
-        };
-        assert!(TileSet::decode(GRID, &[reversed]).is_err());
+        let reversed: Vec<u8> = [u32::MAX, 1, 0, 1].map(u32::to_le_bytes).concat();
+        assert!(TileSet::decode(GRID, &reversed).is_err());
+    }
+
+    #[test]
+    fn bytes_are_counted_before_they_are_read() {
+        let set = TileSet::new(GRID, vec![rect(0, 4, 0, 2), rect(4, 8, 1, 3)]).expect("set");
+        let bytes = set.encode();
+        assert_eq!(bytes.len(), 2 * RECT_BYTES);
+        assert_eq!(TileSet::decode(GRID, &bytes), Ok(set));
+        assert_eq!(
+            TileSet::decode(GRID, &bytes[1..]),
+            Err(WireError::Rects(31))
+        );
+        let found = MAX_RECTS as u64 + 1;
+        assert!(matches!(
+            TileSet::decode(GRID, &bytes[..RECT_BYTES].repeat(MAX_RECTS + 1)),
+            Err(WireError::Bound { found: f, .. }) if f == found
+        ));
     }
 }

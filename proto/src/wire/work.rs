@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use ds4_common::expert::ExpertBatch;
+use ds4_common::expert::{BatchError, ExpertBatch};
 use ds4_common::quant::ActivationFormat;
 
 use super::blocks::{decode_input, decode_routes, encode_input, encode_routes, input_bytes};
 use super::{Shape, TileSet, WireError, bound, length};
-use crate::limits::{MAX_DEADLINE, MAX_PAYLOAD_BYTES, MAX_TOKENS, MAX_USED, ROUTE_BYTES};
+use crate::limits::{MAX_DEADLINE, MAX_PAYLOAD_BYTES, MAX_TOKENS, ROUTE_BYTES};
 use crate::pb;
 
 /// The part of a call that is the same for every node. Cloning shares the bytes.
@@ -78,10 +78,17 @@ pub struct Call {
 /// Names the first field that is off.
 pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Call, WireError> {
     bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
-    bound("used", work.used.into(), 1, MAX_USED as u64)?;
     let most_ms = MAX_DEADLINE.as_millis() as u64;
     bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
     let (tokens, used) = (work.tokens as usize, work.used as usize);
+    if used != shape.used {
+        let expected = shape.used;
+        return Err(BatchError::Used {
+            found: used,
+            expected,
+        }
+        .into());
+    }
     length("routes", work.routes.len(), tokens * used * ROUTE_BYTES)?;
     let format = decode_format(work.format)?;
     check_input(work, tokens, format, shape)?;
@@ -107,7 +114,7 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Cal
         input: decode_input(format, &work.input),
         round: work.round,
     };
-    batch.check(shape.layers, shape.grid, shape.hidden)?;
+    batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
     Ok(Call {
         id: work.id,
         batch,

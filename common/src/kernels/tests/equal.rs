@@ -72,6 +72,37 @@ fn every_set_equals_scalar_for_every_number_of_blocks() {
 }
 
 #[test]
+fn every_set_equals_scalar_on_many_rows_of_any_bytes() {
+    let mut random = Random(5);
+    for tokens in [1, 2, 4, 5, 16, 17, 64, 67] {
+        for blocks in [1, 2, 7, 16] {
+            let (rows, cols) = (35, 256 * blocks);
+            // Scales are any halves, infinite and NaN among them.
+            let bytes = random.bytes(rows * blocks * GgmlType::Q4K.block_bytes());
+            let w = Matrix::new(GgmlType::Q4K, rows, cols, &bytes).unwrap();
+            assert_equal_on_raw(&mut random, &w, tokens, "many rows");
+            for byte in [0x00, 0xff] {
+                let bytes = vec![byte; bytes.len()];
+                let mut scaled = bytes.clone();
+                for block in scaled.chunks_exact_mut(144) {
+                    block[..4].copy_from_slice(&[0xff, 0x7b, 0xff, 0x7b]);
+                }
+                let w = Matrix::new(GgmlType::Q4K, rows, cols, &scaled).unwrap();
+                let large = vec![
+                    BlockQ8K {
+                        d: -1.5,
+                        q: [-128; 256],
+                        bsums: [i16::MIN; 16],
+                    };
+                    blocks
+                ];
+                assert_all_equal(&w, &vec![ActRow::Q8K(&large); tokens], "extreme rows");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_set_equals_scalar_on_extreme_blocks() {
     let mut random = Random(3);
     for ty in QUANTISED {

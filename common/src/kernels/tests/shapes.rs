@@ -113,3 +113,49 @@ fn kernels_are_found_by_name() {
         "{error}"
     );
 }
+
+#[test]
+fn parts_are_the_products_of_strips() {
+    let mut random = Random(12);
+    for ty in QUANTISED {
+        let (rows, blocks) = (37, 3);
+        // Formats of small blocks may end in a narrower part.
+        let cols = if ty.block_elements() == 256 { 768 } else { 672 };
+        let bytes = weights(&mut random, ty, rows, cols);
+        let w = Matrix::new(ty, rows, cols, &bytes).unwrap();
+        for tokens in [1, 2, 5, 17, 70] {
+            let strips: Vec<Activations> = (0..blocks)
+                .map(|b| {
+                    let width = (cols - 256 * b).min(256);
+                    let mut acts = Activations::new();
+                    let values = random.floats(tokens * width);
+                    acts.set(ty.activation_format(), width, &values);
+                    acts
+                })
+                .collect();
+            let xs: Vec<ActRow<'_>> = strips
+                .iter()
+                .flat_map(|acts| (0..tokens).map(|t| acts.row(t)))
+                .collect();
+            for kernels in Kernels::available() {
+                let height = 34;
+                let mut out = vec![f32::NAN; tokens * blocks * height];
+                kernels.tile_parts(&w, 2..2 + height, &xs, &mut out);
+                for (b, acts) in strips.iter().enumerate() {
+                    let columns = 256 * b..cols.min(256 * (b + 1));
+                    let strip = w.column_strip(columns).unwrap();
+                    let mut expected = vec![f32::NAN; rows * tokens];
+                    kernels.matmul(&strip, acts, &mut expected);
+                    for t in 0..tokens {
+                        assert_eq!(
+                            bits(&out[(t * blocks + b) * height..][..height]),
+                            bits(&expected[t * rows + 2..][..height]),
+                            "{ty} on {}, token {t} of {tokens}, block {b}",
+                            kernels.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

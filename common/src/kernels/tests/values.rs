@@ -138,8 +138,39 @@ fn float_dots_have_one_shape_for_every_length() {
                 "length {len}"
             );
             let mut y = b.clone();
-            kernels.axpy(0.37, &a, &mut y);
+            kernels.add_scaled(&[0.37], &[&a], &mut y);
             assert_eq!(bits(&y), bits(&sum), "length {len}");
+        }
+    }
+}
+
+#[test]
+fn several_scaled_additions_have_the_bits_of_one_after_the_other() {
+    for count in 0..10 {
+        for len in [0, 1, 15, 16, 33, 512] {
+            let value = |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32 * 1e-3 - 0.5;
+            let rows: Vec<Vec<f32>> = (0..count)
+                .map(|i| (0..len).map(|j| value(i, j)).collect())
+                .collect();
+            let factors: Vec<f32> = (0..count).map(|i| value(i, 3) * 17.0).collect();
+            let mut want: Vec<f32> = (0..len).map(|j| value(77, j)).collect();
+            let start = want.clone();
+            for (factor, row) in factors.iter().zip(&rows) {
+                row.iter()
+                    .zip(&mut want)
+                    .for_each(|(x, y)| *y += factor * x);
+            }
+            let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+            for kernels in Kernels::available() {
+                let mut y = start.clone();
+                kernels.add_scaled(&factors, &rows, &mut y);
+                assert_eq!(
+                    bits(&y),
+                    bits(&want),
+                    "{count} rows of {len}, {}",
+                    kernels.name()
+                );
+            }
         }
     }
 }

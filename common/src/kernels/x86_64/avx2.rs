@@ -33,9 +33,9 @@ impl RowKernel for Avx2 {
         unsafe { dots_f32(a, bs, out) }
     }
 
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { axpy(a, x, y) }
+        unsafe { add_scaled(factors, xs, y) }
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {
@@ -79,8 +79,8 @@ fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,f16c")]
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    lanes::axpy(a, x, y);
+fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+    lanes::add_scaled(factors, xs, y);
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -2,10 +2,12 @@
 
 use std::arch::x86_64::*;
 
+use super::sixteen;
 use super::{Factors, load_256, load_i16, part};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::row::RowKernel;
+use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
@@ -30,6 +32,17 @@ impl Avx512 {
 }
 
 impl RowKernel for Avx512 {
+    const SIXTEEN: bool = true;
+
+    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { sixteen::q4_k_sixteen(w, xs, out) }
+    }
+
+    fn prefetch(self, bytes: &[u8]) {
+        sixteen::prefetch(bytes);
+    }
+
     fn name(self) -> &'static str {
         "avx512vnni"
     }
@@ -39,9 +52,9 @@ impl RowKernel for Avx512 {
         unsafe { dots_f32(a, bs, out) }
     }
 
-    fn axpy(self, a: f32, x: &[f32], y: &mut [f32]) {
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { axpy(a, x, y) }
+        unsafe { add_scaled(factors, xs, y) }
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {
@@ -85,8 +98,8 @@ fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
-    lanes::axpy(a, x, y);
+fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+    lanes::add_scaled(factors, xs, y);
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

@@ -6,6 +6,7 @@ use crate::quant::{BlockQ8K, SuperBlock};
 
 mod avx2;
 mod avx512;
+mod sixteen;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;

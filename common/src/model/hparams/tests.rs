@@ -99,7 +99,7 @@ fn optional_keys_have_their_defaults() {
     }
     assert_eq!(
         changed("swiglu_clamp_exp", None).unwrap().clamp_routed,
-        [f32::INFINITY; 4]
+        [10.0; 4]
     );
 }
 
@@ -201,6 +201,7 @@ fn values_that_no_model_can_have_are_refused() {
         ("rope.freq_base", Some(Value::F32(f32::INFINITY)), "above 0"),
         ("expert_used_count", u32(9), "only 8 experts"),
         ("expert_used_count", u32(0), "from 1"),
+        ("expert_used_count", u32(257), "to 256"),
         ("expert_gating_func", u32(2), "only 4"),
         ("expert_group_count", u32(8), "groups of experts"),
         (

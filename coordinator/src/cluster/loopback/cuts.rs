@@ -8,8 +8,8 @@ fn every_cut_and_node_count_gives_the_bits_of_one_holder() {
         let cluster = Cluster::whole(nodes);
         for grid in [None, Some((1, 3)), Some((2, 1)), Some((4, 2)), Some((6, 3))] {
             let backend = cluster.connect(grid).expect("cluster");
-            for (tokens, used) in [(1, 1), (1, 4), (5, 3), (33, 2)] {
-                let batch = batch(nodes % SHAPE.layers, tokens, used);
+            for tokens in [1, 5, 33] {
+                let batch = batch(nodes % SHAPE.layers, tokens);
                 let found = compute(&backend, &batch).expect("rows");
                 assert_eq!(
                     bits(&found),
@@ -33,7 +33,7 @@ fn nodes_with_ragged_tiles_give_the_same_bits() {
         vec![rect(0..3, 1..3), rect(5..6, 0..1)],
     ]);
     let backend = cluster.connect(None).expect("cluster");
-    let batch = batch(2, 17, 4);
+    let batch = batch(2, 17);
     let found = compute(&backend, &batch).expect("rows");
     assert_eq!(bits(&found), bits(&alone(&batch)));
 }
@@ -42,13 +42,13 @@ fn nodes_with_ragged_tiles_give_the_same_bits() {
 fn nodes_report_the_whole_work_and_share_it() {
     let cluster = Cluster::whole(3);
     let backend = cluster.connect(None).expect("cluster");
-    let batch = batch(0, 10, 4);
+    let batch = batch(0, 10);
     compute(&backend, &batch).expect("rows");
     let counters: Vec<_> = cluster.nodes.iter().map(RunningNode::counters).collect();
     assert!(
         counters
             .iter()
-            .all(|c| c.calls == 1 && c.expert_blocks == 10 * 4)
+            .all(|c| c.calls == 1 && c.expert_blocks == 10 * SHAPE.used as u64)
     );
     assert!(
         counters
@@ -58,14 +58,14 @@ fn nodes_report_the_whole_work_and_share_it() {
     let told = cluster
         .runtime
         .block_on(crate::cluster::inspect(&backend.members()[0]));
-    assert_eq!(told.expect("description").counters.expert_blocks, 40);
+    assert_eq!(told.expect("description").counters.expert_blocks, 30);
 }
 
 #[test]
 fn large_batches_travel_in_parts() {
     let cluster = Cluster::whole(2);
     let backend = cluster.connect(Some((2, 3))).expect("cluster");
-    let batch = batch(1, ds4_proto::limits::MAX_TOKENS + 100, 2);
+    let batch = batch(1, ds4_proto::limits::MAX_TOKENS + 100);
     let found = compute(&backend, &batch).expect("rows");
     assert_eq!(bits(&found), bits(&alone(&batch)));
     assert!(cluster.nodes.iter().all(|n| n.counters().calls == 2));
@@ -76,7 +76,7 @@ fn batches_in_flight_together_do_not_mix() {
     let cluster = Cluster::whole(2);
     let backend = cluster.connect(None).expect("cluster");
     let batches: Vec<_> = (0..24)
-        .map(|i| batch(i % SHAPE.layers, 1 + i % 7, 3))
+        .map(|i| batch(i % SHAPE.layers, 1 + i % 7))
         .collect();
     let pending: Vec<_> = batches
         .iter()
@@ -84,7 +84,7 @@ fn batches_in_flight_together_do_not_mix() {
         .collect();
     for (batch, pending) in batches.iter().zip(pending) {
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         assert_eq!(bits(&out), bits(&alone(batch)));
     }
 }
@@ -93,7 +93,7 @@ fn batches_in_flight_together_do_not_mix() {
 fn a_batch_that_does_not_fit_the_model_never_travels() {
     let cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
-    let error = compute(&backend, &batch(SHAPE.layers, 1, 1)).expect_err("no such layer");
+    let error = compute(&backend, &batch(SHAPE.layers, 1)).expect_err("no such layer");
     assert!(matches!(error, ExpertError::Batch(_)), "{error}");
     assert_eq!(cluster.nodes[0].counters().bytes_in, 0);
 }

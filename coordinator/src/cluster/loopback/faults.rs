@@ -23,7 +23,7 @@ fn a_late_answer_is_an_error_that_names_node_and_layer() {
     };
     let backend = cluster.connect_with(&options).expect("cluster");
     cluster.knobs.delay_ms.store(400, Ordering::SeqCst);
-    let error = compute(&backend, &batch(3, 1, 1)).expect_err("late");
+    let error = compute(&backend, &batch(3, 1)).expect_err("late");
     assert!(
         matches!(
             error,
@@ -40,7 +40,7 @@ fn a_late_answer_is_an_error_that_names_node_and_layer() {
     wait_until("the late call ends", || {
         cluster.nodes[0].counters().calls == 1
     });
-    compute(&backend, &batch(3, 1, 1)).expect("the next call");
+    compute(&backend, &batch(3, 1)).expect("the next call");
 }
 
 #[test]
@@ -48,17 +48,17 @@ fn work_that_is_no_longer_wanted_is_not_computed() {
     let cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
     cluster.knobs.delay_ms.store(200, Ordering::SeqCst);
-    let first = backend.begin(batch(0, 1, 1)).expect("begun");
+    let first = backend.begin(batch(0, 1)).expect("begun");
     wait_until("the first call computes", || {
         cluster.knobs.begun.load(Ordering::SeqCst) == 1
     });
-    let second = backend.begin(batch(1, 1, 1)).expect("begun");
+    let second = backend.begin(batch(1, 1)).expect("begun");
     wait_until("the second call arrives", || {
-        cluster.nodes[0].counters().bytes_in >= 2 * (8 + 32)
+        cluster.nodes[0].counters().bytes_in >= 2 * (3 * 8 + 32)
     });
     drop(second);
     let mut out = vec![0.0; 8];
-    first.finish(&mut out).expect("rows");
+    first.finish(&|| false, &mut out).expect("rows");
     wait_until("the second is dropped", || {
         cluster.nodes[0].counters().dropped == 1
     });
@@ -76,14 +76,14 @@ fn a_busy_node_is_asked_again() {
     cluster.add(&[GRID.whole()], "127.0.0.1:0", &tight);
     let backend = cluster.connect(None).expect("cluster");
     cluster.knobs.delay_ms.store(3, Ordering::SeqCst);
-    let batches: Vec<_> = (0..12).map(|i| batch(i % SHAPE.layers, 2, 2)).collect();
+    let batches: Vec<_> = (0..12).map(|i| batch(i % SHAPE.layers, 2)).collect();
     let pending: Vec<_> = batches
         .iter()
         .map(|batch| backend.begin(Arc::clone(batch)).expect("begun"))
         .collect();
     for (batch, pending) in batches.iter().zip(pending) {
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         assert_eq!(bits(&out), bits(&alone(batch)));
     }
     assert!(
@@ -129,14 +129,14 @@ fn a_node_that_comes_late_is_waited_for() {
         .block_on(connecting)
         .expect("task")
         .expect("cluster");
-    compute(&backend, &batch(0, 1, 1)).expect("rows");
+    compute(&backend, &batch(0, 1)).expect("rows");
 }
 
 #[test]
 fn a_restarted_node_is_used_again() {
     let mut cluster = Cluster::whole(2);
     let backend = cluster.connect(None).expect("cluster");
-    let batch = batch(0, 4, 3);
+    let batch = batch(0, 4);
     compute(&backend, &batch).expect("before");
     let node = cluster.nodes.remove(0);
     let address = node.address().to_string();
@@ -150,7 +150,9 @@ fn a_restarted_node_is_used_again() {
         .expect("begun while it is away");
     cluster.add(&[GRID.whole()], &address, &settings());
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-    pending.finish(&mut out).expect("rows after the restart");
+    pending
+        .finish(&|| false, &mut out)
+        .expect("rows after the restart");
     assert_eq!(bits(&out), bits(&alone(&batch)));
     assert!(backend.faults().is_empty());
 }
@@ -160,7 +162,7 @@ fn a_node_lost_in_the_middle_of_a_call_is_asked_again_when_it_is_back() {
     let mut cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
     cluster.knobs.delay_ms.store(300, Ordering::SeqCst);
-    let batch = batch(1, 2, 2);
+    let batch = batch(1, 2);
     let pending = backend.begin(Arc::clone(&batch)).expect("begun");
     wait_until("the call computes", || {
         cluster.knobs.begun.load(Ordering::SeqCst) == 1
@@ -179,7 +181,7 @@ fn a_node_lost_in_the_middle_of_a_call_is_asked_again_when_it_is_back() {
     });
     cluster.add(&[GRID.whole()], &address, &hasty);
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-    pending.finish(&mut out).expect("rows");
+    pending.finish(&|| false, &mut out).expect("rows");
     assert_eq!(bits(&out), bits(&alone(&batch)));
 }
 
@@ -195,7 +197,7 @@ fn a_node_that_stays_away_is_unreachable_at_the_deadline() {
     let node = cluster.nodes.remove(0);
     cluster.runtime.block_on(node.stop());
     wait_until("the loss is seen", || backend.faults().len() == 1);
-    let error = compute(&backend, &batch(0, 1, 1)).expect_err("unreachable");
+    let error = compute(&backend, &batch(0, 1)).expect_err("unreachable");
     assert!(matches!(error, ExpertError::Unreachable { .. }), "{error}");
 }
 
@@ -204,19 +206,19 @@ fn stopping_finishes_what_is_in_flight() {
     let mut cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
     cluster.knobs.delay_ms.store(100, Ordering::SeqCst);
-    let batches: Vec<_> = (0..4).map(|i| batch(i, 2, 2)).collect();
+    let batches: Vec<_> = (0..4).map(|i| batch(i, 2)).collect();
     let pending: Vec<_> = batches
         .iter()
         .map(|batch| backend.begin(Arc::clone(batch)).expect("begun"))
         .collect();
     wait_until("all calls arrive", || {
-        cluster.nodes[0].counters().bytes_in >= 4 * 2 * (2 * 8 + 32)
+        cluster.nodes[0].counters().bytes_in >= 4 * 2 * (3 * 8 + 32)
     });
     let node = cluster.nodes.remove(0);
     assert!(cluster.runtime.block_on(node.stop()), "drained");
     for (batch, pending) in batches.iter().zip(pending) {
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
-        pending.finish(&mut out).expect("rows");
+        pending.finish(&|| false, &mut out).expect("rows");
         assert_eq!(bits(&out), bits(&alone(batch)));
     }
 }

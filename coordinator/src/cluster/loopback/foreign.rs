@@ -1,6 +1,7 @@
 //! Peers that do not fit: other models, other versions, other tiles, other manners.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ds4_proto::limits::PROTOCOL_VERSION;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
@@ -29,6 +30,7 @@ impl Impostor {
                 fingerprint: FINGERPRINT.to_vec().into(),
                 layers: SHAPE.layers as u32,
                 hidden: SHAPE.hidden as u32,
+                used: SHAPE.used as u32,
                 grid_experts: GRID.experts,
                 grid_blocks: GRID.blocks,
                 held: TileSet::new(GRID, vec![GRID.whole()])
@@ -161,6 +163,14 @@ fn another_shape_or_nonsense_is_refused() {
     wider.describe.hidden += 1;
     let error = connect_to(&cluster, wider).expect_err("another shape");
     assert!(matches!(error, ClusterError::Shape { .. }), "{error}");
+    let mut busier = Impostor::honest();
+    busier.describe.used += 4;
+    let error = connect_to(&cluster, busier).expect_err("another router");
+    let text = error.to_string();
+    assert!(
+        text.contains("3 experts a token") && text.contains("7 experts a token"),
+        "{text}"
+    );
     let mut absurd = Impostor::honest();
     absurd.describe.grid_experts = u32::MAX;
     let error = connect_to(&cluster, absurd).expect_err("nonsense");
@@ -212,7 +222,7 @@ fn rows_of_another_length_are_malformed() {
     let cluster = Cluster::new();
     let liar = Impostor::new(|work| rows(work.id, 3));
     let backend = connect_to(&cluster, liar).expect("cluster");
-    let error = compute(&backend, &batch(0, 2, 1)).expect_err("short rows");
+    let error = compute(&backend, &batch(0, 2)).expect_err("short rows");
     assert!(matches!(error, ExpertError::Malformed { .. }), "{error}");
     assert!(
         error.to_string().contains("3 bytes of rows instead of 64"),
@@ -225,7 +235,7 @@ fn answers_to_calls_that_were_never_made_end_the_stream() {
     let cluster = Cluster::new();
     let confused = Impostor::new(|work| rows(work.id + 77, 32));
     let backend = connect_to(&cluster, confused).expect("cluster");
-    let error = compute(&backend, &batch(0, 1, 1)).expect_err("no answer");
+    let error = compute(&backend, &batch(0, 1)).expect_err("no answer");
     assert!(
         matches!(
             error,
@@ -233,6 +243,36 @@ fn answers_to_calls_that_were_never_made_end_the_stream() {
         ),
         "{error}"
     );
+}
+
+#[test]
+fn a_node_that_breaks_every_stream_is_tried_ever_less_often() {
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    let cluster = Cluster::new();
+    let confused = Impostor::new(|work| {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        rows(work.id + 77, 32)
+    });
+    let backend = connect_to(&cluster, confused).expect("cluster");
+    compute(&backend, &batch(0, 1)).expect_err("no answer");
+    // Within 500 ms: at once, and after pauses of 50, 100, 200 ms.
+    let calls = CALLS.load(Ordering::SeqCst);
+    assert!((2..=5).contains(&calls), "{calls}");
+}
+
+#[test]
+fn a_node_that_drains_forever_is_left() {
+    let cluster = Cluster::new();
+    let draining = Impostor::new(|work| {
+        compute_reply::Kind::Failure(pb::Failure {
+            id: work.id,
+            kind: pb::FailureKind::Draining.into(),
+            message: String::new(),
+        })
+    });
+    let backend = connect_to(&cluster, draining).expect("cluster");
+    let error = compute(&backend, &batch(0, 1)).expect_err("it takes no work");
+    assert!(error.to_string().contains("about to stop"), "{error}");
 }
 
 #[test]
@@ -246,7 +286,7 @@ fn a_refusal_reaches_the_caller_on_one_line() {
         })
     });
     let backend = connect_to(&cluster, rude).expect("cluster");
-    let error = compute(&backend, &batch(0, 1, 1)).expect_err("refused");
+    let error = compute(&backend, &batch(0, 1)).expect_err("refused");
     let ExpertError::Refused { reason, .. } = error else {
         panic!("{error}");
     };

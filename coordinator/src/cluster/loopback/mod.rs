@@ -1,8 +1,10 @@
-//! Real streams over loopback, with experts that are scripted: cheap, and able to misbehave.
+//! Real streams over loopback. Most experts are scripted: cheap, and able to misbehave.
 
+mod cancel;
 mod cuts;
 mod faults;
 mod foreign;
+mod real;
 mod script;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 4,
     hidden: 8,
+    used: 3,
     grid: GRID,
 };
 const FINGERPRINT: [u8; 32] = [5; 32];
@@ -123,8 +126,9 @@ fn expectation() -> Expectation {
 }
 
 /// Some work whose values differ between tokens and calls.
-fn batch(layer: usize, tokens: usize, used: usize) -> Arc<ExpertBatch> {
-    let mut state = (layer * 1000 + tokens * 10 + used) as u32;
+fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
+    let used = SHAPE.used;
+    let mut state = (layer * 1000 + tokens) as u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8
@@ -160,7 +164,9 @@ fn alone(batch: &ExpertBatch) -> Vec<f32> {
 
 fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<f32>, ExpertError> {
     let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
-    backend.begin(Arc::clone(batch))?.finish(&mut out)?;
+    backend
+        .begin(Arc::clone(batch))?
+        .finish(&|| false, &mut out)?;
     Ok(out)
 }
 

@@ -10,6 +10,10 @@ use crate::engine::batch::Batch;
 use crate::engine::kv_cache::LayerCache;
 use crate::engine::rope::rotate_back;
 
+/// Rows widened to f32 at once: few enough to stay in a core's cache while all heads of a task
+/// meet them.
+const ROWS_AT_ONCE: usize = 32;
+
 /// Rows that one batch row attends to: window rows in order, then compressed rows in order.
 struct Visible<'a> {
     cache: &'a LayerCache,
@@ -20,11 +24,15 @@ struct Visible<'a> {
     chosen: &'a [u32],
 }
 
-/// Per-thread buffers: gathered rows and their softmax weights.
+/// Per-thread buffers.
 #[derive(Default)]
 struct Scratch {
+    /// `ROWS_AT_ONCE x head_dim`.
     rows: Vec<f32>,
+    /// Softmax weights, heads x rows.
     weights: Vec<f32>,
+    /// One value for each head.
+    of_heads: Vec<f32>,
 }
 
 thread_local! {
@@ -42,8 +50,9 @@ pub(super) fn attend(
 ) {
     let hp = layer.hp;
     let width = hp.heads * hp.head_dim;
-    // Few rows: split their heads too, so that every thread has work.
-    let tasks_a_row = (4 * rayon::current_num_threads())
+    // Few rows: split their heads too, so that every thread has work. No finer, since each task
+    // reads all rows.
+    let tasks_a_row = rayon::current_num_threads()
         .div_ceil(batch.rows())
         .min(hp.heads);
     let heads_a_task = hp.heads.div_ceil(tasks_a_row);
@@ -67,15 +76,11 @@ pub(super) fn attend(
                     let query = &query[task * span..][..out.len()];
                     let sinks = &layer.weights.sinks[task * heads_a_task..];
                     SCRATCH.with_borrow_mut(|scratch| {
-                        gather(&visible, hp.head_dim, &mut scratch.rows);
-                        let heads = query
-                            .chunks_exact(hp.head_dim)
-                            .zip(out.chunks_exact_mut(hp.head_dim));
-                        for ((query, out), &sink) in heads.zip(sinks) {
-                            attend_head(layer, query, sink, scratch, out);
-                            rotate_back(out, angles);
-                        }
+                        attend_heads(layer, &visible, query, sinks, scratch, out);
                     });
+                    for head in out.chunks_exact_mut(hp.head_dim) {
+                        rotate_back(head, angles);
+                    }
                 });
         });
 }
@@ -100,51 +105,97 @@ fn visible<'a>(
     }
 }
 
-fn gather(visible: &Visible<'_>, dim: usize, rows: &mut Vec<f32>) {
-    rows.resize((visible.window_count + visible.compressed_count) * dim, 0.0);
-    let (window, compressed) = rows.split_at_mut(visible.window_count * dim);
-    visible.cache.window.read(visible.window_first, window);
-    let Some(cache) = &visible.cache.compressed else {
-        return;
-    };
-    if visible.chosen.is_empty() {
-        cache.rows.read(0, compressed);
-    } else {
-        for (&i, row) in visible.chosen.iter().zip(compressed.chunks_exact_mut(dim)) {
-            cache.rows.read(i as usize, row);
+impl Visible<'_> {
+    fn count(&self) -> usize {
+        self.window_count + self.compressed_count
+    }
+
+    /// Calls `each` with runs of rows in order: the first row's number, and the rows' values.
+    fn for_each_run(&self, dim: usize, buffer: &mut Vec<f32>, mut each: impl FnMut(usize, &[f32])) {
+        buffer.resize(ROWS_AT_ONCE * dim, 0.0);
+        let mut first = 0;
+        while first < self.count() {
+            let compressed = first.checked_sub(self.window_count);
+            let end = if compressed.is_some() {
+                self.count()
+            } else {
+                self.window_count
+            };
+            let run = &mut buffer[..(end - first).min(ROWS_AT_ONCE) * dim];
+            match (compressed, &self.cache.compressed) {
+                (None, _) => self.cache.window.read(self.window_first + first, run),
+                (Some(at), Some(cache)) if self.chosen.is_empty() => cache.rows.read(at, run),
+                (Some(at), Some(cache)) => {
+                    for (&i, row) in self.chosen[at..].iter().zip(run.chunks_exact_mut(dim)) {
+                        cache.rows.read(i as usize, row);
+                    }
+                }
+                // Only layers that compress count compressed rows.
+                (Some(_), None) => return,
+            }
+            each(first, run);
+            first += run.len() / dim;
         }
     }
 }
 
-/// One head: softmax over the rows and a sink that only adds to the denominator.
-fn attend_head(
+/// Softmax attention of some heads over the rows, in row order for each head.
+fn attend_heads(
     layer: &AttentionLayer<'_>,
+    visible: &Visible<'_>,
     query: &[f32],
-    sink: f32,
+    sinks: &[f32],
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
     let kernels = layer.compute.kernels;
-    let dim = query.len();
+    let dim = layer.hp.head_dim;
+    let count = visible.count();
+    let Scratch {
+        rows,
+        weights,
+        of_heads,
+    } = scratch;
+    let queries: Vec<&[f32]> = query.chunks_exact(dim).collect();
     let scale = 1.0 / (dim as f32).sqrt();
-    let weights = &mut scratch.weights;
-    weights.clear();
-    weights.extend(
-        scratch
-            .rows
-            .chunks_exact(dim)
-            .map(|row| kernels.dot_f32(query, row) * scale),
-    );
+    weights.resize(queries.len() * count, 0.0);
+    of_heads.resize(queries.len(), 0.0);
+    visible.for_each_run(dim, rows, |first, run| {
+        for (i, row) in run.chunks_exact(dim).enumerate() {
+            kernels.dots_f32(row, &queries, of_heads);
+            for (head, product) in of_heads.iter().enumerate() {
+                weights[head * count + first + i] = product * scale;
+            }
+        }
+    });
+    let heads = weights.chunks_exact_mut(count).zip(sinks);
+    for ((weights, &sink), inverse) in heads.zip(of_heads.iter_mut()) {
+        *inverse = 1.0 / soften(weights, sink);
+    }
+    out.fill(0.0);
+    visible.for_each_run(dim, rows, |first, run| {
+        let mut values: [&[f32]; ROWS_AT_ONCE] = [&[]; ROWS_AT_ONCE];
+        for (value, row) in values.iter_mut().zip(run.chunks_exact(dim)) {
+            *value = row;
+        }
+        let values = &values[..run.len() / dim];
+        for (out, weights) in out.chunks_exact_mut(dim).zip(weights.chunks_exact(count)) {
+            kernels.add_scaled(&weights[first..first + values.len()], values, out);
+        }
+    });
+    for (out, inverse) in out.chunks_exact_mut(dim).zip(of_heads.iter()) {
+        out.iter_mut().for_each(|v| *v *= inverse);
+    }
+}
+
+/// Turns a head's scores into unnormalised softmax weights; returns their sum. The sink takes
+/// part in it, unscaled, and in nothing else.
+fn soften(weights: &mut [f32], sink: f32) -> f32 {
     let max = weights.iter().copied().fold(sink, f32::max);
     let mut total = exp(sink - max);
     for w in weights.iter_mut() {
         *w = exp(*w - max);
         total += *w;
     }
-    out.fill(0.0);
-    for (&w, row) in weights.iter().zip(scratch.rows.chunks_exact(dim)) {
-        kernels.axpy(w, row, out);
-    }
-    let inverse = 1.0 / total;
-    out.iter_mut().for_each(|v| *v *= inverse);
+    total
 }

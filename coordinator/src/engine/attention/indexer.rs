@@ -1,13 +1,16 @@
 //! The lightning indexer: picks which compressed rows a token attends to once there are more
 //! than `index_top_k` of them.
 
+use std::ops::Range;
+
+use ds4_common::kernels::Kernels;
 use ds4_common::math::{hadamard, round_fp4_blocks};
 use rayon::prelude::*;
 
 use super::AttentionLayer;
 use crate::engine::EngineError;
 use crate::engine::batch::Batch;
-use crate::engine::kv_cache::LayerCache;
+use crate::engine::kv_cache::{Compressed, LayerCache};
 use crate::engine::moe::top_k;
 use crate::engine::operand::Operand;
 use crate::engine::rope::rotate;
@@ -15,6 +18,8 @@ use crate::engine::weights::IndexerWeights;
 
 /// Compressed rows scored by one task, and the padding of a token's score row.
 const SCORE_SPAN: usize = 256;
+/// Keys that meet a head together.
+const KEYS_AT_ONCE: usize = 16;
 /// Tokens scored at once, which bounds the score buffer at long contexts.
 const TOKENS_AT_ONCE: usize = 16;
 
@@ -61,10 +66,11 @@ pub(super) fn select(
     scratch.chosen.iter_mut().for_each(Vec::clear);
     for (rows, cache) in batch.chunks.iter().zip(caches) {
         let Some(index) = &cache.index else { continue };
-        let all: Vec<usize> = (rows.first..rows.first + rows.len)
-            .filter(|&row| visible(row) > hp.index_top_k)
-            .collect();
-        for group in all.chunks(TOKENS_AT_ONCE) {
+        // Later rows see more, so those that must choose are the last ones.
+        let end = rows.first + rows.len;
+        let few = (rows.first..end).take_while(|&row| visible(row) <= hp.index_top_k);
+        for start in (rows.first + few.count()..end).step_by(TOKENS_AT_ONCE) {
+            let group = start..(start + TOKENS_AT_ONCE).min(end);
             score_group(layer, index, group, &visible, scratch);
         }
     }
@@ -109,13 +115,13 @@ fn project(
 /// Scores all visible rows for a few tokens of one sequence and keeps the best.
 fn score_group(
     layer: &AttentionLayer<'_>,
-    index: &crate::engine::kv_cache::Compressed,
-    group: &[usize],
+    index: &Compressed,
+    group: Range<usize>,
     visible: &(impl Fn(usize) -> usize + Sync),
     scratch: &mut IndexerScratch,
 ) {
     let hp = layer.hp;
-    let longest = group.iter().map(|&row| visible(row)).max().unwrap_or(0);
+    let longest = group.clone().map(visible).max().unwrap_or(0);
     let stride = longest.next_multiple_of(SCORE_SPAN);
     scratch.scores.resize(group.len() * stride, 0.0);
     let width = hp.index_heads * hp.index_dim;
@@ -125,23 +131,53 @@ fn score_group(
         .par_chunks_mut(SCORE_SPAN)
         .enumerate()
         .for_each_init(Vec::new, |keys, (span, scores)| {
-            let row = group[span * SCORE_SPAN / stride];
+            let row = group.start + span * SCORE_SPAN / stride;
             let first = span * SCORE_SPAN % stride;
             let count = visible(row).saturating_sub(first).min(SCORE_SPAN);
             keys.resize(count * hp.index_dim, 0.0);
             index.rows.read(first, keys);
             let query = &queries[row * width..(row + 1) * width];
             let weights = &head_weights[row * hp.index_heads..(row + 1) * hp.index_heads];
-            for (score, key) in scores.iter_mut().zip(keys.chunks_exact(hp.index_dim)) {
-                *score = 0.0;
-                for (head, w) in query.chunks_exact(hp.index_dim).zip(weights) {
-                    *score += w * layer.compute.kernels.dot_f32(head, key).max(0.0);
-                }
-            }
+            let heads = query.chunks_exact(hp.index_dim).zip(weights);
+            let scores = &mut scores[..count];
+            score_keys(layer.compute.kernels, heads, hp.index_dim, keys, scores);
         });
-    for (&row, scores) in group.iter().zip(scratch.scores.chunks_exact(stride)) {
-        let chosen = &mut scratch.chosen[row];
-        top_k(&scores[..visible(row)], hp.index_top_k, chosen);
-        chosen.sort_unstable();
+    let chosen = &mut scratch.chosen[group.clone()];
+    chosen
+        .par_iter_mut()
+        .zip(scratch.scores.par_chunks_exact(stride))
+        .enumerate()
+        .for_each_init(Vec::new, |order, (i, (chosen, scores))| {
+            top_k(&scores[..visible(group.start + i)], hp.index_top_k, order);
+            order.sort_unstable();
+            chosen.extend_from_slice(order);
+        });
+}
+
+/// score = Σ over heads of weight · max(0, head · key), heads in order, for a run of keys.
+fn score_keys<'a>(
+    kernels: Kernels,
+    heads: impl Iterator<Item = (&'a [f32], &'a f32)> + Clone,
+    dim: usize,
+    keys: &[f32],
+    scores: &mut [f32],
+) {
+    let groups = keys
+        .chunks(KEYS_AT_ONCE * dim)
+        .zip(scores.chunks_mut(KEYS_AT_ONCE));
+    for (keys, scores) in groups {
+        let mut rows: [&[f32]; KEYS_AT_ONCE] = [&[]; KEYS_AT_ONCE];
+        for (row, key) in rows.iter_mut().zip(keys.chunks_exact(dim)) {
+            *row = key;
+        }
+        let mut dots = [0.0; KEYS_AT_ONCE];
+        let count = scores.len();
+        scores.fill(0.0);
+        for (head, w) in heads.clone() {
+            kernels.dots_f32(head, &rows[..count], &mut dots[..count]);
+            for (score, dot) in scores.iter_mut().zip(&dots) {
+                *score += w * dot.max(0.0);
+            }
+        }
     }
 }

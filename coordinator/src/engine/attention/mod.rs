@@ -201,12 +201,13 @@ impl AttentionLayer<'_> {
         scratch.group_out.resize(rows * hp.out_rank, 0.0);
         for g in 0..hp.out_groups {
             let input = scratch.group.values_mut(width, rows);
-            for (to, from) in input
-                .chunks_exact_mut(width)
-                .zip(scratch.heads.chunks_exact(all))
-            {
-                to.copy_from_slice(&from[g * width..(g + 1) * width]);
-            }
+            let heads = scratch.heads.par_chunks_exact(all);
+            input
+                .par_chunks_exact_mut(width)
+                .zip(heads)
+                .for_each(|(to, from)| {
+                    to.copy_from_slice(&from[g * width..(g + 1) * width]);
+                });
             let strip = output_a.row_range(g * hp.out_rank..(g + 1) * hp.out_rank);
             let input = scratch.group.in_format(format);
             self.compute

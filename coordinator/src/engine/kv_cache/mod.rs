@@ -86,6 +86,7 @@ impl LayerCache {
             let drop = held - (window - 1);
             self.window.drop_front(drop);
             self.window_start += drop;
+            self.window.shrink_to(4 * window);
         }
     }
 }

@@ -54,6 +54,15 @@ impl Rows {
         }
     }
 
+    /// Gives memory back that a large chunk needed, down to room for `rows`.
+    pub(crate) fn shrink_to(&mut self, rows: usize) {
+        let elements = rows * self.width;
+        match &mut self.store {
+            Store::F16(v) => v.shrink_to(elements),
+            Store::F32(v) => v.shrink_to(elements),
+        }
+    }
+
     pub(crate) fn drop_front(&mut self, rows: usize) {
         let elements = rows * self.width;
         match &mut self.store {

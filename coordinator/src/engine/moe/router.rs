@@ -16,14 +16,14 @@ pub(crate) struct RouterScratch {
     order: Vec<u32>,
 }
 
-/// Appends the `experts_used` routes of one token. `logits` has one value for each expert.
+/// Writes the `experts_used` routes of one token. `logits` has one value for each expert.
 pub(crate) fn route(
     hp: &HyperParams,
     choice: &Choice,
     token: u32,
     logits: &[f32],
     scratch: &mut RouterScratch,
-    routes: &mut Vec<Route>,
+    routes: &mut [Route],
 ) {
     let score = |expert: u32| softplus(logits[expert as usize]).sqrt();
     let used = hp.experts_used;
@@ -44,14 +44,14 @@ pub(crate) fn route(
             top_k(biased, used, order);
         }
     }
-    let first = routes.len();
-    routes.extend(order[..used].iter().map(|&expert| Route {
-        expert,
-        weight: score(expert),
-    }));
-    let chosen = &mut routes[first..];
+    for (route, &expert) in routes.iter_mut().zip(order.iter()) {
+        *route = Route {
+            expert,
+            weight: score(expert),
+        };
+    }
     let divisor = if hp.normalize_weights {
-        chosen
+        routes
             .iter()
             .map(|r| r.weight)
             .sum::<f32>()
@@ -59,7 +59,7 @@ pub(crate) fn route(
     } else {
         1.0
     };
-    for r in chosen {
+    for r in routes {
         r.weight = r.weight / divisor * hp.expert_scale;
     }
 }

@@ -1,0 +1,39 @@
+//! Work that a node takes must fit the model and what it holds.
+#![no_main]
+
+use ds4_common::tiles::Grid;
+use ds4_proto::pb;
+use ds4_proto::wire::{Shape, TileSet, check_hello, decode_work};
+use libfuzzer_sys::fuzz_target;
+use prost::Message;
+
+const SHAPE: Shape = Shape {
+    layers: 2,
+    hidden: 256,
+    grid: Grid {
+        experts: 8,
+        blocks: 4,
+    },
+};
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(request) = pb::ComputeRequest::decode(bytes) else {
+        return;
+    };
+    let held = TileSet::new(SHAPE.grid, vec![SHAPE.grid.whole()]).expect("the whole grid");
+    match request.kind {
+        Some(pb::compute_request::Kind::Hello(hello)) => drop(check_hello(&hello, &[7; 32])),
+        Some(pb::compute_request::Kind::Work(work)) => {
+            let Ok(call) = decode_work(&work, &SHAPE, &held) else {
+                return;
+            };
+            let batch = &call.batch;
+            assert!(batch.layer < SHAPE.layers);
+            assert_eq!(batch.routes.len(), batch.tokens * batch.used);
+            assert!(batch.routes.iter().all(|r| r.expert < SHAPE.grid.experts));
+            assert_eq!(batch.input.elements(), batch.tokens * SHAPE.hidden);
+            assert!(call.rects.rects().iter().all(|&r| held.covers(r)));
+        }
+        _ => {}
+    }
+});

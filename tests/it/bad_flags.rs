@@ -1,0 +1,124 @@
+//! What the command line says to tokens, flags and nodes that are wrong.
+
+use std::time::{Duration, Instant};
+
+use crate::bad_input::{MODEL, Outcome, Place, assert_refused, coord, text};
+
+#[test]
+fn token_files_that_are_wrong() {
+    let place = Place::new();
+    let cases: [(&str, &[&str]); 12] = [
+        ("", &["ids.json"]),
+        ("{}", &["list of token ids"]),
+        ("7", &["list of token ids"]),
+        ("[1, \"two\"]", &["list of token ids"]),
+        ("[1, -2]", &["list of token ids", "-2"]),
+        ("[1.5]", &["list of token ids", "1.5"]),
+        ("[1, 2", &["list of token ids"]),
+        ("[[1], [2]]", &["list of token ids"]),
+        ("[null]", &["list of token ids"]),
+        ("[4294967296]", &["list of token ids", "4294967296"]),
+        ("[]", &["no tokens"]),
+        ("[3, 512]", &["512", "index 1", "vocabulary of 512"]),
+    ];
+    for (tokens, parts) in cases {
+        place.assert_logits_refused(tokens, &[], &[parts, &["ids.json"]].concat());
+    }
+    let nine = "[1,2,3,4,5,6,7,8,9]";
+    place.assert_logits_refused(nine, &["--context", "8"], &["9 tokens", "context of 8"]);
+    let args = [
+        "logits",
+        "--log",
+        "off",
+        "--out",
+        "x.npy",
+        "--tokens",
+        "/nowhere/ids.json",
+    ];
+    assert_refused(&args, &["/nowhere/ids.json", "No such file"]);
+    let binary = place.file("ids.bin", [0xff, 0xfe, 0x00]);
+    let args = [
+        "logits",
+        "--log",
+        "off",
+        "--out",
+        "x.npy",
+        "--tokens",
+        text(&binary),
+    ];
+    assert_refused(&args, &["ids.bin", "UTF-8"]);
+}
+
+#[test]
+fn flags_that_cannot_be_met() {
+    let place = Place::new();
+    place.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
+    place.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
+    let tokens = place.file("ids.json", "[1]");
+    let model = MODEL.model();
+    let always = [
+        "logits",
+        "--log",
+        "off",
+        "-m",
+        text(&model),
+        "--tokens",
+        text(&tokens),
+    ];
+    for out in ["/nowhere/out.npy", text(place.folder.path())] {
+        assert_refused(&[&always[..], &["--out", out]].concat(), &[out]);
+    }
+    assert_refused(
+        &[&always[..], &["--out", "/dev/full"]].concat(),
+        &["/dev/full", "space"],
+    );
+}
+
+/// Flags that are no flags end with the parser's code and no panic.
+#[test]
+fn flags_that_are_malformed() {
+    let cases: [&[&str]; 9] = [
+        &["logits"],
+        &["logits", "--tokens"],
+        &["inspect", "--threads", "-1"],
+        &["inspect", "--threads", "many"],
+        &["inspect", "--numerics", "f64"],
+        &["inspect", "--grid", "0x0"],
+        &["inspect", "--wait-for-nodes", "-3"],
+        &["inspect", "--log", "=[=,"],
+        &["nothing"],
+    ];
+    for args in cases {
+        let Outcome { code, stderr, .. } = coord(args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn nodes_that_cannot_be_reached() {
+    let place = Place::new();
+    // A port that nobody listens at, and one where nobody answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+    let [silent_at, free_at] = [&silent, &free].map(|l| l.local_addr().expect("bound").to_string());
+    drop(free);
+    for node in [
+        silent_at.as_str(),
+        free_at.as_str(),
+        "no-such-host.invalid:9",
+    ] {
+        let start = Instant::now();
+        let flags = ["--nodes", node, "--wait-for-nodes", "1"];
+        place.assert_logits_refused("[1]", &flags, &[node, "1 s"]);
+        assert!(start.elapsed() < Duration::from_secs(8), "{node}");
+    }
+    for node in ["", "no port", "http://a b", ":", "host:99999"] {
+        let flags = ["--nodes", node, "--wait-for-nodes", "1"];
+        place.assert_logits_refused("[1]", &flags, &["node"]);
+    }
+    let twice = format!("{free_at},{free_at}");
+    let flags = ["--nodes", twice.as_str(), "--wait-for-nodes", "1"];
+    place.assert_logits_refused("[1]", &flags, &[&free_at, "twice"]);
+}
