@@ -218,7 +218,9 @@ async fn too_large_a_body_is_refused() {
 #[tokio::test]
 async fn wrong_paths_and_methods_are_told_apart() {
     let server = Server::start().await;
-    error(server.get("/v2/nothing").await, StatusCode::NOT_FOUND).await;
+    for path in ["/v2/nothing", "/v1/models/nothing", "/v1/models/%ff"] {
+        error(server.get(path).await, StatusCode::NOT_FOUND).await;
+    }
     error(server.get(CHAT).await, StatusCode::METHOD_NOT_ALLOWED).await;
     error(
         server.post("/health", &json!({})).await,
