@@ -32,9 +32,30 @@ pub struct Identity {
     pub kernels: String,
     /// Bytes of the weights of the tiles held.
     pub weight_bytes: u64,
+    /// Bytes of the model's files that serving them keeps in memory.
+    pub resident_bytes: u64,
 }
 
 impl Identity {
+    /// The bytes of the weights, and those that they keep in memory where that is notably more.
+    #[must_use]
+    pub fn weight_summary(&self) -> String {
+        let megabytes = |bytes: u64| bytes as f64 / 1e6;
+        let weights = format!("{:.1} MB of weights", megabytes(self.weight_bytes));
+        match self.pays_for_more() {
+            true => format!(
+                "{weights}, {:.1} MB resident",
+                megabytes(self.resident_bytes)
+            ),
+            false => weights,
+        }
+    }
+
+    /// Whether more than a twentieth comes on top of the weights held.
+    pub(crate) fn pays_for_more(&self) -> bool {
+        self.resident_bytes.saturating_sub(self.weight_bytes) > self.weight_bytes / 20
+    }
+
     /// Model and tiles in a few words.
     #[must_use]
     pub fn summary(&self) -> String {

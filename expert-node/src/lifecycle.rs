@@ -32,12 +32,12 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     };
     let identity = node.identity();
     let ready = format!(
-        "ds4-expert ready on {}: {}, kernels {}, {} threads, {:.1} MB of weights\n",
+        "ds4-expert ready on {}: {}, kernels {}, {} threads, {}\n",
         node.address(),
         identity.summary(),
         identity.kernels,
         node.threads(),
-        identity.weight_bytes as f64 / 1e6,
+        identity.weight_summary(),
     );
     if let Err(error) = print(&ready) {
         // A node serves on even if nobody listens to its output.

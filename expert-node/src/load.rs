@@ -99,10 +99,19 @@ pub fn load(config: &ModelConfig) -> Result<(StoreCompute, Identity), LoadError>
             used: store.experts_used(),
             grid,
         },
-        held,
         kernels: config.kernels.name().to_owned(),
         weight_bytes,
+        resident_bytes: weights::resident_bytes(&hp, &tensors, held.rects()),
+        held,
     };
+    if identity.pays_for_more() {
+        tracing::warn!(
+            weight_megabytes = identity.weight_bytes / 1_000_000,
+            resident_megabytes = identity.resident_bytes / 1_000_000,
+            "a cut along the blocks of a whole model file keeps whole rows of the down projection \
+             in memory"
+        );
+    }
     Ok((StoreCompute::new(store, config.kernels), identity))
 }
 

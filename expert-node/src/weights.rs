@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use ds4_common::gguf::Tensor;
-use ds4_common::model::{HyperParams, ModelTensors};
+use ds4_common::model::{HyperParams, LayerTensors, ModelTensors};
 use ds4_common::tiles::{BLOCK_WIDTH, TileRect};
 
 /// Ranges closer than this are read as one: the kernel would read ahead over the gap anyway.
@@ -29,10 +29,23 @@ pub(crate) fn held_bytes(hp: &HyperParams, tensors: &ModelTensors, rects: &[Tile
         .sum()
 }
 
-/// Brings the pages of `rects` into memory and maps them, so that the first call does not fault.
-///
-/// Of gate and up that is the held rows alone. Of down it is the held experts whole: a strip of
-/// columns touches nearly every page of its matrix, since several rows share a page.
+/// Bytes of the file that serving `rects` brings into memory: of gate and up the held rows alone,
+/// of down the held experts whole, since a strip of columns touches nearly every page of its
+/// matrix: several rows share a page.
+#[must_use]
+pub(crate) fn resident_bytes(hp: &HyperParams, tensors: &ModelTensors, rects: &[TileRect]) -> u64 {
+    let touched = tensors.layers.iter().flat_map(|l| touched(hp, l, rects));
+    let bytes = |(_, ranges): (_, Vec<Range<usize>>)| -> u64 {
+        joined(ranges, 0)
+            .iter()
+            .map(|range| range.len() as u64)
+            .sum()
+    };
+    touched.map(bytes).sum()
+}
+
+/// Brings the pages that [`resident_bytes`] counts into memory and maps them, so that the first
+/// call does not fault.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -41,25 +54,40 @@ pub(crate) fn populate(
     tensors: &ModelTensors,
     rects: &[TileRect],
 ) -> io::Result<()> {
-    for layer in &tensors.layers {
-        for tensor in [&layer.gate_exps, &layer.up_exps] {
-            let row = row_bytes(tensor, hp.hidden);
-            let ranges = rects.iter().flat_map(|rect| {
-                let features = features(hp, *rect);
-                (rect.experts.start..rect.experts.end).map(move |expert| {
-                    let first = expert as usize * hp.expert_width;
-                    (first + features.start) * row..(first + features.end) * row
-                })
-            });
-            populate_ranges(tensor, ranges.collect())?;
+    for (tensor, ranges) in tensors.layers.iter().flat_map(|l| touched(hp, l, rects)) {
+        for range in joined(ranges, JOIN_GAP) {
+            tensor.populate(range)?;
         }
-        let matrix = row_bytes(&layer.down_exps, hp.expert_width) * hp.hidden;
-        let experts = rects
-            .iter()
-            .map(|rect| rect.experts.start as usize * matrix..rect.experts.end as usize * matrix);
-        populate_ranges(&layer.down_exps, experts.collect())?;
     }
     Ok(())
+}
+
+/// The bytes of one layer's expert tensors that computing `rects` reads pages of.
+fn touched<'t>(
+    hp: &HyperParams,
+    layer: &'t LayerTensors,
+    rects: &[TileRect],
+) -> [(&'t Tensor, Vec<Range<usize>>); 3] {
+    let rows = |tensor: &'t Tensor| {
+        let row = row_bytes(tensor, hp.hidden);
+        let ranges = rects.iter().flat_map(|rect| {
+            let features = features(hp, *rect);
+            (rect.experts.start..rect.experts.end).map(move |expert| {
+                let first = expert as usize * hp.expert_width;
+                (first + features.start) * row..(first + features.end) * row
+            })
+        });
+        (tensor, ranges.collect())
+    };
+    let matrix = row_bytes(&layer.down_exps, hp.expert_width) * hp.hidden;
+    let experts = rects
+        .iter()
+        .map(|rect| rect.experts.start as usize * matrix..rect.experts.end as usize * matrix);
+    [
+        rows(&layer.gate_exps),
+        rows(&layer.up_exps),
+        (&layer.down_exps, experts.collect()),
+    ]
 }
 
 /// The inner features of a rectangle's blocks; the last block may be narrow.
@@ -73,19 +101,13 @@ fn row_bytes(tensor: &Tensor, cols: usize) -> usize {
     tensor.ty().row_bytes(cols as u64).unwrap_or(0) as usize
 }
 
-fn populate_ranges(tensor: &Tensor, ranges: Vec<Range<usize>>) -> io::Result<()> {
-    joined(ranges)
-        .into_iter()
-        .try_for_each(|range| tensor.populate(range))
-}
-
-/// Sorted, with overlaps and small gaps closed.
-fn joined(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+/// Sorted, with overlaps and gaps of up to `gap` closed.
+fn joined(mut ranges: Vec<Range<usize>>, gap: usize) -> Vec<Range<usize>> {
     ranges.sort_by_key(|range| range.start);
     let mut out: Vec<Range<usize>> = Vec::new();
     for range in ranges {
         match out.last_mut() {
-            Some(last) if range.start <= last.end + JOIN_GAP => last.end = last.end.max(range.end),
+            Some(last) if range.start <= last.end + gap => last.end = last.end.max(range.end),
             _ => out.push(range),
         }
     }
@@ -100,6 +122,7 @@ mod tests {
     fn close_ranges_join_and_far_ones_do_not() {
         let far = 10 * JOIN_GAP;
         let ranges = vec![far..far + 5, 0..10, 20..30, 5..8];
-        assert_eq!(joined(ranges), [0..30, far..far + 5]);
+        assert_eq!(joined(ranges.clone(), JOIN_GAP), [0..30, far..far + 5]);
+        assert_eq!(joined(ranges, 0), [0..10, 20..30, far..far + 5]);
     }
 }

@@ -31,6 +31,30 @@ impl Drop for Running {
     }
 }
 
+/// The numbers before each `MB` of a ready line.
+fn megabytes(ready: &str) -> Vec<f64> {
+    let words: Vec<&str> = ready.split_whitespace().collect();
+    let numbers = words.windows(2).filter(|pair| pair[1] == "MB");
+    numbers
+        .map(|pair| pair[0].parse().expect("a number"))
+        .collect()
+}
+
+#[test]
+fn whole_experts_cost_what_they_weigh() {
+    let mut child = binary()
+        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1"])
+        .args(["--log", "warn", "--tiles", "experts=0..1", "-m"])
+        .arg(model())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map(Running)
+        .expect("the binary runs");
+    let mut lines = BufReader::new(child.0.stdout.take().expect("stdout")).lines();
+    let ready = lines.next().expect("a line").expect("text");
+    assert_eq!(megabytes(&ready).len(), 1, "{ready}");
+}
+
 #[test]
 fn serve_is_ready_with_one_line_and_sigterm_stops_it() {
     let mut child = binary()
@@ -56,6 +80,11 @@ fn serve_is_ready_with_one_line_and_sigterm_stops_it() {
         "{ready}"
     );
     assert!(ready.contains("blocks 0..1"), "{ready}");
+    let [weights, resident] = megabytes(&ready)[..] else {
+        panic!("a strip of a whole file costs more than its weights: {ready}");
+    };
+    // One block of eight of gate, up and down against all of down.
+    assert!(resident > 2.0 * weights, "{ready}");
     let address = ready
         .split_whitespace()
         .nth(3)

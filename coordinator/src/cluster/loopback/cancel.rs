@@ -37,6 +37,7 @@ fn hanging(model: &Model, runtime: &Runtime, asked: &Arc<AtomicBool>) -> Running
         held: TileSet::new(shape.grid, vec![shape.grid.whole()]).expect("tiles"),
         kernels: "none".to_owned(),
         weight_bytes: 0,
+        resident_bytes: 0,
     };
     let compute = Box::new(Hang(Arc::clone(asked)));
     let node = runtime.block_on(async {

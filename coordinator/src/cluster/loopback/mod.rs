@@ -75,6 +75,7 @@ impl Cluster {
             held: TileSet::new(GRID, rects.to_vec()).expect("tiles"),
             kernels: "scripted".to_owned(),
             weight_bytes: 0,
+            resident_bytes: 0,
         };
         let node = self.runtime.block_on(async {
             let listener = TcpListener::bind(address).await.expect("listener");
