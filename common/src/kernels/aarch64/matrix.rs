@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::dot::Dot;
-use super::super_blocks::{Head, term, unpack_q4_k};
+use super::super_blocks::{Codes, Head, term, unpack_q4_k};
 use super::{load_f32, load_i8, load_u8, store_f32};
 use crate::kernels::sixteen::{Blocks, ROWS, Sums};
 use crate::quant::{BlockQ8K, Q4K};
@@ -21,9 +21,11 @@ type Woven = [[int8x16_t; 4]; 8];
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn q4_k_sixteen<D: Dot>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
     if let ([x], [out]) = (xs, &mut *out) {
+        let mut codes = Codes::zero();
         for (bytes, out) in w.into_iter().zip(out) {
+            unpack_q4_k(bytes, &mut codes);
             // SAFETY: the caller promises the CPU.
-            *out += unsafe { term::<D, Q4K>(&unpack_q4_k(bytes), x) };
+            *out += unsafe { term::<D, Q4K>(&codes, x) };
         }
         return;
     }

@@ -58,16 +58,18 @@ impl<D: Dot> RowKernel for Arm<D> {
     }
 
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        // SAFETY: every CPU of this architecture has NEON.
+        let unpack = |bytes: &_, codes: &mut _| unsafe { super_blocks::unpack_q4_k(bytes, codes) };
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
-        unsafe { super_blocks::row::<D, Q4K>(row, xs, out, super_blocks::unpack_q4_k) }
+        unsafe { super_blocks::row::<D, Q4K>(row, xs, out, unpack) }
     }
 
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         let mut block = IntBlock::ZERO;
-        let unpack = |bytes: &F::Bytes| {
+        let unpack = |bytes: &F::Bytes, codes: &mut _| {
             F::unpack(bytes, &mut block);
             // SAFETY: every CPU of this architecture has NEON.
-            unsafe { super_blocks::load::<F>(&block) }
+            unsafe { super_blocks::load::<F>(&block, codes) }
         };
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
         unsafe { super_blocks::row::<D, F>(row, xs, out, unpack) }

@@ -18,6 +18,20 @@ pub(super) struct Codes {
     pub(super) dmin: f32,
 }
 
+impl Codes {
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn zero() -> Self {
+        Self {
+            q: [vdupq_n_s8(0); 16],
+            scales: [vdupq_n_s32(0); 16],
+            mins: [vdupq_n_s16(0); 2],
+            d: 0.0,
+            dmin: 0.0,
+        }
+    }
+}
+
 /// `out[t] = row · xs[t]`: each block is unpacked once and meets every activation.
 ///
 /// # Safety
@@ -27,11 +41,12 @@ pub(super) unsafe fn row<D: Dot, F: SuperBlock>(
     row: &[u8],
     xs: &[&[BlockQ8K]],
     out: &mut [f32],
-    mut unpack: impl FnMut(&F::Bytes) -> Codes,
+    mut unpack: impl FnMut(&F::Bytes, &mut Codes),
 ) {
     out.fill(0.0);
+    let mut w = Codes::zero();
     for (b, bytes) in F::blocks(row).iter().enumerate() {
-        let w = unpack(bytes);
+        unpack(bytes, &mut w);
         for (x, out) in xs.iter().zip(out.iter_mut()) {
             // SAFETY: the caller promises the CPU.
             *out += unsafe { term::<D, F>(&w, &x[b]) };
@@ -46,12 +61,24 @@ pub(super) unsafe fn row<D: Dot, F: SuperBlock>(
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) unsafe fn term<D: Dot, F: SuperBlock>(w: &Codes, x: &BlockQ8K) -> f32 {
-    let mut sum = vdupq_n_s32(0);
-    for (k, run) in x.q.as_chunks::<16>().0.iter().enumerate() {
-        // SAFETY: the caller promises the CPU. No format has weights beyond -64 and 63.
-        let products = unsafe { D::dot_codes(vdupq_n_s32(0), w.q[k], load_i8(run)) };
-        sum = vmlaq_s32(sum, products, w.scales[k]);
+    // Several sums, so that the chains of additions overlap.
+    let mut sums = [vdupq_n_s32(0); 4];
+    let weights =
+        w.q.as_chunks::<4>()
+            .0
+            .iter()
+            .zip(w.scales.as_chunks::<4>().0);
+    for (runs, (q, scales)) in x.q.as_chunks::<64>().0.iter().zip(weights) {
+        for (i, run) in runs.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: the caller promises the CPU. No format has weights beyond -64 and 63.
+            let products = unsafe { D::dot_codes(vdupq_n_s32(0), q[i], load_i8(run)) };
+            sums[i] = vmlaq_s32(sums[i], products, scales[i]);
+        }
     }
+    let sum = vaddvq_s32(vaddq_s32(
+        vaddq_s32(sums[0], sums[1]),
+        vaddq_s32(sums[2], sums[3]),
+    ));
     let mut mins = 0;
     if F::HAS_MINS {
         let sums = x.bsums.as_chunks::<8>().0;
@@ -61,20 +88,14 @@ pub(super) unsafe fn term<D: Dot, F: SuperBlock>(w: &Codes, x: &BlockQ8K) -> f32
         products = vmlal_s16(products, vget_low_s16(w.mins[1]), vget_low_s16(high));
         mins = vaddvq_s32(vmlal_high_s16(products, w.mins[1], high));
     }
-    scalar::term_of::<F>((w.d, w.dmin), x.d, vaddvq_s32(sum), mins)
+    scalar::term_of::<F>((w.d, w.dmin), x.d, sum, mins)
 }
 
 /// The block that plain code has unpacked.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn load<F: SuperBlock>(block: &IntBlock) -> Codes {
-    let mut codes = Codes {
-        q: [vdupq_n_s8(0); 16],
-        scales: [vdupq_n_s32(0); 16],
-        mins: [vdupq_n_s16(0); 2],
-        d: block.d,
-        dmin: block.dmin,
-    };
+pub(super) fn load<F: SuperBlock>(block: &IntBlock, codes: &mut Codes) {
+    (codes.d, codes.dmin) = (block.d, block.dmin);
     for (k, run) in block.q.as_chunks::<16>().0.iter().enumerate() {
         codes.q[k] = load_i8(run);
         codes.scales[k] = vdupq_n_s32(i32::from(block.scales[k]));
@@ -84,7 +105,6 @@ pub(super) fn load<F: SuperBlock>(block: &IntBlock) -> Codes {
             *to = load_i16(mins);
         }
     }
-    codes
 }
 
 /// The scales of a Q4_K block; those of the sub-blocks one a byte.
@@ -108,27 +128,16 @@ impl Head {
     }
 }
 
-/// A Q4_K block without the way through memory.
-#[inline]
-pub(super) fn unpack_q4_k(bytes: &[u8; 144]) -> Codes {
-    // SAFETY: every CPU of this architecture has NEON.
-    unsafe { nibbles(bytes) }
-}
-
+/// A Q4_K block without the way through plain integers.
 #[inline]
 #[target_feature(enable = "neon")]
-fn nibbles(bytes: &[u8; 144]) -> Codes {
+pub(super) fn unpack_q4_k(bytes: &[u8; 144], codes: &mut Codes) {
     let head = Head::new(bytes);
+    (codes.d, codes.dmin) = (head.d, head.dmin);
     // Each min twice: a sub-block of 32 has two activation sums.
     let mins = vcreate_u8(head.mins);
     let spread = |mins| vreinterpretq_s16_u16(vmovl_u8(mins));
-    let mut codes = Codes {
-        q: [vdupq_n_s8(0); 16],
-        scales: [vdupq_n_s32(0); 16],
-        mins: [spread(vzip1_u8(mins, mins)), spread(vzip2_u8(mins, mins))],
-        d: head.d,
-        dmin: head.dmin,
-    };
+    codes.mins = [spread(vzip1_u8(mins, mins)), spread(vzip2_u8(mins, mins))];
     for (p, pair) in bytes[16..].as_chunks::<32>().0.iter().enumerate() {
         for (half, packed) in pair.as_chunks::<16>().0.iter().enumerate() {
             let packed = load_u8(packed);
@@ -142,5 +151,4 @@ fn nibbles(bytes: &[u8; 144]) -> Codes {
         codes.scales[2 * j] = scale;
         codes.scales[2 * j + 1] = scale;
     }
-    codes
 }
