@@ -1,7 +1,7 @@
 //! What a worker runs: the one expert function, or a script in a test.
 
 use ds4_common::expert::{BatchError, ExpertBatch};
-use ds4_common::tiles::{TileRect, TileSet};
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::{FingerprintBytes, Shape};
 
 /// Computes the rows of a checked batch on the current rayon pool.
@@ -27,7 +27,7 @@ pub struct Identity {
     pub model: String,
     pub fingerprint: FingerprintBytes,
     pub shape: Shape,
-    pub held: TileSet,
+    pub held: Holdings,
     /// Instruction set of the kernels.
     pub kernels: String,
     /// Bytes of the weights of the tiles held.
@@ -59,12 +59,7 @@ impl Identity {
     /// Model and tiles in a few words.
     #[must_use]
     pub fn summary(&self) -> String {
-        let tiles: Vec<String> = self.held.rects().iter().map(ToString::to_string).collect();
         let grid = self.shape.grid;
-        format!(
-            "model {}, {} of a grid of {grid}",
-            self.model,
-            tiles.join(" + ")
-        )
+        format!("model {}, {} of a grid of {grid}", self.model, self.held)
     }
 }

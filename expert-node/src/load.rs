@@ -7,7 +7,7 @@ use ds4_common::expert::{BatchError, ExpertBatch, ExpertScratch, ExpertStore, St
 use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::Shape;
 
 use crate::compute::{Compute, Identity};
@@ -102,7 +102,7 @@ pub fn load(config: &ModelConfig) -> Result<(StoreCompute, Identity), LoadError>
         kernels: config.kernels.name().to_owned(),
         weight_bytes,
         resident_bytes: weights::resident_bytes(&hp, &tensors, held.rects()),
-        held,
+        held: Holdings::uniform(grid, store.layers(), held),
     };
     if identity.pays_for_more() {
         tracing::warn!(
