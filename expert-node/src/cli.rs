@@ -95,7 +95,8 @@ pub struct ServeArgs {
         long,
         env = "DS4_DRAIN_TIMEOUT",
         default_value_t = 30,
-        value_name = "SECONDS"
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(0..=86_400)
     )]
     pub drain_timeout: u64,
     /// Be ready before the weights are in memory; the first calls read them from disk
@@ -248,6 +249,8 @@ mod tests {
             "serve -m a --queue 0",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
+            "serve -m a --drain-timeout 86401",
+            "serve -m a --drain-timeout 18446744073709551615",
             "bench --rounds 0",
             "bench --decode 1,none",
         ] {
