@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
+use ds4_proto::channel;
 
 use super::reference_model;
 use crate::engine::Numerics;
@@ -29,7 +30,8 @@ pub struct ModelArgs {
         long,
         env = "DS4_NODES",
         value_name = "HOST:PORT",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = node_address
     )]
     pub nodes: Vec<String>,
 
@@ -101,7 +103,20 @@ impl ModelArgs {
     }
 }
 
+/// Here, so that a slip of the pen costs no load of a model and no wait for a node.
+fn node_address(text: &str) -> Result<String, channel::AddressError> {
+    channel::endpoint(text).map(|_| text.to_owned())
+}
+
+/// 1 to `most`.
+pub(super) fn count(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| match text.parse() {
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!("expected a number from 1 to {most}")),
+    }
+}
+
 /// 1 second to a day.
-fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
+pub(super) fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(1..=86_400)
 }
