@@ -7,6 +7,7 @@ pub mod cli;
 pub mod inspect;
 pub mod logits;
 pub mod model_args;
+pub mod out_file;
 pub mod reference_model;
 pub mod serve;
 pub mod service;
