@@ -51,8 +51,7 @@ pub fn describe() {
     counter!(STEP_FAILURES).absolute(0);
 }
 
-/// Bucket bounds of every histogram of this crate that is not in seconds; seconds use
-/// [`SECONDS`].
+/// Bucket bounds of the tokens of a step.
 pub const TOKENS: (&str, &[f64]) = (
     STEP_ROWS,
     &[
