@@ -186,6 +186,13 @@ impl Engine {
         Sequence::new(&self.hp, self.compute.numerics)
     }
 
+    /// Bytes that a sequence takes at most, by its tokens, if no step adds more than `chunk` of
+    /// them to it.
+    pub fn sequence_bytes(&self, chunk: usize) -> impl Fn(usize) -> u64 + Send + Sync + 'static {
+        let (hp, numerics) = (self.hp.clone(), self.compute.numerics);
+        move |tokens| Sequence::most_bytes(&hp, numerics, tokens, chunk)
+    }
+
     /// Time spent in each stage since the engine was made.
     #[must_use]
     pub fn times(&self) -> &StageTimes {

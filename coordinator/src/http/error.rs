@@ -151,6 +151,14 @@ impl From<AdmissionError> for ApiError {
                 code: Some("context_length_exceeded"),
                 ..Self::invalid(message)
             },
+            AdmissionError::KvMemory {
+                prompt, longest, ..
+            } => ApiError {
+                code: Some("context_length_exceeded"),
+                // A shorter answer helps unless the prompt alone is too long.
+                param: (prompt < longest).then(|| "max_tokens".to_owned()),
+                ..Self::invalid(message)
+            },
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {
                 Self::invalid(message)
             }
