@@ -1,14 +1,18 @@
 //! Transport settings of both sides: large windows for bulk messages, no delay for small ones,
 //! pings so that a dead peer is noticed.
 
+use std::io;
+
+use futures::stream::{self, Stream};
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Endpoint, Server};
 
+use crate::connections::{BoundedListener, Connection};
 pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS, STREAM_WINDOW,
+    MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS,
+    STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
@@ -85,11 +89,14 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
 
-/// Connections accepted from `listener`. The server's own TCP settings do not reach a listener
-/// that was bound outside of it, so they are made here.
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+/// Connections accepted from `listener`, at most [`MAX_CONNECTIONS`] at the same time. None of
+/// them is an error, at which the server would end.
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
+    let listener = BoundedListener::new(listener, MAX_CONNECTIONS);
+    stream::unfold(listener, |listener| async {
+        let connection = listener.accept().await;
+        Some((Ok(connection), listener))
+    })
 }
 
 /// A compute client with this protocol's message limits.
@@ -101,10 +108,16 @@ pub fn compute_client(
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// A compute service with this protocol's message limits.
-pub fn compute_server<S: ExpertCompute>(service: S) -> FirstMessageLimit<ExpertComputeServer<S>> {
+/// A compute service with this protocol's message limits. `largest_request` bounds the requests,
+/// for each of which a stream may keep a buffer: see [`Shape::request_bytes`].
+///
+/// [`Shape::request_bytes`]: crate::wire::Shape::request_bytes
+pub fn compute_server<S: ExpertCompute>(
+    service: S,
+    largest_request: usize,
+) -> FirstMessageLimit<ExpertComputeServer<S>> {
     let service = ExpertComputeServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(largest_request)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     FirstMessageLimit::new(service, MAX_HELLO_BYTES)
 }

@@ -1,26 +1,21 @@
 //! Connections: how many there may be, how long one may take to say what it wants, what answers
 //! it, and how all of them end.
 
-use std::io;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
+use ds4_proto::connections::BoundedListener;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 
 use super::app::App;
-
-/// Pause after a connection could not be taken, which is so when the process has too many files
-/// open.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// How much clients may take without having asked for anything.
 #[derive(Clone, Copy, Debug)]
@@ -75,64 +70,29 @@ pub async fn serve(
     limits: ConnectionLimits,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let listener = BoundedListener::new(listener, limits.connections);
     let ending = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout);
     let mut shutdown = pin!(shutdown);
     loop {
-        let (stream, place) = tokio::select! {
-            next = accept(&listener, &places) => next,
+        let connection = tokio::select! {
+            next = listener.accept() => next,
             () = &mut shutdown => break,
         };
         let site = site.clone();
         let answer = service_fn(move |request: hyper::Request<Incoming>| {
             TowerToHyperService::new(site.router()).call(request)
         });
-        let connection = http.serve_connection(TokioIo::new(stream), answer);
+        let connection = http.serve_connection(TokioIo::new(connection), answer);
         let connection = ending.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection broke");
             }
-            drop(place);
         });
     }
     drop(listener);
     ending.shutdown().await;
-}
-
-/// The next connection, once there is a place for it. The place is free again when it is dropped.
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    // Nobody closes the semaphore, so there is always a place in the end.
-    let place = Arc::clone(places).acquire_owned().await.ok();
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // A token is a small packet that should not wait for the next one. A socket that
-                // refuses works all the same.
-                let _ = stream.set_nodelay(true);
-                return (stream, place);
-            }
-            Err(error) if is_of_the_client(&error) => {}
-            Err(error) => {
-                tracing::error!(%error, "a connection could not be taken");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Whether the client went away before it was taken.
-fn is_of_the_client(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-    )
 }
