@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::model::Fingerprint;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::model_args::{count, seconds};
+use super::model_args::{count, seconds, size};
 use super::service::{Service, ServiceArgs};
 use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
 
@@ -33,13 +34,14 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
 
-    /// Origins of web pages elsewhere that may use the API; * is all of them
+    /// Origins of web pages elsewhere that may use the API, comma-separated; * is all of them
+    /// [default: none]
     #[arg(long, env = "DS4_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors: Vec<String>,
 
     /// Largest body of a request
-    #[arg(long, env = "DS4_BODY_LIMIT", default_value_t = 32 << 20, value_name = "BYTES")]
-    pub body_limit: usize,
+    #[arg(long, env = "DS4_BODY_LIMIT", default_value = "32MiB", value_name = "SIZE", value_parser = size)]
+    pub body_limit: ByteSize,
 
     /// Connections at the same time; more wait until one ends
     #[arg(long, env = "DS4_MAX_CONNECTIONS", default_value_t = ConnectionLimits::default().connections, value_name = "N", value_parser = count(1 << 20))]
@@ -98,7 +100,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         Arc::clone(&service.vocabulary),
         card(&args, &service)?,
         HttpSettings {
-            body_limit: args.body_limit,
+            body_limit: usize::try_from(args.body_limit.as_u64()).unwrap_or(usize::MAX),
             cors: args.cors.clone(),
             keep_alive: Duration::from_secs(args.keep_alive),
         },

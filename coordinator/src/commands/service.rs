@@ -9,7 +9,7 @@ use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
 use super::memory_limit;
-use super::model_args::{ModelArgs, count};
+use super::model_args::{ModelArgs, count, size, up_to};
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
@@ -24,20 +24,20 @@ pub struct ServiceArgs {
     pub max_sequences: usize,
 
     /// Requests that wait behind them; one more is refused
-    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N")]
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N", value_parser = up_to(1 << 20))]
     pub queue: usize,
 
-    /// Prompt tokens in one step
+    /// Prompt tokens in one step: more read a prompt faster, fewer hold up answers less
     #[arg(long, env = "DS4_CHUNK", default_value_t = 512, value_name = "TOKENS", value_parser = count(65_536))]
     pub chunk: usize,
 
     /// Memory for the KV caches of all running requests, such as 16GiB; requests wait until theirs
     /// fits [default: half of the memory that is available at the start]
-    #[arg(long, env = "DS4_KV_MEMORY", value_name = "SIZE")]
+    #[arg(long, env = "DS4_KV_MEMORY", value_name = "SIZE", value_parser = size)]
     pub kv_memory: Option<ByteSize>,
 
     /// Prompt form that the weights were trained on: 0731 or preview [default: by the model's name]
-    #[arg(long, env = "DS4_DIALECT", value_parser = dialect)]
+    #[arg(long, env = "DS4_DIALECT", value_name = "NAME", value_parser = dialect)]
     pub dialect: Option<Dialect>,
 }
 
