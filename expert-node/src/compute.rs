@@ -18,6 +18,9 @@ pub trait Compute: Send + 'static {
         rects: &[TileRect],
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError>;
+
+    /// No work has come for a while: buffers that it would need again may go.
+    fn idle(&mut self) {}
 }
 
 /// What a node tells about itself, fixed while it runs.

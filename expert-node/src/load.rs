@@ -69,6 +69,12 @@ impl Compute for StoreCompute {
         self.store
             .compute(self.kernels, batch, rects, &mut self.scratch, out)
     }
+
+    /// Every expert's buffers have the size of the largest batch that it has met, which differs
+    /// from expert to expert, so that all of them together grow far beyond one batch's need.
+    fn idle(&mut self) {
+        self.scratch = ExpertScratch::default();
+    }
 }
 
 /// Maps the model and its held tiles; reads them in if asked to. Blocks: not for a tokio thread.

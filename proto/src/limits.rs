@@ -69,6 +69,10 @@ pub const MAX_TEXT_BYTES: usize = 512;
 /// Calls that a node may allow in flight on one stream.
 pub const MAX_IN_FLIGHT: u32 = 1024;
 
+/// Connections to one node. A coordinator has two at a time: its stream's, and one that asks what
+/// the node is.
+pub const MAX_CONNECTIONS: usize = 128;
+
 /// HTTP/2 streams on one connection: the compute stream, health and description.
 pub const MAX_STREAMS: u32 = 32;
 

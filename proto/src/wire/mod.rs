@@ -24,7 +24,7 @@ pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;
 pub use work::{Call, EncodedBatch, decode_work};
 
-use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
+use crate::limits::{MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
 
 /// A model's fingerprint as it travels.
 pub type FingerprintBytes = [u8; crate::limits::FINGERPRINT_BYTES];
@@ -48,6 +48,15 @@ impl Shape {
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         self.hidden * FLOAT_BYTES
+    }
+
+    /// Bytes of the largest request that this model gives reason to: the activations of the most
+    /// tokens in their widest format, their routes, tiles, and the rest.
+    #[must_use]
+    pub fn request_bytes(&self) -> usize {
+        // No format takes more than a float for each value.
+        let input = MAX_TOKENS.saturating_mul(self.row_bytes());
+        input.min(MAX_PAYLOAD_BYTES) + MAX_MESSAGE_BYTES - MAX_PAYLOAD_BYTES
     }
 
     /// Tokens that a call for tiles with `subtrees` maximal subtrees may hold, so that neither

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ds4_proto::limits::PROTOCOL_VERSION;
+use ds4_proto::limits::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
 use ds4_proto::pb::{self, compute_reply, compute_request};
@@ -51,7 +51,7 @@ impl Impostor {
             let address = listener.local_addr().expect("address").to_string();
             let server = tonic::transport::Server::builder()
                 .add_service(NodeControlServer::new(self.clone()))
-                .add_service(ds4_proto::channel::compute_server(self));
+                .add_service(ds4_proto::channel::compute_server(self, MAX_MESSAGE_BYTES));
             tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
             address
         })
