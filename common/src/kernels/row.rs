@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::q8_panel::{self, Group, MAX_ROWS, Waiting};
 use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
@@ -13,13 +14,38 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
+    /// Rows that [`RowKernel::q8_panel`] takes at once; 0 where row by row is faster.
+    const PANEL: usize = 0;
+
     fn name(self) -> &'static str;
+
+    /// Runs `work` compiled for this instruction set, as far as it is inlined.
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        work()
+    }
 
     /// `out[i] = a · bs[i]`.
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]);
 
     /// `y += factors[i] * xs[i]` for each `i` in turn.
     fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]);
+
+    /// `out[i * stride + j] = a[i] · b[j]`.
+    fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        for (a, out) in a.iter().zip(out.chunks_mut(stride)) {
+            self.dots_f32(a, b, &mut out[..b.len()]);
+        }
+    }
+
+    /// `ys[h] += factors[h * stride + i] * xs[i]` for each `i` in turn; the rows of `ys` are as
+    /// long as those of `xs`.
+    fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        let Some(first) = xs.first() else { return };
+        let rows = ys.chunks_exact_mut(first.len().max(1));
+        for (factors, y) in factors.chunks(stride).zip(rows) {
+            self.add_scaled(&factors[..xs.len()], xs, y);
+        }
+    }
 
     /// Half floats to f32.
     fn widen_f16(self, row: &[u8], out: &mut [f32]);
@@ -39,6 +65,17 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// `out[t][r] += w[r] · xs[t]` for one Q4_K block of sixteen rows.
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
         sixteen::add_block(w, xs, out);
+    }
+
+    /// `waiting.total()[t][r] = w[r] · x[t]` for Q8_0; calls `ahead` once a block, ascending.
+    fn q8_panel(
+        self,
+        w: &[&[u8]; MAX_ROWS],
+        x: Group<'_>,
+        ahead: impl FnMut(usize),
+        waiting: &mut Waiting,
+    ) {
+        q8_panel::by_row(w, x, ahead, waiting);
     }
 
     /// Asks for bytes that will be read soon.

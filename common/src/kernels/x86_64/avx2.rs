@@ -29,6 +29,11 @@ impl RowKernel for Avx2 {
         "avx2"
     }
 
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { vectorised(work) }
+    }
+
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
         unsafe { dots_f32(a, bs, out) }
@@ -63,6 +68,11 @@ impl RowKernel for Avx2 {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
         unsafe { small_rows::<F, Madd>(row, xs, out) }
     }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -2,10 +2,11 @@
 
 use std::arch::x86_64::*;
 
-use super::sixteen;
 use super::{Factors, load_256, load_i16, part};
+use super::{f32_grid, q8_panel, sixteen};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q8_panel::{Group, MAX_ROWS, Waiting};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
@@ -33,6 +34,33 @@ impl Avx512 {
 
 impl RowKernel for Avx512 {
     const SIXTEEN: bool = true;
+    const PANEL: usize = MAX_ROWS;
+
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { vectorised(work) }
+    }
+
+    fn q8_panel(
+        self,
+        w: &[&[u8]; MAX_ROWS],
+        x: Group<'_>,
+        ahead: impl FnMut(usize),
+        waiting: &mut Waiting,
+    ) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_panel::q8_panel(w, x, ahead, waiting) }
+    }
+
+    fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::dots_grid(a, b, out, stride) }
+    }
+
+    fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
+    }
 
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
@@ -90,6 +118,11 @@ impl RowKernel for Avx512 {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

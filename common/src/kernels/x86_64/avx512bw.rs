@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
+use super::f32_grid;
 use super::part;
 use super::sixteen::{Head, nibbles, words};
 use super::through_avx2;
@@ -37,6 +38,16 @@ impl RowKernel for Avx512Bw {
     }
 
     through_avx2!();
+
+    fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::dots_grid(a, b, out, stride) }
+    }
+
+    fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
+    }
 
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         self.0.q4_k(row, xs, out);

@@ -8,6 +8,8 @@ mod avx2;
 mod avx512;
 mod avx512bw;
 mod avxvnni;
+mod f32_grid;
+mod q8_panel;
 mod sixteen;
 mod step;
 
@@ -19,6 +21,10 @@ pub(super) use avxvnni::AvxVnni;
 /// What kernels that hold an [`Avx2`] leave to it.
 macro_rules! through_avx2 {
     () => {
+        fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+            self.0.vectorised(work)
+        }
+
         fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
             self.0.dots_f32(a, bs, out);
         }

@@ -1,0 +1,200 @@
+//! Several rows of Q8_0 at a time, each in a lane of its own, times many activations.
+//!
+//! A block of every row is unpacked once and meets the same block of all activations, which lie
+//! side by side for that. What each lane of the canonical sum adds up is added up lane after lane,
+//! in the order in which the tree joins the lanes, so that few sums are alive at a time.
+
+use std::ops::Range;
+
+use super::lanes::LANES;
+use super::matrix::Matrix;
+use super::row::RowKernel;
+use crate::quant::{BlockQ8, Q8_0, SmallBlock};
+
+/// Activations that meet a block of rows together.
+pub(super) const TOKENS: usize = 64;
+
+/// Most rows that a kernel takes at once.
+pub(super) const MAX_ROWS: usize = 32;
+
+/// What each row adds to one activation.
+pub(super) type Sums = [f32; MAX_ROWS];
+
+/// One block of one activation.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct PackedBlock {
+    pub(super) q: [i8; 32],
+    pub(super) d: f32,
+    /// What the products with weights raised by 128 are to start at: -128 times the sum of `q`.
+    pub(super) offset: i32,
+}
+
+impl PackedBlock {
+    pub(super) const ZERO: Self = Self {
+        q: [0; 32],
+        d: 0.0,
+        offset: 0,
+    };
+
+    pub(super) fn new(block: &BlockQ8) -> Self {
+        let sum: i32 = block.q.iter().map(|&q| i32::from(q)).sum();
+        Self {
+            q: block.q,
+            d: block.d,
+            offset: -128 * sum,
+        }
+    }
+}
+
+/// The same blocks of up to [`TOKENS`] activations: block by block, all activations of it.
+#[derive(Clone, Copy)]
+pub(super) struct Group<'a> {
+    pub(super) blocks: &'a [PackedBlock],
+    pub(super) tokens: usize,
+}
+
+impl<'a> Group<'a> {
+    /// The activations of block `b`.
+    #[inline(always)]
+    pub(super) fn of_block(self, b: usize) -> &'a [PackedBlock] {
+        &self.blocks[b * self.tokens..][..self.tokens]
+    }
+}
+
+/// The order in which lanes are added up: each one right before the tree joins it to the previous
+/// ones. Lane `ORDER[i]` has `i`'s bits in reverse.
+pub(super) const ORDER: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
+
+/// Sums of all activations that wait for their other half: one for each bit of a lane's number,
+/// and the lane that is being added up.
+pub(super) struct Waiting {
+    levels: Box<[[Sums; TOKENS]; 5]>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            levels: Box::new([[[0.0; MAX_ROWS]; TOKENS]; 5]),
+        }
+    }
+}
+
+impl Waiting {
+    /// The cleared sums of the `i`th lane in [`ORDER`].
+    #[inline(always)]
+    pub(super) fn lane(&mut self, i: usize, tokens: usize) -> &mut [Sums] {
+        let sums = &mut self.levels[i.count_ones() as usize][..tokens];
+        sums.fill([0.0; MAX_ROWS]);
+        sums
+    }
+
+    /// Joins the `i`th lane with those that waited for it.
+    #[inline(always)]
+    pub(super) fn join(&mut self, i: usize, tokens: usize) {
+        let mut level = i.count_ones() as usize;
+        for _ in 0..i.trailing_ones() {
+            let (left, right) = self.levels.split_at_mut(level);
+            let pairs = left[level - 1][..tokens]
+                .iter_mut()
+                .zip(&right[0][..tokens]);
+            for (left, right) in pairs {
+                for (l, r) in left.iter_mut().zip(right) {
+                    *l += r;
+                }
+            }
+            level -= 1;
+        }
+    }
+
+    /// The sums over all lanes.
+    #[inline(always)]
+    pub(super) fn total(&self, tokens: usize) -> &[Sums] {
+        &self.levels[0][..tokens]
+    }
+}
+
+/// The rows `rows` of `w` times the activations of a group: calls `each` with the first row of
+/// a panel, how many rows it has, and their sums for every activation.
+///
+/// # Panics
+/// The group has fewer blocks than a row, or more than [`TOKENS`] activations.
+pub(super) fn run<K: RowKernel>(
+    k: K,
+    w: &Matrix<'_>,
+    rows: Range<usize>,
+    x: Group<'_>,
+    waiting: &mut Waiting,
+    mut each: impl FnMut(usize, usize, &[Sums]),
+) {
+    assert!(x.tokens <= TOKENS && x.blocks.len() == w.cols() / 32 * x.tokens);
+    for first in rows.clone().step_by(K::PANEL) {
+        let count = K::PANEL.min(rows.end - first);
+        // Lanes without a row of their own repeat the last one.
+        let row = |r: usize| w.row(r.min(first + count - 1));
+        let panel: [&[u8]; MAX_ROWS] = std::array::from_fn(|r| row(first + r.min(K::PANEL - 1)));
+        let ahead = Ahead {
+            w,
+            first: first + count,
+            per_block: K::PANEL * 34,
+        };
+        k.q8_panel(&panel, x, |b| ahead.ask(k, b), waiting);
+        each(first, count, waiting.total(x.tokens));
+    }
+}
+
+/// The rows after a panel, which are asked for in their order while the panel is computed: rows
+/// that are read in lockstep would be too many streams for the prefetcher of a core.
+#[derive(Clone, Copy)]
+struct Ahead<'a> {
+    w: &'a Matrix<'a>,
+    first: usize,
+    per_block: usize,
+}
+
+impl Ahead<'_> {
+    #[inline(always)]
+    fn ask<K: RowKernel>(self, k: K, step: usize) {
+        let start = step * self.per_block;
+        let (row, at) = (start / self.w.row_bytes(), start % self.w.row_bytes());
+        if self.first + row >= self.w.rows() {
+            return;
+        }
+        let bytes = &self.w.row(self.first + row)[at..];
+        let now = bytes.len().min(self.per_block);
+        k.prefetch(&bytes[..now]);
+        if now < self.per_block && self.first + row + 1 < self.w.rows() {
+            let rest = self.w.row(self.first + row + 1);
+            k.prefetch(&rest[..rest.len().min(self.per_block - now)]);
+        }
+    }
+}
+
+/// What [`RowKernel::q8_panel`] is to give, in plain Rust.
+pub(super) fn by_row(
+    w: &[&[u8]; MAX_ROWS],
+    x: Group<'_>,
+    mut ahead: impl FnMut(usize),
+    waiting: &mut Waiting,
+) {
+    let rows = w.map(Q8_0::blocks);
+    let mut step = 0;
+    for (i, &lane) in ORDER.iter().enumerate() {
+        let sums = waiting.lane(i, x.tokens);
+        for b in (lane..rows[0].len()).step_by(LANES) {
+            ahead(step);
+            step += 1;
+            for (r, row) in rows.iter().enumerate() {
+                let (scale, q) = (Q8_0::scale(&row[b]), Q8_0::integers(&row[b]));
+                for (x, sums) in x.of_block(b).iter().zip(sums.iter_mut()) {
+                    let products = q
+                        .iter()
+                        .zip(&x.q)
+                        .map(|(&w, &x)| i32::from(w) * i32::from(x));
+                    sums[r] += (scale * x.d) * products.sum::<i32>() as f32;
+                }
+            }
+        }
+        waiting.join(i, x.tokens);
+    }
+}
