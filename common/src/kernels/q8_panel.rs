@@ -80,28 +80,34 @@ impl Default for Waiting {
     }
 }
 
+/// Where one lane's sums go.
+pub(super) struct Lane<'a> {
+    pub(super) own: &'a mut [Sums],
+    /// The sums that this lane's are added to once they are complete.
+    pub(super) left: Option<&'a mut [Sums]>,
+}
+
 impl Waiting {
-    /// The cleared sums of the `i`th lane in [`ORDER`].
+    /// The `i`th lane in [`ORDER`]. Its own sums hold anything.
     #[inline(always)]
-    pub(super) fn lane(&mut self, i: usize, tokens: usize) -> &mut [Sums] {
-        let sums = &mut self.levels[i.count_ones() as usize][..tokens];
-        sums.fill([0.0; MAX_ROWS]);
-        sums
+    pub(super) fn lane(&mut self, i: usize, tokens: usize) -> Lane<'_> {
+        let level = i.count_ones() as usize;
+        let (before, from) = self.levels.split_at_mut(level);
+        let left = before.last_mut().filter(|_| i % 2 == 1);
+        Lane {
+            own: &mut from[0][..tokens],
+            left: left.map(|left| &mut left[..tokens]),
+        }
     }
 
-    /// Joins the `i`th lane with those that waited for it.
+    /// Joins what the `i`th lane was added to with those sums that waited for it.
     #[inline(always)]
     pub(super) fn join(&mut self, i: usize, tokens: usize) {
         let mut level = i.count_ones() as usize;
-        for _ in 0..i.trailing_ones() {
-            let (left, right) = self.levels.split_at_mut(level);
-            let pairs = left[level - 1][..tokens]
-                .iter_mut()
-                .zip(&right[0][..tokens]);
-            for (left, right) in pairs {
-                for (l, r) in left.iter_mut().zip(right) {
-                    *l += r;
-                }
+        for step in 0..i.trailing_ones() {
+            if step > 0 {
+                let (left, right) = self.levels.split_at_mut(level);
+                add_to(&mut left[level - 1][..tokens], &right[0][..tokens]);
             }
             level -= 1;
         }
@@ -111,6 +117,32 @@ impl Waiting {
     #[inline(always)]
     pub(super) fn total(&self, tokens: usize) -> &[Sums] {
         &self.levels[0][..tokens]
+    }
+}
+
+impl Lane<'_> {
+    /// Completes a lane that has no block.
+    #[inline(always)]
+    pub(super) fn empty(self) {
+        self.own.fill([0.0; MAX_ROWS]);
+        self.complete();
+    }
+
+    /// Adds the lane's sums to those on their left.
+    #[inline(always)]
+    pub(super) fn complete(self) {
+        if let Some(left) = self.left {
+            add_to(left, self.own);
+        }
+    }
+}
+
+#[inline(always)]
+fn add_to(left: &mut [Sums], right: &[Sums]) {
+    for (left, right) in left.iter_mut().zip(right) {
+        for (l, r) in left.iter_mut().zip(right) {
+            *l += r;
+        }
     }
 }
 
@@ -180,13 +212,14 @@ pub(super) fn by_row(
     let rows = w.map(Q8_0::blocks);
     let mut step = 0;
     for (i, &lane) in ORDER.iter().enumerate() {
-        let sums = waiting.lane(i, x.tokens);
+        let Lane { own, left } = waiting.lane(i, x.tokens);
+        own.fill([0.0; MAX_ROWS]);
         for b in (lane..rows[0].len()).step_by(LANES) {
             ahead(step);
             step += 1;
             for (r, row) in rows.iter().enumerate() {
                 let (scale, q) = (Q8_0::scale(&row[b]), Q8_0::integers(&row[b]));
-                for (x, sums) in x.of_block(b).iter().zip(sums.iter_mut()) {
+                for (x, sums) in x.of_block(b).iter().zip(own.iter_mut()) {
                     let products = q
                         .iter()
                         .zip(&x.q)
@@ -195,6 +228,7 @@ pub(super) fn by_row(
                 }
             }
         }
+        Lane { own, left }.complete();
         waiting.join(i, x.tokens);
     }
 }

@@ -136,6 +136,7 @@ impl Assembly {
             kernels,
             numerics: args.numerics,
             threads: args.threads,
+            pin: args.pin,
             context: args.context,
         };
         let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
@@ -169,6 +170,7 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
         },
         settings: NodeSettings {
             threads: threads.div_ceil(count),
+            pin: args.pin,
             ..NodeSettings::default()
         },
     };

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Factors, load_256, load_i16, part};
-use super::{f32_grid, q8_panel, sixteen};
+use super::{f32_grid, load_f32x16, q8_panel, sixteen, store_f32x16};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q8_panel::{Group, MAX_ROWS, Waiting};
@@ -468,13 +468,5 @@ fn add_small(lanes: &mut [f32; LANES], scales: &[f32; LANES], w: &Pairs, x: &[Bl
     }
     let scale = _mm512_mul_ps(load_f32x16(scales), load_f32x16(&d8));
     let sum = _mm512_add_ps(load_f32x16(lanes), _mm512_mul_ps(scale, sums));
-    // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_f32x16(values: &[f32; LANES]) -> __m512 {
-    // SAFETY: the reference is valid for 16 floats and the load needs no alignment.
-    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    store_f32x16(sum, lanes);
 }

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::part;
+use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::lanes::{self, LANES};
 
 /// Columns of the left rows that stay in the nearest cache while the right rows pass.
@@ -88,16 +88,16 @@ fn add<const R: usize, const T: usize>(
     let mut lanes = [[_mm512_setzero_ps(); R]; T];
     for (lanes, sums) in lanes.iter_mut().zip(&*sums) {
         for (lanes, sums) in lanes.iter_mut().zip(sums) {
-            *lanes = load(sums);
+            *lanes = load_f32x16(sums);
         }
     }
     for v in 0..count {
         let mut right = [_mm512_setzero_ps(); T];
         for j in 0..T {
-            right[j] = load(&b[j][v]);
+            right[j] = load_f32x16(&b[j][v]);
         }
         for i in 0..R {
-            let left = load(&a[i][v]);
+            let left = load_f32x16(&a[i][v]);
             for j in 0..T {
                 lanes[j][i] = _mm512_add_ps(lanes[j][i], _mm512_mul_ps(left, right[j]));
             }
@@ -105,7 +105,7 @@ fn add<const R: usize, const T: usize>(
     }
     for (lanes, sums) in lanes.iter().zip(sums) {
         for (lanes, sums) in lanes.iter().zip(sums) {
-            store(*lanes, sums);
+            store_f32x16(*lanes, sums);
         }
     }
 }
@@ -150,14 +150,14 @@ fn add_columns(factors: &[&[f32]; HEADS], xs: &[&[f32]], ys: &mut [f32], dim: us
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; HEADS];
     for (h, sums) in sums.iter_mut().enumerate() {
         for (v, sum) in sums.iter_mut().enumerate() {
-            *sum = load(part(&ys[h * dim + at..], v));
+            *sum = load_f32x16(part(&ys[h * dim + at..], v));
         }
     }
     for (i, x) in xs.iter().enumerate() {
         let columns: &[f32; VECTORS * LANES] = part(&x[at..], 0);
         let mut x = [_mm512_setzero_ps(); VECTORS];
         for v in 0..VECTORS {
-            x[v] = load(part(columns, v));
+            x[v] = load_f32x16(part(columns, v));
         }
         for (sums, factors) in sums.iter_mut().zip(factors) {
             let factor = _mm512_set1_ps(factors[i]);
@@ -169,21 +169,7 @@ fn add_columns(factors: &[&[f32]; HEADS], xs: &[&[f32]], ys: &mut [f32], dim: us
     for (h, sums) in sums.iter().enumerate() {
         for (v, sum) in sums.iter().enumerate() {
             let at = h * dim + at + v * LANES;
-            store(*sum, &mut ys[at..].as_chunks_mut::<LANES>().0[0]);
+            store_f32x16(*sum, &mut ys[at..].as_chunks_mut::<LANES>().0[0]);
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(values: &[f32; LANES]) -> __m512 {
-    // SAFETY: the reference is valid for 16 floats and the load needs no alignment.
-    unsafe { _mm512_loadu_ps(values.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn store(values: __m512, to: &mut [f32; LANES]) {
-    // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
-    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
 }

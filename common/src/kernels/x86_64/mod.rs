@@ -104,6 +104,20 @@ fn load_f32x4(values: &[f32; 4]) -> __m128 {
     unsafe { _mm_loadu_ps(values.as_ptr()) }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32x16(values: &[f32; 16]) -> __m512 {
+    // SAFETY: the reference is valid for 16 floats and the load needs no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_f32x16(values: __m512, to: &mut [f32; 16]) {
+    // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
+    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
+}
+
 /// The sums of four vectors, in their order.
 #[inline]
 #[target_feature(enable = "avx2")]

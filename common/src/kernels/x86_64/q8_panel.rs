@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::part;
+use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::lanes::LANES;
-use crate::kernels::q8_panel::{Group, MAX_ROWS, ORDER, PackedBlock, Sums, Waiting};
+use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER, PackedBlock, Waiting};
 
 /// Vectors of rows.
 const VECTORS: usize = MAX_ROWS / LANES;
@@ -21,12 +21,22 @@ pub(super) fn q8_panel(
     let blocks = rows[0].len();
     let mut step = 0;
     for (i, &lane) in ORDER.iter().enumerate() {
-        let sums = waiting.lane(i, x.tokens);
-        for b in (lane..blocks).step_by(LANES) {
-            ahead(step);
-            step += 1;
-            let block = Block::unpack(std::array::from_fn(|r| &rows[r][b]));
-            block.add(x.of_block(b), sums);
+        let mut sums = waiting.lane(i, x.tokens);
+        if lane >= blocks {
+            sums.empty();
+        } else {
+            for b in (lane..blocks).step_by(LANES) {
+                ahead(step);
+                step += 1;
+                let block = Block::unpack(std::array::from_fn(|r| &rows[r][b]));
+                let x = x.of_block(b);
+                match (b == lane, b + LANES >= blocks && sums.left.is_some()) {
+                    (true, true) => block.add::<true, true>(x, &mut sums),
+                    (true, false) => block.add::<true, false>(x, &mut sums),
+                    (false, true) => block.add::<false, true>(x, &mut sums),
+                    (false, false) => block.add::<false, false>(x, &mut sums),
+                }
+            }
         }
         waiting.join(i, x.tokens);
     }
@@ -66,32 +76,58 @@ impl Block {
         block
     }
 
-    /// `sums[t][r] += (d[r] * x[t].d) * (q[r] · x[t].q)`.
+    /// `own[t][r] += (d[r] * x[t].d) * (q[r] · x[t].q)`, from zero for a lane's first block; the
+    /// last one adds the result to the sums on the left instead.
+    #[inline]
+    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn add<const FIRST: bool, const LAST: bool>(&self, x: &[PackedBlock], lane: &mut Lane<'_>) {
+        let left = lane.left.as_deref_mut().unwrap_or(&mut []);
+        let tokens = x.len();
+        let (own, left) = (
+            &mut lane.own[..tokens],
+            &mut left[..if LAST { tokens } else { 0 }],
+        );
+        for t in 0..tokens {
+            let terms = self.terms(&x[t]);
+            for v in 0..VECTORS {
+                let own = &mut own[t].as_chunks_mut::<LANES>().0[v];
+                let old = if FIRST {
+                    _mm512_setzero_ps()
+                } else {
+                    load_f32x16(own)
+                };
+                let sum = _mm512_add_ps(old, terms[v]);
+                if LAST {
+                    let left = &mut left[t].as_chunks_mut::<LANES>().0[v];
+                    store_f32x16(_mm512_add_ps(load_f32x16(left), sum), left);
+                } else {
+                    store_f32x16(sum, own);
+                }
+            }
+        }
+    }
+
+    /// `(d[r] * x.d) * (q[r] · x.q)`.
     ///
     /// The instruction multiplies unsigned by signed bytes, so it gets the weight plus 128; the
     /// sum starts at what this adds, taken away. Exact for every byte: `255 * 128 * 32 < 2^31`.
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn add(&self, x: &[PackedBlock], sums: &mut [Sums]) {
-        for (x, sums) in x.iter().zip(sums) {
-            let mut dots = [_mm512_set1_epi32(x.offset); VECTORS];
-            for i in 0..8 {
-                let four = part::<i8, 4>(&x.q, i).map(|v| v as u8);
-                let four = _mm512_set1_epi32(i32::from_le_bytes(four));
-                for v in 0..VECTORS {
-                    dots[v] = _mm512_dpbusd_epi32(dots[v], self.q[v][i], four);
-                }
-            }
-            let d = _mm512_set1_ps(x.d);
-            for (v, sums) in sums.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                let scale = _mm512_mul_ps(self.d[v], d);
-                let term = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(dots[v]));
-                // SAFETY: the reference is valid for 16 floats, which need no alignment.
-                let old = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
-                // SAFETY: the reference is valid for 16 floats, which need no alignment.
-                unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), _mm512_add_ps(old, term)) };
+    fn terms(&self, x: &PackedBlock) -> [__m512; VECTORS] {
+        let mut dots = [_mm512_set1_epi32(x.offset); VECTORS];
+        for i in 0..8 {
+            let four = part::<i8, 4>(&x.q, i).map(|v| v as u8);
+            let four = _mm512_set1_epi32(i32::from_le_bytes(four));
+            for v in 0..VECTORS {
+                dots[v] = _mm512_dpbusd_epi32(dots[v], self.q[v][i], four);
             }
         }
+        let d = _mm512_set1_ps(x.d);
+        let mut terms = self.d;
+        for (term, dot) in terms.iter_mut().zip(dots) {
+            *term = _mm512_mul_ps(_mm512_mul_ps(*term, d), _mm512_cvtepi32_ps(dot));
+        }
+        terms
     }
 }
 
