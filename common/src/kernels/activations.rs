@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::q8_lone::Sixteen;
 use super::q8_panel::{self, Group, PackedBlock};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
 
@@ -62,6 +63,8 @@ pub struct Activations {
     q8: Vec<BlockQ8>,
     /// The same, as panels of weight rows want them: groups of tokens, in each block by block.
     packed: Vec<PackedBlock>,
+    /// A lone row of them, as single weight rows want it.
+    lone: Vec<Sixteen>,
     q8_k: Vec<BlockQ8K>,
 }
 
@@ -82,6 +85,7 @@ impl Activations {
             f32: Vec::new(),
             q8: Vec::new(),
             packed: Vec::new(),
+            lone: Vec::new(),
             q8_k: Vec::new(),
         }
     }
@@ -119,11 +123,13 @@ impl Activations {
         }
     }
 
-    /// Puts blocks side by side that meet the same weights. A lone row is left as it is.
+    /// Lays a lone row out for single rows; puts blocks of several rows side by side that meet the
+    /// same weights.
     fn pack(&mut self) {
         let (rows, blocks) = (self.rows, self.cols / 32);
         if rows < 2 {
-            return self.packed.clear();
+            Sixteen::lay_out(&self.q8, &mut self.lone);
+            return;
         }
         self.packed.resize(rows * blocks, PackedBlock::ZERO);
         let q8 = &self.q8;
@@ -146,7 +152,7 @@ impl Activations {
     /// Group `g` of [`q8_panel::TOKENS`] rows, of which the columns `columns`; `None` unless these
     /// are two or more rows of Q8.
     pub(super) fn group(&self, g: usize, columns: Range<usize>) -> Option<Group<'_>> {
-        if self.format != ActivationFormat::Q8 || self.packed.is_empty() {
+        if self.format != ActivationFormat::Q8 || self.rows < 2 {
             return None;
         }
         let blocks = self.cols / 32;
@@ -157,6 +163,16 @@ impl Activations {
             blocks: &group[columns.start / 32 * tokens..columns.end / 32 * tokens],
             tokens,
         })
+    }
+
+    /// Some columns of a lone row of Q8; `None` of other activations, and unless the columns start
+    /// on a whole sixteen of blocks and end on one or with the row.
+    pub(super) fn lone(&self, columns: Range<usize>) -> Option<&[Sixteen]> {
+        const WIDTH: usize = 32 * 16;
+        let whole = columns.start.is_multiple_of(WIDTH)
+            && (columns.end.is_multiple_of(WIDTH) || columns.end == self.cols);
+        let lone = self.format == ActivationFormat::Q8 && self.rows == 1 && whole;
+        lone.then(|| &self.lone[columns.start / WIDTH..columns.end.div_ceil(WIDTH)])
     }
 
     /// Makes room for `rows` of `cols` plain values, which the caller fills.

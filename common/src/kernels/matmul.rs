@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::activations::Activations;
 use super::matrix::Matrix;
+use super::q8_lone::{STREAM_AHEAD, Sixteen};
 use super::q8_panel;
 use super::row::RowKernel;
 use super::tile::{self, SCRATCH, Scratch, Tokens};
@@ -14,6 +15,9 @@ use crate::quant::{ActivationFormat, GgmlType};
 /// Weight bytes of a task: small enough to stay in the nearest caches while it meets one set of
 /// tokens after the other.
 const TILE_BYTES: usize = 64 << 10;
+
+/// The same where a task only streams through its weights.
+const STREAM_BYTES: usize = 256 << 10;
 
 /// Weight-by-token products below which waking other threads costs more than it saves.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
@@ -116,7 +120,8 @@ impl<'a> Plan<'a> {
         let tile = if panel {
             K::PANEL
         } else {
-            tile_rows(&w, threads)
+            let bytes = if tokens > 1 { TILE_BYTES } else { STREAM_BYTES };
+            tile_rows(&w, bytes, threads)
         };
         let tiles_of_a_group = height.div_ceil(tile);
         let tiles = (groups * tiles_of_a_group).max(1);
@@ -162,6 +167,9 @@ impl<'a> Plan<'a> {
         let rows = start..(start + self.tile).min((group + 1) * height);
         let tokens = span * self.span..self.x.rows().min((span + 1) * self.span);
         let columns = group * self.w.cols()..(group + 1) * self.w.cols();
+        if let Some(x) = self.lone::<K>(&columns) {
+            return self.stream(kernel, rows, x);
+        }
         if self.panel {
             return self.panels(kernel, rows, tokens, &columns, scratch);
         }
@@ -175,6 +183,22 @@ impl<'a> Plan<'a> {
         tile::run(kernel, &part, xs, &mut scratch.rows, results);
         // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
         unsafe { self.out.write(rows, tokens, results) };
+    }
+
+    /// A lone activation as streaming rows meet it, if that is how this product goes.
+    fn lone<K: RowKernel>(&self, columns: &Range<usize>) -> Option<&'a [Sixteen]> {
+        let lone = K::LONE && self.w.ty() == GgmlType::Q8_0;
+        self.x.lone(columns.clone()).filter(|_| lone)
+    }
+
+    fn stream<K: RowKernel>(&self, kernel: K, rows: Range<usize>, x: &[Sixteen]) {
+        for r in rows {
+            let row = self.w.row(r);
+            let ahead = row.as_ptr().wrapping_add(STREAM_AHEAD);
+            let result = kernel.q8_0_lone(row, x, ahead);
+            // SAFETY: no other task has this row, and `out` outlives the tasks.
+            unsafe { self.out.write_row(0, r, &[result]) };
+        }
     }
 
     /// Rows side by side, group by group of the tokens.
@@ -210,8 +234,8 @@ impl<'a> Plan<'a> {
 }
 
 /// Few enough rows for the cache, and for every thread to get several tiles.
-fn tile_rows(w: &Matrix<'_>, threads: usize) -> usize {
-    let cached = TILE_BYTES / w.row_bytes().max(1);
+fn tile_rows(w: &Matrix<'_>, bytes: usize, threads: usize) -> usize {
+    let cached = bytes / w.row_bytes().max(1);
     let shared = w.rows().div_ceil(4 * threads);
     // Whole eights: f32 activations meet as many rows at once.
     cached.min(shared).clamp(8, 256).next_multiple_of(8)

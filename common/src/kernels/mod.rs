@@ -24,6 +24,7 @@ mod matmul;
 mod matrix;
 mod parts;
 mod probe;
+mod q8_lone;
 mod q8_panel;
 mod row;
 mod scalar;

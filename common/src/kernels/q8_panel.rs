@@ -165,58 +165,20 @@ pub(super) fn run<K: RowKernel>(
         // Lanes without a row of their own repeat the last one.
         let row = |r: usize| w.row(r.min(first + count - 1));
         let panel: [&[u8]; MAX_ROWS] = std::array::from_fn(|r| row(first + r.min(K::PANEL - 1)));
-        let ahead = Ahead {
-            w,
-            first: first + count,
-            per_block: K::PANEL * 34,
-        };
-        k.q8_panel(&panel, x, |b| ahead.ask(k, b), waiting);
+        // The next panel follows this one, unless the rows are a strip of longer ones.
+        let ahead = w.row(first + count - 1).as_ptr_range().end;
+        k.q8_panel(&panel, x, ahead, waiting);
         each(first, count, waiting.total(x.tokens));
     }
 }
 
-/// The rows after a panel, which are asked for in their order while the panel is computed: rows
-/// that are read in lockstep would be too many streams for the prefetcher of a core.
-#[derive(Clone, Copy)]
-struct Ahead<'a> {
-    w: &'a Matrix<'a>,
-    first: usize,
-    per_block: usize,
-}
-
-impl Ahead<'_> {
-    #[inline(always)]
-    fn ask<K: RowKernel>(self, k: K, step: usize) {
-        let start = step * self.per_block;
-        let (row, at) = (start / self.w.row_bytes(), start % self.w.row_bytes());
-        if self.first + row >= self.w.rows() {
-            return;
-        }
-        let bytes = &self.w.row(self.first + row)[at..];
-        let now = bytes.len().min(self.per_block);
-        k.prefetch(&bytes[..now]);
-        if now < self.per_block && self.first + row + 1 < self.w.rows() {
-            let rest = self.w.row(self.first + row + 1);
-            k.prefetch(&rest[..rest.len().min(self.per_block - now)]);
-        }
-    }
-}
-
 /// What [`RowKernel::q8_panel`] is to give, in plain Rust.
-pub(super) fn by_row(
-    w: &[&[u8]; MAX_ROWS],
-    x: Group<'_>,
-    mut ahead: impl FnMut(usize),
-    waiting: &mut Waiting,
-) {
+pub(super) fn by_row(w: &[&[u8]; MAX_ROWS], x: Group<'_>, waiting: &mut Waiting) {
     let rows = w.map(Q8_0::blocks);
-    let mut step = 0;
     for (i, &lane) in ORDER.iter().enumerate() {
         let Lane { own, left } = waiting.lane(i, x.tokens);
         own.fill([0.0; MAX_ROWS]);
         for b in (lane..rows[0].len()).step_by(LANES) {
-            ahead(step);
-            step += 1;
             for (r, row) in rows.iter().enumerate() {
                 let (scale, q) = (Q8_0::scale(&row[b]), Q8_0::integers(&row[b]));
                 for (x, sums) in x.of_block(b).iter().zip(own.iter_mut()) {
@@ -230,5 +192,51 @@ pub(super) fn by_row(
         }
         Lane { own, left }.complete();
         waiting.join(i, x.tokens);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::q8_lone::{self, Sixteen};
+
+    #[test]
+    fn lanes_are_joined_as_the_tree_does() {
+        let block = |seed: usize| BlockQ8 {
+            d: 0.5 + (seed % 7) as f32,
+            q: std::array::from_fn(|i| (seed * 31 + i * 17) as i8),
+        };
+        for blocks in [1, 5, 16, 17, 40] {
+            let bytes: Vec<u8> = (0..MAX_ROWS * blocks * 34)
+                .map(|i| {
+                    if i % 34 == 1 {
+                        0x30
+                    } else {
+                        (i * 73 % 251) as u8
+                    }
+                })
+                .collect();
+            let rows: [&[u8]; MAX_ROWS] =
+                std::array::from_fn(|r| &bytes[r * blocks * 34..][..blocks * 34]);
+            let tokens: Vec<Vec<BlockQ8>> = (0..3)
+                .map(|t| (0..blocks).map(|b| block(100 * t + b)).collect())
+                .collect();
+            let packed: Vec<PackedBlock> = (0..blocks)
+                .flat_map(|b| tokens.iter().map(move |x| PackedBlock::new(&x[b])))
+                .collect();
+            let group = Group {
+                blocks: &packed,
+                tokens: 3,
+            };
+            let mut waiting = Waiting::default();
+            by_row(&rows, group, &mut waiting);
+            for (x, sums) in tokens.iter().zip(waiting.total(3)) {
+                let mut laid_out = Vec::new();
+                Sixteen::lay_out(x, &mut laid_out);
+                for (row, sum) in rows.iter().zip(sums) {
+                    assert_eq!(sum.to_bits(), q8_lone::dot(row, &laid_out).to_bits());
+                }
+            }
+        }
     }
 }

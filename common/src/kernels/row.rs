@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::q8_lone::{self, Sixteen};
 use super::q8_panel::{self, Group, MAX_ROWS, Waiting};
 use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
@@ -13,6 +14,9 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
+
+    /// Whether [`RowKernel::q8_0_lone`] is faster than [`RowKernel::small_blocks`].
+    const LONE: bool = false;
 
     /// Rows that [`RowKernel::q8_panel`] takes at once; 0 where row by row is faster.
     const PANEL: usize = 0;
@@ -67,15 +71,22 @@ pub(super) trait RowKernel: Copy + Send + Sync {
         sixteen::add_block(w, xs, out);
     }
 
-    /// `waiting.total()[t][r] = w[r] · x[t]` for Q8_0; calls `ahead` once a block, ascending.
+    /// `row · x` for Q8_0. Meanwhile asks for a row's worth of bytes at `ahead`, which may be no
+    /// valid address.
+    fn q8_0_lone(self, row: &[u8], x: &[Sixteen], _ahead: *const u8) -> f32 {
+        q8_lone::dot(row, x)
+    }
+
+    /// `waiting.total()[t][r] = w[r] · x[t]` for Q8_0. Meanwhile asks for a panel's worth of bytes at
+    /// `ahead`, which may be no valid address.
     fn q8_panel(
         self,
         w: &[&[u8]; MAX_ROWS],
         x: Group<'_>,
-        ahead: impl FnMut(usize),
+        _ahead: *const u8,
         waiting: &mut Waiting,
     ) {
-        q8_panel::by_row(w, x, ahead, waiting);
+        q8_panel::by_row(w, x, waiting);
     }
 
     /// Asks for bytes that will be read soon.

@@ -3,9 +3,10 @@
 use std::arch::x86_64::*;
 
 use super::{Factors, load_256, load_i16, part};
-use super::{f32_grid, load_f32x16, q8_panel, sixteen, store_f32x16};
+use super::{f32_grid, load_f32x16, q8_lone, q8_panel, sixteen, store_f32x16};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q8_lone::{Sixteen, pair_start};
 use crate::kernels::q8_panel::{Group, MAX_ROWS, Waiting};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Blocks, Sums};
@@ -35,17 +36,23 @@ impl Avx512 {
 impl RowKernel for Avx512 {
     const SIXTEEN: bool = true;
     const PANEL: usize = MAX_ROWS;
+    const LONE: bool = true;
 
     fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { vectorised(work) }
     }
 
+    fn q8_0_lone(self, row: &[u8], x: &[Sixteen], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_lone::q8_0_lone(row, x, ahead) }
+    }
+
     fn q8_panel(
         self,
         w: &[&[u8]; MAX_ROWS],
         x: Group<'_>,
-        ahead: impl FnMut(usize),
+        ahead: *const u8,
         waiting: &mut Waiting,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
@@ -169,7 +176,7 @@ fn load_i16x32(values: &[i16; 32]) -> __m512i {
 /// In every 128-bit lane, the sums over that lane of the four vectors, in their order.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
+pub(super) fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
     let mut pairs = [_mm512_setzero_si512(); 2];
     for (i, pair) in pairs.iter_mut().enumerate() {
         let low = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
@@ -412,12 +419,6 @@ struct Pairs {
     offset: [__m512i; 8],
 }
 
-/// The first block of pair `i`; the second one comes four later. Summed by lane and put side by
-/// side, the pairs are in the order of the blocks.
-const fn pair_start(i: usize) -> usize {
-    i % 4 + 8 * (i / 4)
-}
-
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn pair_blocks(w: &[[i8; 32]; LANES]) -> Pairs {
@@ -439,7 +440,7 @@ fn pair_blocks(w: &[[i8; 32]; LANES]) -> Pairs {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn join(low: __m256i, high: __m256i) -> __m512i {
+pub(super) fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 

@@ -9,6 +9,7 @@ mod avx512;
 mod avx512bw;
 mod avxvnni;
 mod f32_grid;
+mod q8_lone;
 mod q8_panel;
 mod sixteen;
 mod step;

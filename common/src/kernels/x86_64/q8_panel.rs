@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::q8_lone::request;
 use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::lanes::LANES;
 use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER, PackedBlock, Waiting};
@@ -9,12 +10,13 @@ use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER, PackedBlock, Waitin
 /// Vectors of rows.
 const VECTORS: usize = MAX_ROWS / LANES;
 
-/// `waiting.total()[t][r] = w[r] · x[t]`; `ahead` is called once a block.
+/// `waiting.total()[t][r] = w[r] · x[t]`, while a panel's worth of bytes is asked for at
+/// `ahead`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn q8_panel(
     w: &[&[u8]; MAX_ROWS],
     x: Group<'_>,
-    mut ahead: impl FnMut(usize),
+    ahead: *const u8,
     waiting: &mut Waiting,
 ) {
     let rows = w.map(|row| row.as_chunks::<34>().0);
@@ -26,9 +28,9 @@ pub(super) fn q8_panel(
             sums.empty();
         } else {
             for b in (lane..blocks).step_by(LANES) {
-                ahead(step);
+                let ahead = ahead.wrapping_add(step * MAX_ROWS * 34);
                 step += 1;
-                let block = Block::unpack(std::array::from_fn(|r| &rows[r][b]));
+                let block = Block::unpack(std::array::from_fn(|r| &rows[r][b]), ahead);
                 let x = x.of_block(b);
                 match (b == lane, b + LANES >= blocks && sums.left.is_some()) {
                     (true, true) => block.add::<true, true>(x, &mut sums),
@@ -52,7 +54,7 @@ struct Block {
 impl Block {
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn unpack(w: [&[u8; 34]; MAX_ROWS]) -> Self {
+    fn unpack(w: [&[u8; 34]; MAX_ROWS], ahead: *const u8) -> Self {
         let mut block = Self {
             q: [[_mm512_setzero_si512(); 8]; VECTORS],
             d: [_mm512_setzero_ps(); VECTORS],
@@ -61,6 +63,8 @@ impl Block {
         for v in 0..VECTORS {
             let w: &[&[u8; 34]; LANES] = part(&w, v);
             for half in 0..2 {
+                // A line more than the last quarter needs, since blocks are no whole lines.
+                request::<5>(ahead.wrapping_add((2 * v + half) * 8 * 34));
                 for (i, words) in words(w, half).into_iter().enumerate() {
                     block.q[v][4 * half + i] = _mm512_xor_si512(words, raise);
                 }
