@@ -6,6 +6,7 @@
 //! `ds4-expert bench` and `ds4-coord bench` for weights that come from memory.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, Divan};
@@ -18,8 +19,11 @@ const SHAPE: (usize, usize) = (8192, 4096);
 /// Rows that a batch meets: enough for every core, and soon done.
 const BATCH_ROWS: usize = 1024;
 
+/// Time for one figure, so that all of them are soon done.
+const LONGEST: Duration = Duration::from_secs(1);
+
 fn main() {
-    Divan::from_args().main();
+    Divan::default().max_time(LONGEST).config_with_args().main();
 }
 
 /// Instruction sets by name, without the scalar one, which would take minutes.

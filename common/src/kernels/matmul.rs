@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activations::Activations;
+use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
-use super::q8_lone::{STREAM_AHEAD, Sixteen};
+use super::q8_lone::STREAM_AHEAD;
 use super::q8_panel;
 use super::row::RowKernel;
 use super::tile::{self, SCRATCH, Scratch, Tokens};
@@ -120,8 +120,7 @@ impl<'a> Plan<'a> {
         let tile = if panel {
             K::PANEL
         } else {
-            let bytes = if tokens > 1 { TILE_BYTES } else { STREAM_BYTES };
-            tile_rows(&w, bytes, threads)
+            tile_rows(&w, tokens, threads)
         };
         let tiles_of_a_group = height.div_ceil(tile);
         let tiles = (groups * tiles_of_a_group).max(1);
@@ -167,8 +166,8 @@ impl<'a> Plan<'a> {
         let rows = start..(start + self.tile).min((group + 1) * height);
         let tokens = span * self.span..self.x.rows().min((span + 1) * self.span);
         let columns = group * self.w.cols()..(group + 1) * self.w.cols();
-        if let Some(x) = self.lone::<K>(&columns) {
-            return self.stream(kernel, rows, x);
+        if K::LONE && self.x.rows() == 1 && self.lone(kernel, rows.clone(), columns.clone()) {
+            return;
         }
         if self.panel {
             return self.panels(kernel, rows, tokens, &columns, scratch);
@@ -185,17 +184,27 @@ impl<'a> Plan<'a> {
         unsafe { self.out.write(rows, tokens, results) };
     }
 
-    /// A lone activation as streaming rows meet it, if that is how this product goes.
-    fn lone<K: RowKernel>(&self, columns: &Range<usize>) -> Option<&'a [Sixteen]> {
-        let lone = K::LONE && self.w.ty() == GgmlType::Q8_0;
-        self.x.lone(columns.clone()).filter(|_| lone)
+    /// Streams rows past a lone activation; false if this is not how the product goes.
+    fn lone<K: RowKernel>(&self, kernel: K, rows: Range<usize>, columns: Range<usize>) -> bool {
+        match (self.w.ty(), self.x.part(0, columns.clone())) {
+            (GgmlType::Q8_0, ActRow::Q8(_)) => {
+                let Some(x) = self.x.lone(columns) else {
+                    return false;
+                };
+                self.stream(rows, |row, ahead| kernel.q8_0_lone(row, x, ahead));
+            }
+            (GgmlType::F16, ActRow::F32(x)) => {
+                self.stream(rows, |row, ahead| kernel.f16_lone(row, x, ahead));
+            }
+            _ => return false,
+        }
+        true
     }
 
-    fn stream<K: RowKernel>(&self, kernel: K, rows: Range<usize>, x: &[Sixteen]) {
+    fn stream(&self, rows: Range<usize>, dot: impl Fn(&[u8], *const u8) -> f32) {
         for r in rows {
             let row = self.w.row(r);
-            let ahead = row.as_ptr().wrapping_add(STREAM_AHEAD);
-            let result = kernel.q8_0_lone(row, x, ahead);
+            let result = dot(row, row.as_ptr().wrapping_add(STREAM_AHEAD));
             // SAFETY: no other task has this row, and `out` outlives the tasks.
             unsafe { self.out.write_row(0, r, &[result]) };
         }
@@ -210,35 +219,38 @@ impl<'a> Plan<'a> {
         columns: &Range<usize>,
         scratch: &mut Scratch,
     ) {
-        for first in tokens.step_by(q8_panel::TOKENS) {
-            let Some(x) = self.x.group(first / q8_panel::TOKENS, columns.clone()) else {
-                continue;
-            };
-            let waiting = &mut scratch.waiting;
-            q8_panel::run(
-                kernel,
-                &self.w,
-                rows.clone(),
-                x,
-                waiting,
-                |row, count, sums| {
-                    for (t, sums) in sums.iter().enumerate() {
-                        // SAFETY: no other task has these rows and tokens, and `out` outlives the
-                        // tasks.
-                        unsafe { self.out.write_row(first + t, row, &sums[..count]) };
-                    }
-                },
-            );
-        }
+        let start = tokens.start / q8_panel::TOKENS;
+        let groups = (start..tokens.end.div_ceil(q8_panel::TOKENS))
+            .filter_map(|group| self.x.group(group, columns.clone()));
+        let scratch = &mut scratch.panel;
+        q8_panel::run(
+            kernel,
+            &self.w,
+            rows,
+            groups,
+            scratch,
+            |g, row, count, sums| {
+                let first = (start + g) * q8_panel::TOKENS;
+                for (t, sums) in sums.iter().enumerate() {
+                    // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
+                    unsafe { self.out.write_row(first + t, row, &sums[..count]) };
+                }
+            },
+        );
     }
 }
 
 /// Few enough rows for the cache, and for every thread to get several tiles.
-fn tile_rows(w: &Matrix<'_>, bytes: usize, threads: usize) -> usize {
+fn tile_rows(w: &Matrix<'_>, tokens: usize, threads: usize) -> usize {
+    // Where tokens are many, whole eights: f32 activations meet as many rows at once.
+    let (bytes, least) = if tokens > 1 {
+        (TILE_BYTES, 8)
+    } else {
+        (STREAM_BYTES, 4)
+    };
     let cached = bytes / w.row_bytes().max(1);
     let shared = w.rows().div_ceil(4 * threads);
-    // Whole eights: f32 activations meet as many rows at once.
-    cached.min(shared).clamp(8, 256).next_multiple_of(8)
+    cached.min(shared).clamp(least, 256).next_multiple_of(least)
 }
 
 /// The output, of which every task writes another part.

@@ -1,7 +1,7 @@
 //! Several rows of Q8_0 at a time, each in a lane of its own, times many activations.
 //!
-//! A block of every row is unpacked once and meets the same block of all activations, which lie
-//! side by side for that. What each lane of the canonical sum adds up is added up lane after lane,
+//! A panel of rows is unpacked once. A block of its rows meets the same block of a group of
+//! activations, which lie side by side for that. What each lane of the canonical sum adds up is added up lane after lane,
 //! in the order in which the tree joins the lanes, so that few sums are alive at a time.
 
 use std::ops::Range;
@@ -65,6 +65,46 @@ impl<'a> Group<'a> {
 /// The order in which lanes are added up: each one right before the tree joins it to the previous
 /// ones. Lane `ORDER[i]` has `i`'s bits in reverse.
 pub(super) const ORDER: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15];
+
+/// A block of every row of a panel.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub(super) struct PanelBlock {
+    /// Weights raised by 128: of 16 rows, the `i`th four of each row at `i`, row by row.
+    pub(super) q: [[[u8; 64]; 8]; MAX_ROWS / LANES],
+    pub(super) d: [[f32; LANES]; MAX_ROWS / LANES],
+}
+
+impl PanelBlock {
+    const ZERO: Self = Self {
+        q: [[[0; 64]; 8]; MAX_ROWS / LANES],
+        d: [[0.0; LANES]; MAX_ROWS / LANES],
+    };
+
+    /// Puts one row's block in its lane.
+    fn set(&mut self, row: usize, bytes: &[u8; 34]) {
+        let (v, lane) = (row / LANES, row % LANES);
+        for (i, four) in Q8_0::integers(bytes).as_chunks::<4>().0.iter().enumerate() {
+            let raised = four.map(|q| (q as u8) ^ 0x80);
+            self.q[v][i][4 * lane..4 * lane + 4].copy_from_slice(&raised);
+        }
+        self.d[v][lane] = Q8_0::scale(bytes);
+    }
+
+    /// A row's scale and weights.
+    fn get(&self, row: usize) -> (f32, [i8; 32]) {
+        let (v, lane) = (row / LANES, row % LANES);
+        let byte = |i: usize| self.q[v][i / 4][4 * lane + i % 4] ^ 0x80;
+        (self.d[v][lane], std::array::from_fn(|i| byte(i) as i8))
+    }
+}
+
+/// Buffers of one thread.
+#[derive(Default)]
+pub(super) struct PanelScratch {
+    pub(super) weights: Vec<PanelBlock>,
+    pub(super) waiting: Waiting,
+}
 
 /// Sums of all activations that wait for their other half: one for each bit of a lane's number,
 /// and the lane that is being added up.
@@ -146,41 +186,53 @@ fn add_to(left: &mut [Sums], right: &[Sums]) {
     }
 }
 
-/// The rows `rows` of `w` times the activations of a group: calls `each` with the first row of
-/// a panel, how many rows it has, and their sums for every activation.
+/// The rows `rows` of `w` times groups of activations: calls `each` with the number of a group,
+/// the first row of a panel, and the sums of its rows for every activation of the group.
 ///
 /// # Panics
-/// The group has fewer blocks than a row, or more than [`TOKENS`] activations.
-pub(super) fn run<K: RowKernel>(
+/// A group has not the blocks of a row, or more than [`TOKENS`] activations.
+pub(super) fn run<'x, K: RowKernel>(
     k: K,
     w: &Matrix<'_>,
     rows: Range<usize>,
-    x: Group<'_>,
-    waiting: &mut Waiting,
-    mut each: impl FnMut(usize, usize, &[Sums]),
+    groups: impl Iterator<Item = Group<'x>> + Clone,
+    scratch: &mut PanelScratch,
+    mut each: impl FnMut(usize, usize, usize, &[Sums]),
 ) {
-    assert!(x.tokens <= TOKENS && x.blocks.len() == w.cols() / 32 * x.tokens);
+    let blocks = w.cols() / 32;
+    scratch.weights.resize(blocks, PanelBlock::ZERO);
     for first in rows.clone().step_by(K::PANEL) {
         let count = K::PANEL.min(rows.end - first);
         // Lanes without a row of their own repeat the last one.
-        let row = |r: usize| w.row(r.min(first + count - 1));
-        let panel: [&[u8]; MAX_ROWS] = std::array::from_fn(|r| row(first + r.min(K::PANEL - 1)));
+        let panel: [&[u8]; MAX_ROWS] = std::array::from_fn(|r| w.row(first + r.min(count - 1)));
         // The next panel follows this one, unless the rows are a strip of longer ones.
-        let ahead = w.row(first + count - 1).as_ptr_range().end;
-        k.q8_panel(&panel, x, ahead, waiting);
-        each(first, count, waiting.total(x.tokens));
+        let ahead = panel[count - 1].as_ptr_range().end;
+        k.q8_unpack(&panel, ahead, &mut scratch.weights);
+        for (g, x) in groups.clone().enumerate() {
+            assert!(x.tokens <= TOKENS && x.blocks.len() == blocks * x.tokens);
+            k.q8_panel(&scratch.weights, x, &mut scratch.waiting);
+            each(g, first, count, scratch.waiting.total(x.tokens));
+        }
+    }
+}
+
+/// What [`RowKernel::q8_unpack`] is to give, in plain Rust.
+pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], weights: &mut [PanelBlock]) {
+    for (r, row) in rows.iter().enumerate() {
+        for (block, bytes) in weights.iter_mut().zip(Q8_0::blocks(row)) {
+            block.set(r, bytes);
+        }
     }
 }
 
 /// What [`RowKernel::q8_panel`] is to give, in plain Rust.
-pub(super) fn by_row(w: &[&[u8]; MAX_ROWS], x: Group<'_>, waiting: &mut Waiting) {
-    let rows = w.map(Q8_0::blocks);
+pub(super) fn multiply(weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
     for (i, &lane) in ORDER.iter().enumerate() {
         let Lane { own, left } = waiting.lane(i, x.tokens);
         own.fill([0.0; MAX_ROWS]);
-        for b in (lane..rows[0].len()).step_by(LANES) {
-            for (r, row) in rows.iter().enumerate() {
-                let (scale, q) = (Q8_0::scale(&row[b]), Q8_0::integers(&row[b]));
+        for (b, block) in weights.iter().enumerate().skip(lane).step_by(LANES) {
+            for r in 0..MAX_ROWS {
+                let (scale, q) = block.get(r);
                 for (x, sums) in x.of_block(b).iter().zip(own.iter_mut()) {
                     let products = q
                         .iter()
@@ -228,8 +280,9 @@ mod tests {
                 blocks: &packed,
                 tokens: 3,
             };
-            let mut waiting = Waiting::default();
-            by_row(&rows, group, &mut waiting);
+            let (mut waiting, mut weights) = (Waiting::default(), vec![PanelBlock::ZERO; blocks]);
+            unpack(&rows, &mut weights);
+            multiply(&weights, group, &mut waiting);
             for (x, sums) in tokens.iter().zip(waiting.total(3)) {
                 let mut laid_out = Vec::new();
                 Sixteen::lay_out(x, &mut laid_out);

@@ -1,7 +1,7 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
 use super::q8_lone::{self, Sixteen};
-use super::q8_panel::{self, Group, MAX_ROWS, Waiting};
+use super::q8_panel::{self, Group, MAX_ROWS, PanelBlock, Waiting};
 use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
@@ -15,7 +15,8 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
-    /// Whether [`RowKernel::q8_0_lone`] is faster than [`RowKernel::small_blocks`].
+    /// Whether [`RowKernel::q8_0_lone`] and [`RowKernel::f16_lone`] are faster than what takes
+    /// several activations.
     const LONE: bool = false;
 
     /// Rows that [`RowKernel::q8_panel`] takes at once; 0 where row by row is faster.
@@ -77,16 +78,25 @@ pub(super) trait RowKernel: Copy + Send + Sync {
         q8_lone::dot(row, x)
     }
 
-    /// `waiting.total()[t][r] = w[r] · x[t]` for Q8_0. Meanwhile asks for a panel's worth of bytes at
-    /// `ahead`, which may be no valid address.
-    fn q8_panel(
-        self,
-        w: &[&[u8]; MAX_ROWS],
-        x: Group<'_>,
-        _ahead: *const u8,
-        waiting: &mut Waiting,
-    ) {
-        q8_panel::by_row(w, x, waiting);
+    /// `row · x` for half floats, as long as `x`. Meanwhile asks for a row's worth of bytes at
+    /// `_ahead`, which may be no valid address.
+    fn f16_lone(self, row: &[u8], x: &[f32], _ahead: *const u8) -> f32 {
+        let mut wide = vec![0.0; x.len()];
+        self.widen_f16(row, &mut wide);
+        let mut out = [0.0];
+        self.dots_f32(x, &[&wide], &mut out);
+        out[0]
+    }
+
+    /// Unpacks as many blocks of Q8_0 rows as `weights` holds. Meanwhile asks for a panel's worth
+    /// of bytes at `_ahead`, which may be no valid address.
+    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], _ahead: *const u8, weights: &mut [PanelBlock]) {
+        q8_panel::unpack(rows, weights);
+    }
+
+    /// `waiting.total()[t][r] = w[r] · x[t]` for the rows that were unpacked.
+    fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+        q8_panel::multiply(weights, x, waiting);
     }
 
     /// Asks for bytes that will be read soon.

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
-use super::q8_panel::Waiting;
+use super::q8_panel::PanelScratch;
 use super::row::RowKernel;
 use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
@@ -31,8 +31,7 @@ pub(super) struct Scratch {
     pub(super) rows: Vec<f32>,
     /// Results of a tile before they are spread over the output.
     pub(super) tile: Vec<f32>,
-    /// Sums of a panel of Q8_0 rows.
-    pub(super) waiting: Waiting,
+    pub(super) panel: PanelScratch,
 }
 
 thread_local! {

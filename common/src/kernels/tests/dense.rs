@@ -73,6 +73,21 @@ fn panels_are_exact_on_extreme_bytes() {
 }
 
 #[test]
+fn lone_rows_are_rows() {
+    let mut random = Random(27);
+    for cols in [1, 31, 32, 47, 64, 100, 1030] {
+        let bytes = weights(&mut random, GgmlType::F16, 21, cols);
+        let w = Matrix::new(GgmlType::F16, 21, cols, &bytes).unwrap();
+        assert_matmul(&w, &random.floats(cols), ActivationFormat::F32);
+    }
+    for blocks in [1, 15, 16, 33] {
+        let bytes = random.bytes(21 * blocks * 34);
+        let w = Matrix::new(GgmlType::Q8_0, 21, 32 * blocks, &bytes).unwrap();
+        assert_matmul(&w, &random.floats(32 * blocks), ActivationFormat::Q8);
+    }
+}
+
+#[test]
 fn grids_are_single_dots() {
     let mut random = Random(23);
     for dim in [1, 15, 16, 100, 512, 1030] {

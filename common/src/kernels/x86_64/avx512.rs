@@ -3,11 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::{Factors, load_256, load_i16, part};
-use super::{f32_grid, load_f32x16, q8_lone, q8_panel, sixteen, store_f32x16};
+use super::{f16_lone, f32_grid, load_f32x16, q8_lone, q8_panel, sixteen, store_f32x16};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q8_lone::{Sixteen, pair_start};
-use crate::kernels::q8_panel::{Group, MAX_ROWS, Waiting};
+use crate::kernels::q8_panel::{Group, MAX_ROWS, PanelBlock, Waiting};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
@@ -48,15 +48,19 @@ impl RowKernel for Avx512 {
         unsafe { q8_lone::q8_0_lone(row, x, ahead) }
     }
 
-    fn q8_panel(
-        self,
-        w: &[&[u8]; MAX_ROWS],
-        x: Group<'_>,
-        ahead: *const u8,
-        waiting: &mut Waiting,
-    ) {
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q8_panel::q8_panel(w, x, ahead, waiting) }
+        unsafe { f16_lone::f16_lone(row, x, ahead) }
+    }
+
+    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [PanelBlock]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_panel::unpack(rows, ahead, weights) }
+    }
+
+    fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_panel::multiply(weights, x, waiting) }
     }
 
     fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {

@@ -8,6 +8,7 @@ mod avx2;
 mod avx512;
 mod avx512bw;
 mod avxvnni;
+mod f16_lone;
 mod f32_grid;
 mod q8_lone;
 mod q8_panel;

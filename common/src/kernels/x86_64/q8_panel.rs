@@ -5,32 +5,67 @@ use std::arch::x86_64::*;
 use super::q8_lone::request;
 use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::lanes::LANES;
-use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER, PackedBlock, Waiting};
+use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER};
+use crate::kernels::q8_panel::{PackedBlock, PanelBlock, Waiting};
 
 /// Vectors of rows.
 const VECTORS: usize = MAX_ROWS / LANES;
 
-/// `waiting.total()[t][r] = w[r] · x[t]`, while a panel's worth of bytes is asked for at
-/// `ahead`.
+/// Bytes of a block.
+const BLOCK: usize = 34;
+
+/// Fills `weights`, while a panel's worth of bytes is asked for at `ahead`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q8_panel(
-    w: &[&[u8]; MAX_ROWS],
-    x: Group<'_>,
-    ahead: *const u8,
-    waiting: &mut Waiting,
-) {
-    let rows = w.map(|row| row.as_chunks::<34>().0);
-    let blocks = rows[0].len();
-    let mut step = 0;
+pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [PanelBlock]) {
+    let blocks = weights.len();
+    let rows = rows.map(|row| &row.as_chunks::<BLOCK>().0[..blocks]);
+    let raise = _mm512_set1_epi8(-128);
+    for (b, block) in weights.iter_mut().enumerate() {
+        let ahead = ahead.wrapping_add(b * MAX_ROWS * BLOCK);
+        for v in 0..VECTORS {
+            let rows: &[&[[u8; BLOCK]]; LANES] = part(&rows, v);
+            for half in 0..2 {
+                // Blocks are no whole lines, so that the parts overlap.
+                request::<5>(ahead.wrapping_add((2 * v + half) * MAX_ROWS * BLOCK / 4));
+                for (i, words) in words(rows, b, half).into_iter().enumerate() {
+                    let raised = _mm512_xor_si512(words, raise);
+                    store_words(raised, &mut block.q[v][4 * half + i]);
+                }
+            }
+            let mut bits = [0_u16; LANES];
+            for (bits, row) in bits.iter_mut().zip(rows) {
+                *bits = u16::from_le_bytes([row[b][0], row[b][1]]);
+            }
+            // SAFETY: the reference is valid for 32 bytes and the load needs no alignment.
+            let bits = unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) };
+            store_f32x16(_mm512_cvtph_ps(bits), &mut block.d[v]);
+        }
+    }
+}
+
+/// Weights `16 * half..` of block `b` of every row, as four vectors of one word a row.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn words(rows: &[&[[u8; BLOCK]]; LANES], b: usize, half: usize) -> [__m512i; 4] {
+    let load = |r: usize| {
+        let bytes: &[u8; 16] = part(&rows[r][b][2..], half);
+        // SAFETY: the reference is valid for 16 bytes, which need no alignment.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    };
+    super::sixteen::transpose(load)
+}
+
+/// `waiting.total()[t][r] = w[r] · x[t]`.
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn multiply(weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+    let blocks = weights.len();
     for (i, &lane) in ORDER.iter().enumerate() {
         let mut sums = waiting.lane(i, x.tokens);
         if lane >= blocks {
             sums.empty();
         } else {
             for b in (lane..blocks).step_by(LANES) {
-                let ahead = ahead.wrapping_add(step * MAX_ROWS * 34);
-                step += 1;
-                let block = Block::unpack(std::array::from_fn(|r| &rows[r][b]), ahead);
+                let block = Block::load(&weights[b]);
                 let x = x.of_block(b);
                 match (b == lane, b + LANES >= blocks && sums.left.is_some()) {
                     (true, true) => block.add::<true, true>(x, &mut sums),
@@ -46,36 +81,23 @@ pub(super) fn q8_panel(
 
 /// A block of every row in registers.
 struct Block {
-    /// Four weights of every row a vector, raised by 128.
     q: [[__m512i; 8]; VECTORS],
     d: [__m512; VECTORS],
 }
 
 impl Block {
     #[inline]
-    #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    fn unpack(w: [&[u8; 34]; MAX_ROWS], ahead: *const u8) -> Self {
+    #[target_feature(enable = "avx512f")]
+    fn load(from: &PanelBlock) -> Self {
         let mut block = Self {
             q: [[_mm512_setzero_si512(); 8]; VECTORS],
             d: [_mm512_setzero_ps(); VECTORS],
         };
-        let raise = _mm512_set1_epi8(-128);
         for v in 0..VECTORS {
-            let w: &[&[u8; 34]; LANES] = part(&w, v);
-            for half in 0..2 {
-                // A line more than the last quarter needs, since blocks are no whole lines.
-                request::<5>(ahead.wrapping_add((2 * v + half) * 8 * 34));
-                for (i, words) in words(w, half).into_iter().enumerate() {
-                    block.q[v][4 * half + i] = _mm512_xor_si512(words, raise);
-                }
+            for (q, bytes) in block.q[v].iter_mut().zip(&from.q[v]) {
+                *q = load_words(bytes);
             }
-            let mut bits = [0_u16; LANES];
-            for (bits, bytes) in bits.iter_mut().zip(w) {
-                *bits = u16::from_le_bytes([bytes[0], bytes[1]]);
-            }
-            // SAFETY: the reference is valid for 32 bytes and the load needs no alignment.
-            let bits = unsafe { _mm256_loadu_si256(bits.as_ptr().cast()) };
-            block.d[v] = _mm512_cvtph_ps(bits);
+            block.d[v] = load_f32x16(&from.d[v]);
         }
         block
     }
@@ -87,10 +109,8 @@ impl Block {
     fn add<const FIRST: bool, const LAST: bool>(&self, x: &[PackedBlock], lane: &mut Lane<'_>) {
         let left = lane.left.as_deref_mut().unwrap_or(&mut []);
         let tokens = x.len();
-        let (own, left) = (
-            &mut lane.own[..tokens],
-            &mut left[..if LAST { tokens } else { 0 }],
-        );
+        let left = &mut left[..if LAST { tokens } else { 0 }];
+        let own = &mut lane.own[..tokens];
         for t in 0..tokens {
             let terms = self.terms(&x[t]);
             for v in 0..VECTORS {
@@ -118,31 +138,38 @@ impl Block {
     #[inline]
     #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
     fn terms(&self, x: &PackedBlock) -> [__m512; VECTORS] {
-        let mut dots = [_mm512_set1_epi32(x.offset); VECTORS];
+        // Two sums a vector, since each step of a sum waits for the one before.
+        let mut dots = [
+            [_mm512_set1_epi32(x.offset); VECTORS],
+            [_mm512_setzero_si512(); VECTORS],
+        ];
         for i in 0..8 {
             let four = part::<i8, 4>(&x.q, i).map(|v| v as u8);
             let four = _mm512_set1_epi32(i32::from_le_bytes(four));
             for v in 0..VECTORS {
-                dots[v] = _mm512_dpbusd_epi32(dots[v], self.q[v][i], four);
+                dots[i % 2][v] = _mm512_dpbusd_epi32(dots[i % 2][v], self.q[v][i], four);
             }
         }
         let d = _mm512_set1_ps(x.d);
         let mut terms = self.d;
-        for (term, dot) in terms.iter_mut().zip(dots) {
-            *term = _mm512_mul_ps(_mm512_mul_ps(*term, d), _mm512_cvtepi32_ps(dot));
+        for v in 0..VECTORS {
+            let dot = _mm512_add_epi32(dots[0][v], dots[1][v]);
+            terms[v] = _mm512_mul_ps(_mm512_mul_ps(self.d[v], d), _mm512_cvtepi32_ps(dot));
         }
         terms
     }
 }
 
-/// Weights `16 * half..` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn words(w: &[&[u8; 34]; LANES], half: usize) -> [__m512i; 4] {
-    let load = |r: usize| {
-        let bytes: &[u8; 16] = part(&w[r][2..], half);
-        // SAFETY: the reference is valid for 16 bytes, which need no alignment.
-        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-    };
-    super::sixteen::transpose(load)
+fn load_words(bytes: &[u8; 64]) -> __m512i {
+    // SAFETY: the reference is valid for 64 bytes and the load needs no alignment.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_words(words: __m512i, to: &mut [u8; 64]) {
+    // SAFETY: the reference is valid for 64 bytes and the store needs no alignment.
+    unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), words) };
 }
