@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
         let rows = start..(start + self.tile).min((group + 1) * height);
         let tokens = span * self.span..self.x.rows().min((span + 1) * self.span);
         let columns = group * self.w.cols()..(group + 1) * self.w.cols();
-        if K::LONE && self.x.rows() == 1 && self.lone(kernel, rows.clone(), columns.clone()) {
+        if self.x.rows() == 1 && self.lone(kernel, rows.clone(), columns.clone()) {
             return;
         }
         if self.panel {
@@ -187,13 +187,13 @@ impl<'a> Plan<'a> {
     /// Streams rows past a lone activation; false if this is not how the product goes.
     fn lone<K: RowKernel>(&self, kernel: K, rows: Range<usize>, columns: Range<usize>) -> bool {
         match (self.w.ty(), self.x.part(0, columns.clone())) {
-            (GgmlType::Q8_0, ActRow::Q8(_)) => {
+            (GgmlType::Q8_0, ActRow::Q8(_)) if K::Q8_LONE => {
                 let Some(x) = self.x.lone(columns) else {
                     return false;
                 };
                 self.stream(rows, |row, ahead| kernel.q8_0_lone(row, x, ahead));
             }
-            (GgmlType::F16, ActRow::F32(x)) => {
+            (GgmlType::F16, ActRow::F32(x)) if K::F16_LONE => {
                 self.stream(rows, |row, ahead| kernel.f16_lone(row, x, ahead));
             }
             _ => return false,

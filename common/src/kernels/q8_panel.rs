@@ -11,8 +11,9 @@ use super::matrix::Matrix;
 use super::row::RowKernel;
 use crate::quant::{BlockQ8, Q8_0, SmallBlock};
 
-/// Activations that meet a block of rows together.
-pub(super) const TOKENS: usize = 64;
+/// Activations that meet a block of rows together: so few that their sums stay in the nearest
+/// cache.
+pub(super) const TOKENS: usize = 32;
 
 /// Most rows that a kernel takes at once.
 pub(super) const MAX_ROWS: usize = 32;
@@ -109,13 +110,14 @@ pub(super) struct PanelScratch {
 /// Sums of all activations that wait for their other half: one for each bit of a lane's number,
 /// and the lane that is being added up.
 pub(super) struct Waiting {
-    levels: Box<[[Sums; TOKENS]; 5]>,
+    // One place more than needed: levels a multiple of a page apart would get in each other's way.
+    levels: Box<[[Sums; TOKENS + 1]; 5]>,
 }
 
 impl Default for Waiting {
     fn default() -> Self {
         Self {
-            levels: Box::new([[[0.0; MAX_ROWS]; TOKENS]; 5]),
+            levels: Box::new([[[0.0; MAX_ROWS]; TOKENS + 1]; 5]),
         }
     }
 }

@@ -15,9 +15,11 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
-    /// Whether [`RowKernel::q8_0_lone`] and [`RowKernel::f16_lone`] are faster than what takes
-    /// several activations.
-    const LONE: bool = false;
+    /// Whether [`RowKernel::q8_0_lone`] is faster than what takes several activations.
+    const Q8_LONE: bool = false;
+
+    /// The same for [`RowKernel::f16_lone`].
+    const F16_LONE: bool = false;
 
     /// Rows that [`RowKernel::q8_panel`] takes at once; 0 where row by row is faster.
     const PANEL: usize = 0;

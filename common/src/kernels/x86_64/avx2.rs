@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::step::{Madd, Step};
-use super::{Factors, load_128, load_256, load_halves, load_i16, part};
+use super::{Factors, f16_lone, load_128, load_256, load_halves, load_i16, part};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::row::RowKernel;
@@ -25,6 +25,13 @@ impl Avx2 {
 }
 
 impl RowKernel for Avx2 {
+    const F16_LONE: bool = true;
+
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { f16_lone::f16_lone_256(row, x, ahead) }
+    }
+
     fn name(self) -> &'static str {
         "avx2"
     }

@@ -36,7 +36,8 @@ impl Avx512 {
 impl RowKernel for Avx512 {
     const SIXTEEN: bool = true;
     const PANEL: usize = MAX_ROWS;
-    const LONE: bool = true;
+    const Q8_LONE: bool = true;
+    const F16_LONE: bool = true;
 
     fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: `self` exists, so `detect` found every enabled feature.

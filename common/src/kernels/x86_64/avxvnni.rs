@@ -20,6 +20,7 @@ impl AvxVnni {
 
 impl RowKernel for AvxVnni {
     const SIXTEEN: bool = Avx2::SIXTEEN;
+    const F16_LONE: bool = true;
 
     fn name(self) -> &'static str {
         "avxvnni"
@@ -30,6 +31,10 @@ impl RowKernel for AvxVnni {
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
         unsafe { avx2::q4_k::<Vnni>(row, xs, out) }
+    }
+
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        self.0.f16_lone(row, x, ahead)
     }
 
     fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
