@@ -3,7 +3,7 @@
 use super::q8_lone::{self, Sixteen};
 use super::q8_panel::{self, Group, MAX_ROWS, PanelBlock, Waiting};
 use super::sixteen::{self, Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
+use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, Q2K, SmallBlock, SuperBlock};
 
 /// The products of one row. An implementor is a proof that the CPU has the instructions, so its
 /// methods are safe.
@@ -14,6 +14,9 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
+
+    /// With how many activations that begins.
+    const SIXTEEN_FROM: usize = 1;
 
     /// Whether [`RowKernel::q8_0_lone`] is faster than what takes several activations.
     const Q8_LONE: bool = false;
@@ -62,6 +65,16 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// `out[t] = row · xs[t]` for Q4_K.
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);
+
+    /// `out[t] = row · xs[t]` for Q2_K.
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.super_blocks::<Q2K>(row, xs, out);
+    }
+
+    /// `out[t] = row · xs[t]` for IQ2_XXS.
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.super_blocks::<Iq2Xxs>(row, xs, out);
+    }
 
     /// `out[t] = row · xs[t]` for any other format of 256 weights a block.
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);
