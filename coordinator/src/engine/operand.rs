@@ -34,9 +34,10 @@ impl Operand {
         self.plain.rows()
     }
 
-    pub(crate) fn in_format(&mut self, format: ActivationFormat) -> &Activations {
+    /// Makes the layout of `format` unless it is there.
+    pub(crate) fn prepare(&mut self, format: ActivationFormat) {
         let layout = match format {
-            ActivationFormat::F32 => return &self.plain,
+            ActivationFormat::F32 => return,
             ActivationFormat::Q8 => &mut self.q8,
             ActivationFormat::Q8K => &mut self.q8k,
         };
@@ -46,6 +47,21 @@ impl Operand {
                 .set(format, self.plain.cols(), self.plain.plain());
             layout.ready = true;
         }
+    }
+
+    /// The layout of `format`, which [`Operand::prepare`] made for these values.
+    pub(crate) fn prepared(&self, format: ActivationFormat) -> &Activations {
+        let layout = match format {
+            ActivationFormat::F32 => return &self.plain,
+            ActivationFormat::Q8 => &self.q8,
+            ActivationFormat::Q8K => &self.q8k,
+        };
+        debug_assert!(layout.ready, "{format:?} was not prepared");
         &layout.activations
+    }
+
+    pub(crate) fn in_format(&mut self, format: ActivationFormat) -> &Activations {
+        self.prepare(format);
+        self.prepared(format)
     }
 }
