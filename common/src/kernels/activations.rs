@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::Kernels;
 use super::q8_lone::Sixteen;
 use super::q8_panel::{self, Group, PackedBlock};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
@@ -96,6 +97,20 @@ impl Activations {
     /// `values` is no whole number of rows, or `cols` no whole number of blocks of the format
     /// (32 for Q8, 256 for Q8_K).
     pub fn set(&mut self, format: ActivationFormat, cols: usize, values: &[f32]) {
+        self.set_with(Kernels::scalar(), format, cols, values);
+    }
+
+    /// As [`Activations::set`], with the instructions of `kernels`.
+    ///
+    /// # Panics
+    /// As [`Activations::set`].
+    pub fn set_with(
+        &mut self,
+        kernels: Kernels,
+        format: ActivationFormat,
+        cols: usize,
+        values: &[f32],
+    ) {
         assert!(
             values.is_empty() || cols > 0 && values.len().is_multiple_of(cols),
             "{} values are no rows of {cols}",
@@ -112,13 +127,17 @@ impl Activations {
             ActivationFormat::Q8 => {
                 assert!(cols.is_multiple_of(32), "{cols} columns in blocks of 32");
                 self.q8.resize(values.len() / 32, BlockQ8::ZERO);
-                quantize_in_parallel(values, &mut self.q8, 32, quantize_q8);
+                quantize_in_parallel(values, &mut self.q8, 32, |values, blocks| {
+                    kernels.vectorised(|| quantize_q8(values, blocks));
+                });
                 self.pack();
             }
             ActivationFormat::Q8K => {
                 assert!(cols.is_multiple_of(256), "{cols} columns in blocks of 256");
                 self.q8_k.resize(values.len() / 256, BlockQ8K::ZERO);
-                quantize_in_parallel(values, &mut self.q8_k, 256, quantize_q8_k);
+                quantize_in_parallel(values, &mut self.q8_k, 256, |values, blocks| {
+                    kernels.vectorised(|| quantize_q8_k(values, blocks));
+                });
             }
         }
     }
@@ -241,7 +260,7 @@ fn quantize_in_parallel<B: Send>(
     values: &[f32],
     blocks: &mut [B],
     block: usize,
-    quantize: fn(&[f32], &mut [B]),
+    quantize: impl Fn(&[f32], &mut [B]) + Sync,
 ) {
     if values.len() < PARALLEL_VALUES {
         return quantize(values, blocks);

@@ -104,8 +104,12 @@ impl Kernels {
     /// The fastest kernels of this CPU.
     #[must_use]
     pub fn detect() -> Self {
-        let scalar = Self(Isa::Scalar(Scalar));
-        Self::available().last().copied().unwrap_or(scalar)
+        Self::available().last().copied().unwrap_or(Self::scalar())
+    }
+
+    /// Those that every CPU has.
+    fn scalar() -> Self {
+        Self(Isa::Scalar(Scalar))
     }
 
     /// The kernels of that name, or the fastest ones of this CPU for `auto`.

@@ -30,7 +30,7 @@ impl Compute {
     ) -> Result<(), EngineError> {
         let format = |w: &Linear| self.numerics.activation_format(w.ty());
         for (w, _) in &jobs {
-            x.prepare(format(w));
+            x.prepare(self.kernels, format(w));
         }
         let mut products = Vec::with_capacity(jobs.len());
         for (w, out) in jobs {
@@ -50,7 +50,7 @@ impl Compute {
         x: &mut Operand,
         out: &mut [f32],
     ) -> Result<(), EngineError> {
-        let x = x.in_format(self.numerics.activation_format(w.ty()));
+        let x = x.in_format(self.kernels, self.numerics.activation_format(w.ty()));
         let product = Product::grouped(w.matrix()?, groups, x, out);
         self.kernels.matmul_all(&mut [product]);
         Ok(())

@@ -254,7 +254,7 @@ impl Forward<'_> {
             .map(|ty| self.compute.numerics.activation_format(ty));
         // Gate and up of different kinds would need two layouts: send the plain values then.
         let input = if gate == up {
-            ExpertInput::from_activations(normed.in_format(gate))
+            ExpertInput::from_activations(normed.in_format(self.compute.kernels, gate))
         } else {
             ExpertInput::F32(normed.values().to_vec())
         };

@@ -1,6 +1,6 @@
 //! An activation matrix that meets weights of several types: each layout is made at most once.
 
-use ds4_common::kernels::Activations;
+use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::quant::ActivationFormat;
 
 /// `rows x cols` activations, quantised on demand and once per layout.
@@ -35,7 +35,7 @@ impl Operand {
     }
 
     /// Makes the layout of `format` unless it is there.
-    pub(crate) fn prepare(&mut self, format: ActivationFormat) {
+    pub(crate) fn prepare(&mut self, kernels: Kernels, format: ActivationFormat) {
         let layout = match format {
             ActivationFormat::F32 => return,
             ActivationFormat::Q8 => &mut self.q8,
@@ -44,7 +44,7 @@ impl Operand {
         if !layout.ready {
             layout
                 .activations
-                .set(format, self.plain.cols(), self.plain.plain());
+                .set_with(kernels, format, self.plain.cols(), self.plain.plain());
             layout.ready = true;
         }
     }
@@ -60,8 +60,8 @@ impl Operand {
         &layout.activations
     }
 
-    pub(crate) fn in_format(&mut self, format: ActivationFormat) -> &Activations {
-        self.prepare(format);
+    pub(crate) fn in_format(&mut self, kernels: Kernels, format: ActivationFormat) -> &Activations {
+        self.prepare(kernels, format);
         self.prepared(format)
     }
 }

@@ -156,8 +156,8 @@ fn add_columns(factors: &[&[f32]; HEADS], xs: &[&[f32]], ys: &mut [f32], dim: us
     for (i, x) in xs.iter().enumerate() {
         let columns: &[f32; VECTORS * LANES] = part(&x[at..], 0);
         let mut x = [_mm512_setzero_ps(); VECTORS];
-        for v in 0..VECTORS {
-            x[v] = load_f32x16(part(columns, v));
+        for (v, x) in x.iter_mut().enumerate() {
+            *x = load_f32x16(part(columns, v));
         }
         for (sums, factors) in sums.iter_mut().zip(factors) {
             let factor = _mm512_set1_ps(factors[i]);

@@ -113,14 +113,14 @@ impl Block {
         let own = &mut lane.own[..tokens];
         for t in 0..tokens {
             let terms = self.terms(&x[t]);
-            for v in 0..VECTORS {
+            for (v, term) in terms.iter().enumerate() {
                 let own = &mut own[t].as_chunks_mut::<LANES>().0[v];
                 let old = if FIRST {
                     _mm512_setzero_ps()
                 } else {
                     load_f32x16(own)
                 };
-                let sum = _mm512_add_ps(old, terms[v]);
+                let sum = _mm512_add_ps(old, *term);
                 if LAST {
                     let left = &mut left[t].as_chunks_mut::<LANES>().0[v];
                     store_f32x16(_mm512_add_ps(load_f32x16(left), sum), left);
@@ -146,8 +146,8 @@ impl Block {
         for i in 0..8 {
             let four = part::<i8, 4>(&x.q, i).map(|v| v as u8);
             let four = _mm512_set1_epi32(i32::from_le_bytes(four));
-            for v in 0..VECTORS {
-                dots[i % 2][v] = _mm512_dpbusd_epi32(dots[i % 2][v], self.q[v][i], four);
+            for (dot, q) in dots[i % 2].iter_mut().zip(&self.q) {
+                *dot = _mm512_dpbusd_epi32(*dot, q[i], four);
             }
         }
         let d = _mm512_set1_ps(x.d);
