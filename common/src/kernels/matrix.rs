@@ -116,6 +116,16 @@ impl<'a> Matrix<'a> {
         &self.data[r * self.stride..][..self.row_bytes]
     }
 
+    /// Whether a row ends where the next one starts.
+    pub(super) fn is_dense(&self) -> bool {
+        self.stride == self.row_bytes
+    }
+
+    /// Where the first row starts.
+    pub(super) fn start(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
     /// The rows `range` as a matrix.
     ///
     /// # Panics

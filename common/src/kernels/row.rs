@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::q4_k::Four;
 use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
@@ -12,6 +13,12 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
+
+    /// Whether [`RowKernel::q4_k_eight`] is faster than row by row.
+    const EIGHT: bool = false;
+
+    /// Whether [`RowKernel::q4_k_terms`] is faster than [`RowKernel::q4_k`] for one activation.
+    const TERMS: bool = false;
 
     fn name(self) -> &'static str;
 
@@ -39,6 +46,42 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// `out[t][r] += w[r] · xs[t]` for one Q4_K block of sixteen rows.
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
         sixteen::add_block(w, xs, out);
+    }
+
+    /// As [`RowKernel::q4_k_sixteen`]; meanwhile asks for the 16 blocks' worth of bytes at `ahead`,
+    /// which may be no valid address.
+    fn q4_k_sixteen_ahead(
+        self,
+        w: Blocks<'_>,
+        xs: &[&BlockQ8K],
+        _ahead: *const u8,
+        out: &mut [Sums],
+    ) {
+        self.q4_k_sixteen(w, xs, out);
+    }
+
+    /// As [`RowKernel::q4_k_sixteen_ahead`] for eight rows.
+    fn q4_k_eight(
+        self,
+        w: [&[u8; 144]; 8],
+        xs: &[&BlockQ8K],
+        _ahead: *const u8,
+        out: &mut [[f32; 8]],
+    ) {
+        sixteen::add_block(w, xs, out);
+    }
+
+    /// `terms[b] = row[b] · x[b]` for the blocks of a Q4_K row; `fours` holds the whole fours of
+    /// `x`. Meanwhile asks for a row's worth of bytes at `ahead`, which may be no valid address.
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[BlockQ8K],
+        _fours: &[Four],
+        _ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        sixteen::terms(row, x, terms);
     }
 
     /// Asks for bytes that will be read soon.

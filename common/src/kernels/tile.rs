@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
+use super::q4_k;
 use super::row::RowKernel;
 use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
@@ -26,6 +27,7 @@ pub(super) struct Scratch {
     pub(super) rows: Vec<f32>,
     /// Results of a tile before they are spread over the output.
     pub(super) tile: Vec<f32>,
+    pub(super) q4_k: q4_k::Scratch,
 }
 
 thread_local! {

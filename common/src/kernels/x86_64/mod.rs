@@ -4,8 +4,10 @@ use std::arch::x86_64::*;
 
 use crate::quant::{BlockQ8K, SuperBlock};
 
+mod along;
 mod avx2;
 mod avx512;
+mod eight;
 mod sixteen;
 
 pub(super) use avx2::Avx2;

@@ -11,14 +11,14 @@ const TOKENS: usize = 64;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0 | 1 => add_block::<1>(w, xs, out),
-            2..=4 => add_block::<4>(w, xs, out),
-            5..=16 => add_block::<16>(w, xs, out),
-            _ => add_block::<TOKENS>(w, xs, out),
+            0 | 1 => add_block::<1>(w, xs, ahead, out),
+            2..=4 => add_block::<4>(w, xs, ahead, out),
+            5..=16 => add_block::<16>(w, xs, ahead, out),
+            _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -26,11 +26,13 @@ pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
     let head = Head::new(words(&w, 0));
+    request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
     for p in 0..4 {
         let q = nibbles(&w, p);
+        request::<8>(ahead, 4 + 8 * p);
         let scales = [head.scale(2 * p), head.scale(2 * p + 1)];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));
@@ -180,10 +182,19 @@ fn byte(words: __m512i, i: usize) -> __m512i {
     _mm512_and_si512(_mm512_srl_epi32(words, shift), _mm512_set1_epi32(255))
 }
 
+/// Asks for `N` cache lines, the `first` one of those at `ahead` and its successors.
+#[inline(always)]
+pub(super) fn request<const N: usize>(ahead: *const u8, first: usize) {
+    for line in first..first + N {
+        // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast()) };
+    }
+}
+
 /// Asks for the cache lines of `bytes`, in their order.
 pub(super) fn prefetch(bytes: &[u8]) {
     for line in bytes.chunks(64) {
         // SAFETY: a prefetch reads nothing; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }
