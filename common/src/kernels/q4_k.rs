@@ -12,7 +12,7 @@
 use super::matrix::Matrix;
 use super::row::RowKernel;
 use super::tile;
-use crate::quant::{BlockQ8K, Q4K, SuperBlock};
+use crate::quant::BlockQ8K;
 
 /// Activations from which sixteen rows in lockstep are faster than eight.
 const MANY: usize = 12;
@@ -57,11 +57,45 @@ impl Four {
     }
 }
 
+/// One block of each of `N` rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, const N: usize> {
+    /// Block of the first row; there is a whole block at each of the `N` multiples of `stride`.
+    start: &'a [u8; 144],
+    stride: usize,
+}
+
+impl<'a, const N: usize> Rows<'a, N> {
+    /// Block `block` of the rows `first..first + N`.
+    ///
+    /// # Panics
+    /// `w` does not have them.
+    fn new(w: &Matrix<'a>, first: usize, block: usize) -> Self {
+        let (start, stride) = w.blocks_below::<144>(first, N, block);
+        Rows { start, stride }
+    }
+
+    /// The block of row `r`.
+    ///
+    /// # Panics
+    /// `r` is not below `N`.
+    #[inline(always)]
+    pub(super) fn row(&self, r: usize) -> &'a [u8; 144] {
+        assert!(r < N, "row {r} of {N}");
+        // SAFETY: `r < N`, and `new` has checked that there is a block at `r * stride`.
+        unsafe { &*self.start.as_ptr().add(r * self.stride).cast() }
+    }
+
+    pub(super) fn all(&self) -> [&'a [u8; 144]; N] {
+        std::array::from_fn(|r| self.row(r))
+    }
+}
+
 /// Buffers of one thread, kept between calls.
 #[derive(Default)]
 pub(super) struct Scratch {
-    /// Copies of the activations' blocks, side by side as they are met.
-    blocks: Vec<BlockQ8K>,
+    /// Blocks of several activations, side by side as they are met.
+    copies: Vec<BlockQ8K>,
     fours: Vec<Four>,
 }
 
@@ -69,7 +103,7 @@ pub(super) struct Scratch {
 #[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub(super) w: &'a Matrix<'a>,
-    /// Blocks of all activations: `xs(b, t)` is block `b` of activation `t`.
+    /// Activations.
     pub(super) tokens: usize,
     /// What the thread will read after `w`.
     pub(super) then: Option<&'a Matrix<'a>>,
@@ -90,7 +124,8 @@ impl<'a> Product<'a> {
         line * self.w.rows() + row
     }
 
-    /// Fills `out`, `tokens * rows` results, or `tokens * blocks * rows` with `PARTS`.
+    /// Fills `out`, `tokens * rows` results, or `tokens * blocks * rows` with `PARTS`. `xs(b, t)`
+    /// is block `b` of activation `t`.
     pub(super) fn run<K: RowKernel, const PARTS: bool>(
         &self,
         k: K,
@@ -99,33 +134,49 @@ impl<'a> Product<'a> {
         out: &mut [f32],
     ) {
         let blocks = self.blocks();
+        let Scratch { copies, fours } = scratch;
         for start in (0..self.tokens).step_by(TOKENS_AT_ONCE) {
             let len = TOKENS_AT_ONCE.min(self.tokens - start);
-            scratch.blocks.clear();
-            for b in 0..blocks {
-                scratch
-                    .blocks
-                    .extend((start..start + len).map(|t| *xs(b, t)));
+            let block = |i: usize| xs(i / len, start + i % len);
+            if PARTS || len == 1 {
+                let list: Vec<&BlockQ8K> = (0..blocks * len).map(block).collect();
+                self.tokens::<K, PARTS>(k, start, &list, fours, out);
+            } else {
+                // Rows of several activations are several streams.
+                copies.clear();
+                copies.extend((0..blocks * len).map(|i| *block(i)));
+                let list: Vec<&BlockQ8K> = copies.iter().collect();
+                self.tokens::<K, PARTS>(k, start, &list, fours, out);
             }
-            let mut done = 0;
-            if len == 1 && K::TERMS {
-                self.along::<K, PARTS>(k, start, scratch, out);
-                continue;
-            }
-            if K::SIXTEEN && (len >= MANY || !K::EIGHT) {
-                let product = |w: [&[u8; 144]; 16], xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
-                    k.q4_k_sixteen_ahead(w, xs, ahead, sums);
-                };
-                done = self.lockstep::<K, 16, PARTS>(k, start, 0, &scratch.blocks, product, out);
-            }
-            if K::EIGHT {
-                let product = |w: [&[u8; 144]; 8], xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
-                    k.q4_k_eight(w, xs, ahead, sums);
-                };
-                done = self.lockstep::<K, 8, PARTS>(k, start, done, &scratch.blocks, product, out);
-            }
-            self.row_by_row::<K, PARTS>(k, start, done, &scratch.blocks, out);
         }
+    }
+
+    fn tokens<K: RowKernel, const PARTS: bool>(
+        &self,
+        k: K,
+        start: usize,
+        xs: &[&BlockQ8K],
+        fours: &mut Vec<Four>,
+        out: &mut [f32],
+    ) {
+        let len = xs.len().checked_div(self.blocks()).unwrap_or(0);
+        if len == 1 && K::TERMS {
+            return self.along::<K, PARTS>(k, start, xs, fours, out);
+        }
+        let mut done = 0;
+        if K::SIXTEEN && (len >= MANY || !K::EIGHT) {
+            let product = |w, xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
+                k.q4_k_sixteen_ahead(w, xs, ahead, sums);
+            };
+            done = self.lockstep::<K, 16, PARTS>(k, start, done, xs, product, out);
+        }
+        if K::EIGHT {
+            let product = |w, xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
+                k.q4_k_eight(w, xs, ahead, sums);
+            };
+            done = self.lockstep::<K, 8, PARTS>(k, start, done, xs, product, out);
+        }
+        self.row_by_row::<K, PARTS>(k, start, done, xs, out);
     }
 
     /// Whole groups of `N` rows from `first` on; returns where they end.
@@ -134,23 +185,20 @@ impl<'a> Product<'a> {
         k: K,
         start: usize,
         first: usize,
-        xs: &[BlockQ8K],
-        product: impl Fn([&[u8; 144]; N], &[&BlockQ8K], *const u8, &mut [[f32; N]]),
+        xs: &[&BlockQ8K],
+        product: impl Fn(Rows<'a, N>, &[&BlockQ8K], *const u8, &mut [[f32; N]]),
         out: &mut [f32],
     ) -> usize {
         let blocks = self.blocks();
         let tokens = xs.len().checked_div(blocks).unwrap_or(0);
         let end = first + (self.w.rows() - first) / N * N;
-        let xs: Vec<&BlockQ8K> = xs.iter().collect();
         let mut sums = [[0.0; N]; TOKENS_AT_ONCE];
         let sums = &mut sums[..tokens];
         for group in (first..end).step_by(N) {
-            let rows: [&[[u8; 144]]; N] =
-                std::array::from_fn(|r| Q4K::blocks(self.w.row(group + r)));
             sums.fill([0.0; N]);
             for (b, xs) in xs.chunks_exact(tokens).enumerate() {
                 let ahead = self.ahead(k, group + N, N, (b, blocks));
-                product(std::array::from_fn(|r| &rows[r][b]), xs, ahead, sums);
+                product(Rows::new(self.w, group, b), xs, ahead, sums);
                 if PARTS {
                     self.spread::<N, PARTS>(start, b, group, sums, out);
                     sums.fill([0.0; N]);
@@ -208,10 +256,10 @@ impl<'a> Product<'a> {
         &self,
         k: K,
         token: usize,
-        scratch: &mut Scratch,
+        xs: &[&BlockQ8K],
+        fours: &mut Vec<Four>,
         out: &mut [f32],
     ) {
-        let (xs, fours) = (&scratch.blocks, &mut scratch.fours);
         fours.clear();
         for four in xs.as_chunks::<4>().0 {
             let mut arranged = Four::ZERO;
@@ -245,7 +293,7 @@ impl<'a> Product<'a> {
         k: K,
         start: usize,
         first: usize,
-        xs: &[BlockQ8K],
+        xs: &[&BlockQ8K],
         out: &mut [f32],
     ) {
         if first == self.w.rows() {
@@ -270,7 +318,7 @@ impl<'a> Product<'a> {
             for (b, (part, xs)) in parts.enumerate() {
                 let mut list: [&[BlockQ8K]; TOKENS_AT_ONCE] = [&[]; TOKENS_AT_ONCE];
                 for (slot, x) in list.iter_mut().zip(xs) {
-                    *slot = std::slice::from_ref(x);
+                    *slot = std::slice::from_ref(*x);
                 }
                 tile::q8_k_row(k, self.w.ty(), part, &list[..tokens], results);
                 for (t, result) in results.iter().enumerate() {

@@ -1,6 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
-use super::q4_k::Four;
+use super::q4_k::{Four, Rows};
 use super::sixteen::{self, Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
@@ -52,23 +52,17 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// which may be no valid address.
     fn q4_k_sixteen_ahead(
         self,
-        w: Blocks<'_>,
+        w: Rows<'_, 16>,
         xs: &[&BlockQ8K],
         _ahead: *const u8,
         out: &mut [Sums],
     ) {
-        self.q4_k_sixteen(w, xs, out);
+        self.q4_k_sixteen(w.all(), xs, out);
     }
 
     /// As [`RowKernel::q4_k_sixteen_ahead`] for eight rows.
-    fn q4_k_eight(
-        self,
-        w: [&[u8; 144]; 8],
-        xs: &[&BlockQ8K],
-        _ahead: *const u8,
-        out: &mut [[f32; 8]],
-    ) {
-        sixteen::add_block(w, xs, out);
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], _ahead: *const u8, out: &mut [[f32; 8]]) {
+        sixteen::add_block(w.all(), xs, out);
     }
 
     /// `terms[b] = row[b] · x[b]` for the blocks of a Q4_K row; `fours` holds the whole fours of
@@ -76,7 +70,7 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     fn q4_k_terms(
         self,
         row: &[u8],
-        x: &[BlockQ8K],
+        x: &[&BlockQ8K],
         _fours: &[Four],
         _ahead: *const u8,
         terms: &mut [f32],

@@ -25,8 +25,7 @@ pub(super) fn add_rows<K: RowKernel>(
 ) {
     let rows: [&[[u8; 144]]; ROWS] = std::array::from_fn(|r| Q4K::blocks(w.row(first + r)));
     for (b, xs) in xs.chunks_exact(out.len()).enumerate() {
-        let ahead = rows[ROWS - 1].as_ptr_range().end.wrapping_add(b * ROWS);
-        k.q4_k_sixteen_ahead(std::array::from_fn(|r| &rows[r][b]), xs, ahead.cast(), out);
+        k.q4_k_sixteen(std::array::from_fn(|r| &rows[r][b]), xs, out);
     }
 }
 
@@ -46,7 +45,7 @@ pub(super) fn add_block<const N: usize>(
 }
 
 /// `terms[b] = row[b] · x[b]`, as the scalar definition has it.
-pub(super) fn terms(row: &[u8], x: &[BlockQ8K], terms: &mut [f32]) {
+pub(super) fn terms(row: &[u8], x: &[&BlockQ8K], terms: &mut [f32]) {
     let mut block = IntBlock::ZERO;
     for ((bytes, x), result) in Q4K::blocks(row).iter().zip(x).zip(terms) {
         Q4K::unpack(bytes, &mut block);

@@ -15,7 +15,7 @@ use crate::quant::{BlockQ8K, Q4K, SuperBlock};
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn q4_k_terms(
     row: &[u8],
-    x: &[BlockQ8K],
+    x: &[&BlockQ8K],
     fours: &[Four],
     ahead: *const u8,
     terms: &mut [f32],
@@ -122,9 +122,9 @@ fn four_terms(w: &[[u8; 144]; 4], x: &Four, controls: &Controls) -> [f32; 4] {
                 _mm512_and_si512(packed, low),
                 _mm512_and_si512(_mm512_srli_epi16::<4>(packed), low),
             ];
-            for n in 0..2 {
+            for (n, q) in q.into_iter().enumerate() {
                 let x = load_i8x64(&x.q[4 * i + 2 * half + n]);
-                let quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q[n], x);
+                let quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), q, x);
                 let scale = _mm512_shuffle_epi8(of_block[i], controls.scales[half][n]);
                 // Four products are at most 4 * 15 * 128, so the lower 16 bits of a lane are its
                 // value, and the zero above the scale hides the upper ones.

@@ -2,9 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Factors, load_128, load_256, load_halves, load_i16, part};
-use super::{spread_mins, sum_four_256, sum_mins, two_halves};
+use super::{Factors, eight_avx2, load_128, load_256, load_halves, load_i16, part};
+use super::{sixteen, spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
@@ -24,6 +25,30 @@ impl Avx2 {
 }
 
 impl RowKernel for Avx2 {
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
+
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { eight_avx2::q4_k_eight(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        _fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { q4_k_terms(row, x, ahead, terms) }
+    }
+
+    fn prefetch(self, bytes: &[u8]) {
+        sixteen::prefetch(bytes);
+    }
+
     fn name(self) -> &'static str {
         "avx2"
     }
@@ -131,8 +156,11 @@ fn unpack_q4_k(bytes: &[u8; 144]) -> Nibbles {
         block.q[2 * p] = _mm256_and_si256(packed, low);
         block.q[2 * p + 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
     }
-    for (vector, scale) in block.scales.iter_mut().zip(scales.to_le_bytes()) {
-        *vector = _mm256_set1_epi16(i16::from(scale));
+    let scales = _mm256_broadcastsi128_si256(_mm_cvtsi64_si128(scales as i64));
+    for (j, vector) in block.scales.iter_mut().enumerate() {
+        // The upper byte of a lane is cleared.
+        let control = _mm256_set1_epi16(i16::from_le_bytes([j as u8, 0x80]));
+        *vector = _mm256_shuffle_epi8(scales, control);
     }
     block
 }
@@ -157,10 +185,11 @@ fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         let (x_fours, x_rest) = x.as_chunks::<4>();
         *out = 0.0;
         for (w, x) in fours.iter().zip(x_fours) {
-            q4_k_along::<4>(w, x, out);
+            let terms = along::<4>(w, x.each_ref());
+            terms.iter().for_each(|term| *out += term);
         }
         for (w, x) in rest.iter().zip(x_rest) {
-            q4_k_along::<1>(&[*w], &[*x], out);
+            *out += along::<1>(&[*w], [x])[0];
         }
         return;
     }
@@ -178,21 +207,33 @@ fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
     }
 }
 
-/// `N` blocks in a row, one activation.
+/// `terms[b] = row[b] · x[b]`.
+#[target_feature(enable = "avx2,f16c")]
+fn q4_k_terms(row: &[u8], x: &[&BlockQ8K], ahead: *const u8, terms: &mut [f32]) {
+    let (fours, rest) = Q4K::blocks(row).as_chunks::<4>();
+    let (x_fours, x_rest) = x.as_chunks::<4>();
+    let (out, out_rest) = terms.as_chunks_mut::<4>();
+    for (i, ((w, x), out)) in fours.iter().zip(x_fours).zip(out).enumerate() {
+        sixteen::request::<9>(ahead, 9 * i);
+        *out = along::<4>(w, *x);
+    }
+    for ((w, x), out) in rest.iter().zip(x_rest).zip(out_rest) {
+        *out = along::<1>(&[*w], [*x])[0];
+    }
+}
+
+/// The terms of `N` blocks in a row, one activation; the others are of no meaning.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q4_k_along<const N: usize>(w: &[[u8; 144]; N], x: &[BlockQ8K; N], acc: &mut f32) {
+fn along<const N: usize>(w: &[[u8; 144]; N], x: [&BlockQ8K; N]) -> [f32; 4] {
     let mut sums = [_mm256_setzero_si256(); 4];
     let mut factors = Factors::zero();
     for i in 0..N {
         let w = unpack_q4_k(&w[i]);
-        sums[i] = dot_q4_k(&w, &x[i]);
-        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, &x[i]));
+        sums[i] = dot_q4_k(&w, x[i]);
+        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, x[i]));
     }
-    let terms = factors.terms::<Q4K>(sum_four_256(&sums));
-    for term in &terms[..N] {
-        *acc += term;
-    }
+    factors.terms::<Q4K>(sum_four_256(&sums))
 }
 
 /// One block, `N` activations.

@@ -6,9 +6,9 @@ use super::{Factors, load_256, load_i16, part};
 use super::{along, eight, sixteen};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
-use crate::kernels::q4_k::Four;
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::sixteen::Sums;
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
@@ -39,7 +39,7 @@ impl RowKernel for Avx512 {
 
     fn q4_k_sixteen_ahead(
         self,
-        w: Blocks<'_>,
+        w: Rows<'_, 16>,
         xs: &[&BlockQ8K],
         ahead: *const u8,
         out: &mut [Sums],
@@ -48,13 +48,7 @@ impl RowKernel for Avx512 {
         unsafe { sixteen::q4_k_sixteen(w, xs, ahead, out) }
     }
 
-    fn q4_k_eight(
-        self,
-        w: [&[u8; 144]; 8],
-        xs: &[&BlockQ8K],
-        ahead: *const u8,
-        out: &mut [[f32; 8]],
-    ) {
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { eight::q4_k_eight(w, xs, ahead, out) }
     }
@@ -62,7 +56,7 @@ impl RowKernel for Avx512 {
     fn q4_k_terms(
         self,
         row: &[u8],
-        x: &[BlockQ8K],
+        x: &[&BlockQ8K],
         fours: &[Four],
         ahead: *const u8,
         terms: &mut [f32],

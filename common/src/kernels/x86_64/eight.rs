@@ -4,17 +4,17 @@ use std::arch::x86_64::*;
 
 use super::part;
 use super::sixteen::request;
+use crate::kernels::q4_k::Rows;
 use crate::quant::BlockQ8K;
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
 const TOKENS: usize = 16;
 
-/// A block of each of the rows.
-type Rows<'a> = [&'a [u8; 144]; 8];
+type Eight<'a> = Rows<'a, 8>;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q4_k_eight(w: Rows<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+pub(super) fn q4_k_eight(w: Eight<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
@@ -30,7 +30,7 @@ pub(super) fn q4_k_eight(w: Rows<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn add_block<const T: usize>(
-    w: Rows<'_>,
+    w: Eight<'_>,
     xs: &[&BlockQ8K],
     ahead: *const u8,
     out: &mut [[f32; 8]],
@@ -67,9 +67,9 @@ fn add_block<const T: usize>(
 /// 16 bytes at `16 * at` of every row, as two vectors of eight bytes a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn words(w: &Rows<'_>, at: usize) -> [__m512i; 2] {
+fn words(w: &Eight<'_>, at: usize) -> [__m512i; 2] {
     let load = |r: usize| {
-        let bytes: &[u8; 16] = part(w[r], at);
+        let bytes: &[u8; 16] = part(w.row(r), at);
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
@@ -89,7 +89,7 @@ fn words(w: &Rows<'_>, at: usize) -> [__m512i; 2] {
 /// Sub-blocks `2 p` and `2 p + 1`, eight weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn nibbles(w: &Rows<'_>, p: usize) -> [__m512i; 8] {
+fn nibbles(w: &Eight<'_>, p: usize) -> [__m512i; 8] {
     let mask = _mm512_set1_epi8(15);
     let mut q = [_mm512_setzero_si512(); 8];
     for half in 0..2 {
@@ -115,15 +115,21 @@ fn eight_bytes(bytes: [u8; 8]) -> __m512i {
 fn add_pair(sum: __m512i, q: &[__m512i; 8], scales: [__m512i; 2], x: &[i8; 64]) -> __m512i {
     let x = x.as_chunks::<8>().0;
     let mut all = sum;
-    for run in 0..2 {
+    for ((q, x), scale) in q
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .zip(x.as_chunks::<4>().0)
+        .zip(scales)
+    {
         let mut products = _mm512_setzero_si512();
-        for i in 4 * run..4 * run + 4 {
-            let x = eight_bytes(x[i].map(|v| v as u8));
-            products = _mm512_dpbusd_epi32(products, q[i], x);
+        for (q, x) in q.iter().zip(x) {
+            let x = eight_bytes(x.map(|v| v as u8));
+            products = _mm512_dpbusd_epi32(products, *q, x);
         }
         // 16 products are at most 16 * 15 * 128, so the lower half of a word is its value, and
         // the zero above the scale hides the upper one.
-        all = _mm512_dpwssd_epi32(all, products, scales[run]);
+        all = _mm512_dpwssd_epi32(all, products, scale);
     }
     all
 }

@@ -8,6 +8,7 @@ mod along;
 mod avx2;
 mod avx512;
 mod eight;
+mod eight_avx2;
 mod sixteen;
 
 pub(super) use avx2::Avx2;

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::part;
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::q4_k::Rows;
+use crate::kernels::sixteen::Sums;
 use crate::quant::BlockQ8K;
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
@@ -11,7 +12,7 @@ const TOKENS: usize = 64;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
+pub(super) fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
@@ -26,7 +27,12 @@ pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, ou
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
+fn add_block<const T: usize>(
+    w: Rows<'_, 16>,
+    xs: &[&BlockQ8K],
+    ahead: *const u8,
+    out: &mut [Sums],
+) {
     let head = Head::new(words(&w, 0));
     request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
@@ -46,9 +52,9 @@ fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], ahead: *const u8, 
 /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
+fn words(w: &Rows<'_, 16>, at: usize) -> [__m512i; 4] {
     let load = |r: usize| {
-        let bytes: &[u8; 16] = part(w[r], at);
+        let bytes: &[u8; 16] = part(w.row(r), at);
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
@@ -79,7 +85,7 @@ fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn nibbles(w: &Blocks<'_>, p: usize) -> [__m512i; 16] {
+fn nibbles(w: &Rows<'_, 16>, p: usize) -> [__m512i; 16] {
     let mask = _mm512_set1_epi8(15);
     let mut q = [_mm512_setzero_si512(); 16];
     for half in 0..2 {
