@@ -15,7 +15,7 @@ use super::tile;
 use crate::quant::BlockQ8K;
 
 /// Activations from which sixteen rows in lockstep are faster than eight.
-const MANY: usize = 12;
+const MANY: usize = 8;
 
 /// Activations that meet all rows before the next ones do; they stay in a second-level cache.
 const TOKENS_AT_ONCE: usize = 64;
@@ -27,6 +27,10 @@ const STREAM_AHEAD: usize = 6 << 10;
 const LONG_ROW: usize = 64;
 
 /// Four blocks of an activation as the products of four blocks of a row meet them.
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "for vector kernels")
+)]
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Four {

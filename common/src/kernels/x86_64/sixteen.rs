@@ -19,6 +19,7 @@ pub(super) fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, 
             0 | 1 => add_block::<1>(w, xs, ahead, out),
             2..=4 => add_block::<4>(w, xs, ahead, out),
             5..=16 => add_block::<16>(w, xs, ahead, out),
+            17..=32 => add_block::<32>(w, xs, ahead, out),
             _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
