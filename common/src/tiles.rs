@@ -19,7 +19,13 @@
 //! no zero is ever added. Whoever holds a set of tiles returns one row for each maximal subtree
 //! that it covers; any cover of the grid then gives the same bits.
 
+mod holdings;
+mod set;
+
 use std::fmt;
+
+pub use holdings::Holdings;
+pub use set::{MAX_RECTS, TileSet};
 
 /// Width of a tile along the expert's inner dimension: one Q8_K block of the down projection.
 pub const BLOCK_WIDTH: usize = 256;
@@ -142,7 +148,7 @@ fn share(total: u32, parts: u32, index: u32) -> Span {
     Span::new(at(index), at(index + 1))
 }
 
-/// A rectangle of tiles, the same in every layer.
+/// A rectangle of a layer's tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TileRect {
     pub experts: Span,
@@ -157,6 +163,11 @@ impl TileRect {
             return Err(TileError::Outside { rect: self, grid });
         }
         Ok(())
+    }
+
+    #[must_use]
+    pub fn tiles(self) -> u64 {
+        u64::from(self.experts.len()) * u64::from(self.blocks.len())
     }
 
     #[must_use]
@@ -360,6 +371,10 @@ pub enum TileError {
     TooManyNodes { nodes: u32, grid: Grid },
     #[error("the tiles leave out or repeat block {block} from expert {expert} on")]
     Cover { block: u32, expert: u32 },
+    #[error("{0} tile rectangles, allowed are 1 to {MAX_RECTS}")]
+    Count(usize),
+    #[error("tiles {0} are named twice")]
+    Overlap(TileRect),
 }
 
 #[cfg(test)]

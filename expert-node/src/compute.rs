@@ -1,8 +1,8 @@
 //! What a worker runs: the one expert function, or a script in a test.
 
 use ds4_common::expert::{BatchError, ExpertBatch};
-use ds4_common::tiles::TileRect;
-use ds4_proto::wire::{FingerprintBytes, Shape, TileSet};
+use ds4_common::tiles::{TileRect, TileSet};
+use ds4_proto::wire::{FingerprintBytes, Shape};
 
 /// Computes the rows of a checked batch on the current rayon pool.
 pub trait Compute: Send + 'static {

@@ -77,7 +77,7 @@ impl NodeControl for NodeService {
             hidden: identity.shape.hidden as u32,
             grid_experts: identity.shape.grid.experts,
             grid_blocks: identity.shape.grid.blocks,
-            held: identity.held.encode(),
+            held: ds4_proto::wire::encode_tiles(&identity.held),
             kernels: identity.kernels.clone(),
             threads: node.threads as u32,
             weight_bytes: identity.weight_bytes,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
 use ds4_proto::pb::{self, compute_request};
-use ds4_proto::wire::{check_hello, clip, decode_work};
+use ds4_proto::wire::{check_hello, clip, decode_work, encode_tiles};
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
@@ -49,7 +49,7 @@ pub(crate) async fn open(
     let (replies, outbox) = mpsc::channel(node.max_in_flight + 1);
     let welcome = pb::Welcome {
         max_in_flight: node.max_in_flight as u32,
-        held: node.identity.held.encode(),
+        held: encode_tiles(&node.identity.held),
     };
     // The channel is new and has room.
     let _ = replies.try_send(Ok(Event::Welcome(welcome)));

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
-use ds4_common::tiles::{Grid, Span, TileError, TileRect};
-use ds4_proto::wire::{TileSet, WireError};
+use ds4_common::tiles::{Grid, Span, TileError, TileRect, TileSet};
+use ds4_proto::wire::WireError;
 
 /// The tiles asked for, before the model's grid is known.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

@@ -176,8 +176,8 @@ mod tests {
     use std::sync::Mutex;
 
     use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+    use ds4_common::tiles::TileSet;
     use ds4_common::tiles::{Grid, TileRect};
-    use ds4_proto::wire::TileSet;
 
     const GRID: Grid = Grid {
         experts: 2,

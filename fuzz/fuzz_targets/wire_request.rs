@@ -1,9 +1,9 @@
 //! Work that a node takes must fit the model and what it holds.
 #![no_main]
 
-use ds4_common::tiles::Grid;
+use ds4_common::tiles::{Grid, TileSet};
 use ds4_proto::pb;
-use ds4_proto::wire::{Shape, TileSet, check_hello, decode_work};
+use ds4_proto::wire::{Shape, check_hello, decode_work};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 

@@ -24,7 +24,7 @@ pub const MAX_LAYERS: u32 = 1 << 12;
 pub const MAX_HIDDEN: u32 = 1 << 20;
 
 /// Rectangles in one call or description.
-pub const MAX_RECTS: usize = 1024;
+pub use ds4_common::tiles::MAX_RECTS;
 
 /// Bytes of one rectangle: four u32.
 pub const RECT_BYTES: usize = 16;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::quant::{BlockQ8, BlockQ8K};
-use ds4_common::tiles::Grid;
+use ds4_common::tiles::{Grid, TileSet};
 use ds4_proto::limits::{MAX_TOKENS, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::wire::{
-    Call, EncodedBatch, Mismatch, Shape, TileSet, WireError, bytes_from_floats, check_hello,
-    decode_node, decode_welcome, decode_work, floats_from_bytes, hello,
+    Call, EncodedBatch, Mismatch, Shape, WireError, bytes_from_floats, check_hello, decode_node,
+    decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -332,7 +332,7 @@ fn a_description_of_absurd_size_is_refused() {
         used: 1,
         grid_experts: u32::MAX,
         grid_blocks: 1,
-        held: whole().encode(),
+        held: encode_tiles(&whole()),
         ..Default::default()
     };
     assert!(decode_node(&reply).is_err());

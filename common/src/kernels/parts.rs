@@ -11,6 +11,11 @@ use crate::quant::{BlockQ8K, GgmlType};
 /// Columns of a part.
 const WIDTH: usize = 256;
 
+/// Whether the kernels have shapes of their own for Q4_K.
+const fn lockstep<K: RowKernel>() -> bool {
+    K::SIXTEEN || K::EIGHT || K::TERMS
+}
+
 /// The sums over all columns: `out[t * rows + r]`.
 ///
 /// # Panics
@@ -36,7 +41,7 @@ pub(super) fn run_whole<K: RowKernel>(
             _ => None,
         })
         .collect();
-    if let Some(xs) = wide.filter(|_| w.ty() == GgmlType::Q4K) {
+    if let Some(xs) = wide.filter(|_| w.ty() == GgmlType::Q4K && lockstep::<K>()) {
         let product = Product { w, tokens, then };
         return product.run::<K, false>(k, |b, t| &xs[t][b], &mut scratch.q4_k, out);
     }
@@ -81,7 +86,7 @@ pub(super) fn run<K: RowKernel>(
         })
         .collect();
     match wide {
-        Some(xs) if w.ty() == GgmlType::Q4K => {
+        Some(xs) if w.ty() == GgmlType::Q4K && lockstep::<K>() => {
             let product = Product { w, tokens, then };
             let x = |b: usize, t: usize| xs[b * tokens + t];
             product.run::<K, true>(k, x, &mut scratch.q4_k, out);

@@ -74,7 +74,7 @@ impl<'a, const N: usize> Rows<'a, N> {
     ///
     /// # Panics
     /// `w` does not have them.
-    fn new(w: &Matrix<'a>, first: usize, block: usize) -> Self {
+    pub(super) fn new(w: &Matrix<'a>, first: usize, block: usize) -> Self {
         let (start, stride) = w.blocks_below::<144>(first, N, block);
         Rows { start, stride }
     }
@@ -138,6 +138,9 @@ impl<'a> Product<'a> {
         out: &mut [f32],
     ) {
         let blocks = self.blocks();
+        if blocks == 0 {
+            return out.fill(0.0);
+        }
         let Scratch { copies, fours } = scratch;
         for start in (0..self.tokens).step_by(TOKENS_AT_ONCE) {
             let len = TOKENS_AT_ONCE.min(self.tokens - start);
@@ -242,11 +245,12 @@ impl<'a> Product<'a> {
             Some(next) if row >= here => (next, row - here),
             _ => (self.w, row),
         };
-        if w.is_dense() {
+        if w.is_dense() && K::EIGHT {
             let offset = row * w.row_bytes() + count * w.row_bytes() / of * share;
             return w.start().wrapping_add(offset);
         }
-        // What lies between the rows of a strip is for others to read, so no run of addresses.
+        // What lies between the rows of a strip is for others to read, so no run of addresses;
+        // nor are there kernels of sixteen rows alone that would ask for it.
         for row in row + count * share / of..row + count * (share + 1) / of {
             if row < w.rows() {
                 k.prefetch(w.row(row));

@@ -1,6 +1,7 @@
 //! Q4_K, several rows at a time: each row has its own lane, so nothing is added across lanes.
 
 use super::matrix::Matrix;
+use super::q4_k::Rows;
 use super::row::RowKernel;
 use super::scalar;
 use crate::quant::{BlockQ8K, IntBlock, Q4K, SuperBlock};
@@ -23,9 +24,11 @@ pub(super) fn add_rows<K: RowKernel>(
     xs: &[&BlockQ8K],
     out: &mut [Sums],
 ) {
-    let rows: [&[[u8; 144]]; ROWS] = std::array::from_fn(|r| Q4K::blocks(w.row(first + r)));
+    // Behind the last row there may be nothing; it is only asked for.
+    let next = w.row(first).as_ptr().wrapping_add(ROWS * w.row_bytes());
     for (b, xs) in xs.chunks_exact(out.len()).enumerate() {
-        k.q4_k_sixteen(std::array::from_fn(|r| &rows[r][b]), xs, out);
+        let ahead = next.wrapping_add(b * ROWS * 144);
+        k.q4_k_sixteen_ahead(Rows::new(w, first, b), xs, ahead, out);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Who computes which tiles.
 
-use ds4_common::tiles::{Grid, Span, TileError, TileRect};
-use ds4_proto::wire::TileSet;
+use ds4_common::tiles::{Grid, Span, TileError, TileRect, TileSet};
 
 /// Tiles that cannot be shared out.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

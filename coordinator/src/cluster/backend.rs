@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{TileRect, TileSet};
 use ds4_proto::limits::MAX_DEADLINE;
-use ds4_proto::wire::{EncodedBatch, Shape, TileSet};
+use ds4_proto::wire::{EncodedBatch, Shape};
 
 use super::assignment::{AssignmentError, assign};
 use super::calls::{Arrival, Calls, Request};

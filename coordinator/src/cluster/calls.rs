@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytes::Bytes;
+use ds4_common::tiles::TileSet;
 use ds4_proto::limits::MAX_TEXT_BYTES;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{EncodedBatch, TileSet, clip};
+use ds4_proto::wire::{EncodedBatch, clip};
 use tokio::sync::mpsc;
 
 use super::node_metrics::{NodeMetrics, Outcome};

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ds4_common::tiles::TileSet;
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{FingerprintBytes, Shape, TileSet, clip, decode_welcome, hello};
+use ds4_proto::wire::{FingerprintBytes, Shape, clip, decode_welcome, hello};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
-use ds4_common::tiles::{Grid, TileRect};
+use ds4_common::tiles::{Grid, TileRect, TileSet};
 use ds4_expert_node::compute::{Compute, Identity};
 use ds4_expert_node::node::{COMPUTE_SERVICE, NodeSettings, RunningNode};
 use ds4_proto::limits::PROTOCOL_VERSION;
@@ -16,7 +16,7 @@ use ds4_proto::pb::compute_reply::Kind as Reply;
 use ds4_proto::pb::compute_request::Kind;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::{self, FailureKind};
-use ds4_proto::wire::{EncodedBatch, Shape, TileSet, hello};
+use ds4_proto::wire::{EncodedBatch, Shape, hello};
 use ds4_proto::{channel, wire};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -267,11 +267,7 @@ async fn work_that_lies_is_refused_and_the_stream_goes_on() {
         |w| w.layer = 2,
         |w| w.input = Bytes::from_static(b"short"),
         |w| w.format = 77,
-        |w| {
-            w.rects = TileSet::new(GRID, vec![GRID.whole()])
-                .expect("grid")
-                .encode()
-        },
+        |w| w.rects = wire::encode_tiles(&TileSet::whole(GRID)),
         |w| w.deadline_ms = 0,
     ];
     for (id, lie) in (10..).zip(lies) {

@@ -17,7 +17,7 @@ use ds4_common::tiles::{Grid, TileError, TileRect};
 
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello};
-pub use tile_set::TileSet;
+pub use tile_set::{decode_tiles, encode_tiles};
 pub use work::{Call, EncodedBatch, decode_work};
 
 use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
@@ -89,8 +89,6 @@ pub enum WireError {
     },
     #[error("tile rectangles of {0} bytes, where one has {RECT_BYTES}")]
     Rects(usize),
-    #[error("tiles {0} are named twice")]
-    Overlap(TileRect),
     #[error("tiles {0} are not held here")]
     NotHeld(TileRect),
     #[error(transparent)]

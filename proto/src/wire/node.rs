@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use ds4_common::tiles::Grid;
+use ds4_common::tiles::{Grid, TileSet};
 
-use super::{FingerprintBytes, Shape, TileSet, WireError, bound, clip};
+use super::{FingerprintBytes, Shape, WireError, bound, clip, decode_tiles};
 use crate::limits::{
     MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED, PROTOCOL_VERSION,
 };
@@ -97,7 +97,7 @@ pub fn decode_welcome(welcome: &pb::Welcome, grid: Grid) -> Result<(usize, TileS
         1,
         MAX_IN_FLIGHT.into(),
     )?;
-    let held = TileSet::decode(grid, &welcome.held)?;
+    let held = decode_tiles(grid, &welcome.held)?;
     Ok((welcome.max_in_flight as usize, held))
 }
 
@@ -149,7 +149,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
             used: reply.used as usize,
             grid,
         },
-        held: TileSet::decode(grid, &reply.held)?,
+        held: decode_tiles(grid, &reply.held)?,
         kernels: clip(&reply.kernels, MAX_NAME_BYTES),
         threads: reply.threads,
         weight_bytes: reply.weight_bytes,

@@ -7,9 +7,10 @@ use bytes::Bytes;
 
 use ds4_common::expert::{BatchError, ExpertBatch};
 use ds4_common::quant::ActivationFormat;
+use ds4_common::tiles::TileSet;
 
 use super::blocks::{decode_input, decode_routes, encode_input, encode_routes, input_bytes};
-use super::{Shape, TileSet, WireError, bound, length};
+use super::{Shape, WireError, bound, decode_tiles, encode_tiles, length};
 use crate::limits::{MAX_DEADLINE, MAX_PAYLOAD_BYTES, MAX_TOKENS, ROUTE_BYTES};
 use crate::pb;
 
@@ -55,7 +56,7 @@ impl EncodedBatch {
             routes: self.routes.clone(),
             format: self.format.into(),
             round: self.round,
-            rects: rects.encode(),
+            rects: encode_tiles(rects),
             deadline_ms: deadline.min(MAX_DEADLINE).as_millis().max(1) as u32,
             input: self.input.clone(),
         }
@@ -93,7 +94,7 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Cal
     let format = decode_format(work.format)?;
     check_input(work, tokens, format, shape)?;
 
-    let rects = TileSet::decode(shape.grid, &work.rects)?;
+    let rects = decode_tiles(shape.grid, &work.rects)?;
     if let Some(rect) = rects.rects().iter().find(|rect| !held.covers(**rect)) {
         return Err(WireError::NotHeld(*rect));
     }

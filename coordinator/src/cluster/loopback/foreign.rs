@@ -33,9 +33,7 @@ impl Impostor {
                 used: SHAPE.used as u32,
                 grid_experts: GRID.experts,
                 grid_blocks: GRID.blocks,
-                held: TileSet::new(GRID, vec![GRID.whole()])
-                    .expect("tiles")
-                    .encode(),
+                held: ds4_proto::wire::encode_tiles(&TileSet::whole(GRID)),
                 ..Default::default()
             },
             answer,

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
-use ds4_common::tiles::{Grid, TileRect};
+use ds4_common::tiles::{Grid, TileRect, TileSet};
 use ds4_expert_node::compute::Identity;
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_proto::wire::{Shape, TileSet};
+use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
