@@ -62,6 +62,10 @@ pub const MAX_IN_FLIGHT: u32 = 1024;
 /// the node is.
 pub const MAX_CONNECTIONS: usize = 128;
 
+/// Connections to one node whose handshake is not over, besides those: the newest drives out the
+/// oldest, so that peers which never finish cannot keep out one that does.
+pub const MAX_HANDSHAKES: usize = 128;
+
 /// HTTP/2 streams on one connection: the compute stream, health and description.
 pub const MAX_STREAMS: u32 = 32;
 
@@ -80,7 +84,8 @@ pub const FRAME_BYTES: u32 = 1 << 20;
 /// Time to open a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time from a stream's start to its hello or welcome, and of a description.
+/// Time from a connection's start to the end of its TLS handshake, from a stream's start to its
+/// hello or welcome, and of a description.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Silence after which a peer is pinged. Without pings a healed partition is never noticed.
