@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ds4_common::kernels::Kernels;
+use ds4_proto::tls::Role;
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
@@ -18,6 +19,7 @@ use crate::lifecycle;
 use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::tiles::{GridCut, TileChoice};
+use crate::tls_args::TlsArgs;
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -77,6 +79,12 @@ pub struct ServeArgs {
         value_name = "IP:PORT"
     )]
     pub listen: SocketAddr,
+    /// Address on which health alone is answered, in plain text, for probes that have no
+    /// certificate; port 0 takes a free one [default: none]
+    #[arg(long, env = "DS4_HEALTH_LISTEN", value_name = "IP:PORT")]
+    pub health_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Compute threads; 0 takes one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
@@ -124,13 +132,17 @@ pub struct ServeArgs {
 
 impl ServeArgs {
     /// What the flags ask for.
-    #[must_use]
-    pub fn config(&self) -> NodeConfig {
+    ///
+    /// # Errors
+    /// A certificate cannot be used, or plain text would be taken from other machines.
+    pub fn config(&self) -> Result<NodeConfig> {
+        let security = self.tls.security(Role::Node)?;
+        security.check_listen(self.listen)?;
         let tiles = match (self.grid, self.index) {
             (Some(cut), Some(index)) => TileChoice::Part { cut, index },
             _ => self.tiles.clone().unwrap_or_default(),
         };
-        NodeConfig {
+        Ok(NodeConfig {
             model: ModelConfig {
                 paths: self.model.models.clone(),
                 tiles,
@@ -143,8 +155,9 @@ impl ServeArgs {
                 in_flight: self.in_flight,
                 memory: self.call_memory << 20,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
+                security,
             },
-        }
+        })
     }
 }
 
@@ -247,7 +260,7 @@ mod tests {
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
         };
-        let config = args.config();
+        let config = args.config().expect("config");
         assert_eq!(
             config.model.tiles,
             TileChoice::Part {
@@ -275,6 +288,9 @@ mod tests {
             "serve -m a --listen nowhere",
             "serve -m a --isa abacus",
             "serve -m a --queue 0",
+            "serve -m a --tls-ca ca.pem",
+            "serve -m a --tls-cert n.pem --tls-key n.key",
+            "serve -m a --tls-ca a --tls-cert b --tls-key c --insecure",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
             "serve -m a --drain-timeout 86401",

@@ -21,6 +21,7 @@ mod service;
 mod session;
 pub mod stats;
 pub mod tiles;
+pub mod tls_args;
 mod weights;
 pub mod worker;
 

@@ -1,6 +1,7 @@
 //! A node as a process: load, ready, drain, stop.
 
 use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
 use ds4_common::gguf::GgufModel;
@@ -19,17 +20,22 @@ use crate::embedded::start;
 /// The address is taken, the model cannot be loaded, or the server fails.
 pub async fn serve(args: &ServeArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    let config = args.config()?;
     // The port is taken before minutes of loading, so that a clash is seen at once. Who connects
     // meanwhile waits in the listener's backlog.
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let config = args.config();
+    let listener = bind(args.listen).await?;
+    let health = match args.health_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let starting = start(&config, listener);
     let mut node = tokio::select! {
         node = starting => node?,
         name = signals.next() => bail!("{name} while the model was loading"),
     };
+    if let Some(listener) = health {
+        node.serve_health(listener);
+    }
     let identity = node.identity();
     let ready = format!(
         "ds4-expert ready on {}: {}, kernels {}, {} threads, {}\n",
@@ -56,6 +62,11 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
         name = signals.next() => tracing::warn!("{name} again: stopping at once"),
     }
     Ok(())
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// Prints what a model is and how it could be cut.

@@ -1,0 +1,50 @@
+//! The flags that protect connections between nodes and coordinators, which both programs have.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use ds4_proto::security::Security;
+use ds4_proto::tls::{Role, TlsError, TlsFiles};
+
+/// Certificates, or the word that there shall be none.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TlsArgs {
+    /// PEM file of the cluster's authority. With it, nodes and coordinators speak TLS and show
+    /// each other certificates; `ds4-coord certs` makes the files
+    #[arg(long, env = "DS4_TLS_CA", value_name = "FILE", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
+    /// PEM file of this process's certificate
+    #[arg(long, env = "DS4_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's private key
+    #[arg(long, env = "DS4_TLS_KEY", value_name = "FILE", requires = "tls_ca")]
+    pub tls_key: Option<PathBuf>,
+    /// Exchange plain text with other machines; without it and TLS, only this machine is reached
+    #[arg(long, env = "DS4_INSECURE", conflicts_with_all = ["tls_ca", "tls_cert", "tls_key"])]
+    pub insecure: bool,
+}
+
+impl TlsArgs {
+    /// What the flags ask for, of a process that is a `role`. Warns of plain text.
+    ///
+    /// # Errors
+    /// Names the file that is missing, malformed, expired, or not this role's.
+    pub fn security(&self, role: Role) -> Result<Security, TlsError> {
+        if let (Some(ca), Some(cert), Some(key)) = (&self.tls_ca, &self.tls_cert, &self.tls_key) {
+            let files = TlsFiles {
+                ca: ca.clone(),
+                cert: cert.clone(),
+                key: key.clone(),
+            };
+            return Ok(Security::Tls(files.load(role)?));
+        }
+        if self.insecure {
+            tracing::warn!(
+                "--insecure: whoever reaches the network between coordinator and nodes can read \
+                 and change what they exchange, and use the nodes"
+            );
+            return Ok(Security::Insecure);
+        }
+        Ok(Security::Loopback)
+    }
+}
