@@ -1,5 +1,6 @@
 //! The coordinator: from prompt to token.
 
+pub mod authority;
 pub mod cluster;
 pub mod commands;
 pub mod engine;

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use ds4_proto::channel::{self, AddressError};
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
+use ds4_proto::security::{DialError, Security};
 use ds4_proto::wire::{FingerprintBytes, Mismatch, NodeInfo, Shape, WireError, decode_node};
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
@@ -42,11 +42,8 @@ pub enum ClusterError {
     NoNodes,
     #[error("expert node {0} is named twice")]
     Duplicate(String),
-    #[error("'{address}' is no node address: {reason}")]
-    Address {
-        address: String,
-        reason: AddressError,
-    },
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("expert node {node} was not reached within {seconds} s: {reason}")]
     Unreachable {
         node: String,
@@ -92,6 +89,7 @@ pub async fn gather(
     addresses: &[String],
     expected: &Expectation,
     patience: Duration,
+    security: &Security,
 ) -> Result<Vec<Member>, ClusterError> {
     if addresses.is_empty() {
         return Err(ClusterError::NoNodes);
@@ -103,7 +101,7 @@ pub async fn gather(
     }
     let asked = addresses
         .iter()
-        .map(|address| ask(address, expected, patience));
+        .map(|address| ask(address, expected, patience, security));
     futures::future::try_join_all(asked).await
 }
 
@@ -111,12 +109,10 @@ async fn ask(
     address: &str,
     expected: &Expectation,
     patience: Duration,
+    security: &Security,
 ) -> Result<Member, ClusterError> {
     let node = || address.to_owned();
-    let endpoint = channel::endpoint(address).map_err(|reason| ClusterError::Address {
-        address: node(),
-        reason,
-    })?;
+    let endpoint = security.endpoint(address)?;
     let start = Instant::now();
     let mut next_message = start;
     loop {

@@ -13,6 +13,8 @@ use ds4_expert_node::load::ModelConfig;
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
+use ds4_proto::security::Security;
+use ds4_proto::tls::Role;
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
@@ -111,6 +113,7 @@ impl Assembly {
     /// Names what is wrong with the flags, the model or a node.
     pub async fn open(args: &ModelArgs) -> Result<Self> {
         let kernels = args.kernels()?;
+        let security = args.tls.security(Role::Coordinator)?;
         let for_load = args.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {
@@ -126,7 +129,11 @@ impl Assembly {
             .nodes
             .iter()
             .cloned()
-            .chain(embedded.iter().map(EmbeddedNode::address))
+            .chain(
+                embedded
+                    .iter()
+                    .map(|node| embedded_address(node, &security)),
+            )
             .collect();
         let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
@@ -137,6 +144,7 @@ impl Assembly {
                 grid: args.grid.map(|cut| (cut.groups, cut.strips)),
                 patience: Duration::from_secs(args.wait_for_nodes),
                 deadline: Duration::from_secs(args.call_timeout),
+                security,
             };
             Arc::new(ClusterBackend::connect(&options, &model.expectation()?).await?)
         };
@@ -147,6 +155,14 @@ impl Assembly {
             kernels,
             embedded,
         })
+    }
+}
+
+/// Embedded nodes have no certificate, and their connections do not leave the process.
+fn embedded_address(node: &EmbeddedNode, security: &Security) -> String {
+    match security {
+        Security::Tls(_) => format!("http://{}", node.address()),
+        Security::Loopback | Security::Insecure => node.address(),
     }
 }
 

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, chat, inspect, logits, serve, synth};
+use super::{bench, certs, chat, inspect, logits, serve, synth};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -42,6 +42,8 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Measure prefill, decode, stages and memory
     Bench(bench::BenchArgs),
+    /// Make the certificates with which coordinator and nodes know each other
+    Certs(certs::CertsArgs),
     /// Describe a model
     Inspect(inspect::InspectArgs),
     /// Write a model of random weights, to measure with
@@ -80,6 +82,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Certs(args) => certs::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),
         }

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
+use ds4_expert_node::tls_args::TlsArgs;
 use ds4_proto::channel;
 
 use super::reference_model;
@@ -36,6 +37,9 @@ pub struct ModelArgs {
         value_parser = node_address
     )]
     pub nodes: Vec<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
     /// computes experts directly [default: 1 without --nodes, else 0]

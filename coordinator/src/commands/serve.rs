@@ -76,6 +76,12 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         .local_addr()
         .context("the listening socket has no address")?;
     tracing::info!("listening on http://{address}, loading the model");
+    if !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "the API on {address} asks for no password and is not encrypted: let only a proxy \
+             that does both, or a network of your own, reach it"
+        );
+    }
     let site = Site::default();
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let limits = ConnectionLimits {
