@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ds4_common::threads::Threads;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
 use ds4_proto::security::Security;
@@ -36,6 +37,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct NodeSettings {
     /// Compute threads; 0 takes one a core.
     pub threads: usize,
+    /// Whether each compute thread stays on a core of its own.
+    pub pin: bool,
     /// Work items that wait, of all coordinators together.
     pub queue: usize,
     /// Work items in flight on one coordinator's stream.
@@ -52,6 +55,7 @@ impl Default for NodeSettings {
     fn default() -> Self {
         NodeSettings {
             threads: 0,
+            pin: false,
             queue: 64,
             in_flight: 8,
             memory: 1 << 30,
@@ -103,12 +107,10 @@ impl RunningNode {
     ) -> Result<Self, NodeError> {
         let address = listener.local_addr().map_err(NodeError::Address)?;
         let incoming = settings.security.incoming(listener, Peers::Coordinators)?;
-        let threads = match settings.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
+        let pool = Threads::new(settings.threads, settings.pin);
+        let threads = pool.count();
         let stats = Arc::new(Stats::default());
-        let (queue, worker) = Worker::start(compute, threads, settings.queue, Arc::clone(&stats))
+        let (queue, worker) = Worker::start(compute, pool, settings.queue, Arc::clone(&stats))
             .map_err(NodeError::Threads)?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));

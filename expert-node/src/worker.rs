@@ -7,10 +7,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
+use ds4_common::threads::Threads;
 use ds4_proto::wire::Call;
 
 use crate::compute::Compute;
 use crate::stats::Stats;
+
+/// Time without work after which buffers are given back.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Work with the way back for its outcome.
 pub struct Job {
@@ -73,13 +77,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a compute thread whose pool has `threads` threads, itself included.
+    /// Starts a compute thread whose pool is `threads`, itself included.
     ///
     /// # Errors
     /// The threads could not be made.
     pub fn start(
         mut compute: Box<dyn Compute>,
-        threads: usize,
+        threads: Threads,
         queue: usize,
         stats: Arc<Stats>,
     ) -> std::io::Result<(WorkQueue, Worker)> {
@@ -90,8 +94,9 @@ impl Worker {
             .name("ds4-compute".to_owned())
             .spawn(move || {
                 // The compute thread is part of its pool, so that a call needs no hand-over.
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads.max(1))
+                threads.place(0);
+                let pool = threads
+                    .pool()
                     .thread_name(|i| format!("ds4-compute-{i}"))
                     .use_current_thread()
                     .build();
@@ -100,7 +105,7 @@ impl Worker {
                 // The starter waits for this message.
                 let _ = started.send(usable);
                 if go {
-                    run(&inbox, compute.as_mut(), &stats);
+                    run(&inbox, compute.as_mut(), &stats, IDLE_AFTER);
                 }
                 drop(pool);
                 drop(ending);
@@ -125,10 +130,22 @@ impl Worker {
     }
 }
 
-fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats) {
-    while let Ok(job) = inbox.recv() {
+fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats, idle_after: Duration) {
+    while let Some(job) = next(inbox, compute, idle_after) {
         let outcome = work(&job, compute, stats);
         (job.done)(outcome);
+    }
+}
+
+/// The next job, or `None` when all queues are gone.
+fn next(inbox: &Receiver<Job>, compute: &mut dyn Compute, idle_after: Duration) -> Option<Job> {
+    match inbox.recv_timeout(idle_after) {
+        Ok(job) => Some(job),
+        Err(RecvTimeoutError::Timeout) => {
+            compute.idle();
+            inbox.recv().ok()
+        }
+        Err(RecvTimeoutError::Disconnected) => None,
     }
 }
 
@@ -224,7 +241,9 @@ mod tests {
             gate: opened,
         });
         let stats = Arc::new(Stats::default());
-        let (queue, worker) = Worker::start(script, 2, queue, Arc::clone(&stats)).expect("worker");
+        let (queue, worker) =
+            Worker::start(script, Threads::new(2, false), queue, Arc::clone(&stats))
+                .expect("worker");
         Bench {
             seen,
             gate,
@@ -321,6 +340,53 @@ mod tests {
         }
         assert!(matches!(bench.next(), (13, Outcome::Broken)));
         assert!(matches!(bench.next(), (5, Outcome::Rows { .. })));
+    }
+
+    /// Counts how often it was told that it is idle.
+    struct Lazy(Arc<Mutex<usize>>);
+
+    impl Compute for Lazy {
+        fn compute(
+            &mut self,
+            _: &ExpertBatch,
+            _: &[TileRect],
+            _: &mut Vec<f32>,
+        ) -> Result<u64, BatchError> {
+            Ok(0)
+        }
+
+        fn idle(&mut self) {
+            *self.0.lock().expect("count") += 1;
+        }
+    }
+
+    #[test]
+    fn a_pause_is_told_once_and_work_goes_on_after_it() {
+        let bench = bench(8);
+        let idle = Arc::new(Mutex::new(0));
+        let mut lazy = Lazy(Arc::clone(&idle));
+        let (jobs, inbox) = sync_channel(8);
+        let run = std::thread::spawn(move || {
+            run(
+                &inbox,
+                &mut lazy,
+                &Stats::default(),
+                Duration::from_millis(20),
+            );
+        });
+        for pause in 1..3 {
+            jobs.send(bench.job(pause, LONG).0).expect("it runs");
+            assert!(matches!(bench.next(), (_, Outcome::Rows { .. })));
+            let begun = Instant::now();
+            while *idle.lock().expect("count") < pause {
+                assert!(begun.elapsed() < Duration::from_secs(10), "never idle");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(60));
+            assert_eq!(*idle.lock().expect("count"), pause, "once a pause");
+        }
+        drop(jobs);
+        run.join().expect("it ends");
     }
 
     #[test]

@@ -64,8 +64,11 @@ pub enum ClusterError {
     },
     #[error("expert node {node} describes itself wrongly: {problem}")]
     Malformed { node: String, problem: WireError },
-    #[error(transparent)]
-    Assignment(#[from] AssignmentError),
+    #[error("layer {layer}: {problem}")]
+    Assignment {
+        layer: usize,
+        problem: AssignmentError,
+    },
     #[error("a row of this model is too large for the wire limits")]
     TooLarge,
 }

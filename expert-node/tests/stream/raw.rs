@@ -82,7 +82,7 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
     let greeting = pb::ComputeRequest {
-        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE))),
+        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))),
     };
     let greeting = Bytes::from(prost::Message::encode_to_vec(&greeting));
     let status = refusal_of(&node.address, vec![greeting, oversize]).await;

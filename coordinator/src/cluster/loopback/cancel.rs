@@ -34,7 +34,7 @@ fn hanging(model: &Model, runtime: &Runtime, asked: &Arc<AtomicBool>) -> Running
         model: "hang".to_owned(),
         fingerprint,
         shape,
-        held: TileSet::new(shape.grid, vec![shape.grid.whole()]).expect("tiles"),
+        held: Holdings::uniform(shape.grid, shape.layers, TileSet::whole(shape.grid)),
         kernels: "none".to_owned(),
         weight_bytes: 0,
         resident_bytes: 0,
@@ -64,6 +64,7 @@ fn a_step_that_nobody_wants_does_not_wait_for_a_hanging_node() {
         kernels: Kernels::detect(),
         numerics: Numerics::Full,
         threads: 1,
+        pin: false,
         context: 0,
     };
     let mut engine =
