@@ -157,8 +157,12 @@ fn name_of(text: &str) -> DistinguishedName {
     name
 }
 
-/// A label's letters, or `*` for all of the first one: what verifiers understand.
-fn check_name(name: &str) -> Result<(), AuthorityError> {
+/// Whether a certificate can be for `name`: labels of letters, digits, dashes and underscores, of
+/// which the first may be `*` alone, or an IP address. Verifiers understand no more.
+///
+/// # Errors
+/// It can't.
+pub fn check_name(name: &str) -> Result<(), AuthorityError> {
     let label = |label: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
         !label.is_empty() && label.len() <= 63 && label.bytes().all(plain)
@@ -168,5 +172,76 @@ fn check_name(name: &str) -> Result<(), AuthorityError> {
     match is_name || name.parse::<std::net::IpAddr>().is_ok() {
         true => Ok(()),
         false => Err(AuthorityError::Name(name.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use webpki::EndEntityCert;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_certificate_is_for_its_names_and_addresses_alone() {
+        let authority = Authority::generate().expect("authority");
+        let listed = names(&["node-1", "*.nodes.svc", "10.0.0.7", "fd00::7"]);
+        let issued = authority.issue(Role::Node, "node-1", &listed, 30);
+        let pem = issued.expect("certificate").certificate;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let certificate = EndEntityCert::try_from(&der).expect("certificate");
+        let is_for = |name: &str| {
+            let name = ServerName::try_from(name).expect("a name");
+            certificate.verify_is_valid_for_subject_name(&name).is_ok()
+        };
+        for good in ["node-1", "NODE-1", "a.nodes.svc", "10.0.0.7", "fd00::7"] {
+            assert!(is_for(good), "{good}");
+        }
+        for bad in [
+            "node-2",
+            "nodes.svc",
+            "a.b.nodes.svc",
+            "10.0.0.8",
+            "fd00::8",
+        ] {
+            assert!(!is_for(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_that_verifiers_do_not_understand_are_refused() {
+        let authority = Authority::generate().expect("authority");
+        let long = "a".repeat(64);
+        for bad in [
+            "",
+            "a b",
+            "*",
+            "a.*",
+            "*.",
+            "a..b",
+            "b\n",
+            "\u{e4}.de",
+            "1.2.3.4:5",
+            &long,
+        ] {
+            let issued = authority.issue(Role::Node, "x", &names(&[bad]), 30);
+            assert!(matches!(issued, Err(AuthorityError::Name(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_authority_goes_on_from_its_files() {
+        let first = Authority::generate().expect("authority");
+        let again = Authority::from_pem(first.certificate().to_owned(), first.key());
+        let again = again.expect("authority");
+        assert_eq!(again.certificate(), first.certificate());
+        assert_eq!(again.key(), first.key());
+        assert!(!format!("{again:?}").contains("PRIVATE"));
+        let error = Authority::from_pem(String::new(), "no key").expect_err("no key");
+        assert!(error.to_string().contains("ca.key"), "{error}");
     }
 }

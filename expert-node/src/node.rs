@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ds4_common::threads::Threads;
+use ds4_proto::limits::MAX_HELLO_BYTES;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
 use ds4_proto::security::Security;
@@ -131,11 +132,13 @@ impl RunningNode {
         health
             .set_service_status(CONTROL_SERVICE, ServingStatus::Serving)
             .await;
+        let control = NodeControlServer::new(service.clone());
+        let control = control.max_decoding_message_size(MAX_HELLO_BYTES);
         let (shutdown, stop) = oneshot::channel::<()>();
         let server = channel::server()
-            .add_service(health_service)
-            .add_service(channel::compute_server(service.clone(), largest_request))
-            .add_service(NodeControlServer::new(service))
+            .add_service(health_service.max_decoding_message_size(MAX_HELLO_BYTES))
+            .add_service(channel::compute_server(service, largest_request))
+            .add_service(control)
             .serve_with_incoming_shutdown(incoming, async {
                 // A dropped handle is a stop as well.
                 let _ = stop.await;
@@ -159,9 +162,10 @@ impl RunningNode {
     /// Answers questions about health, and nothing else, in plain text on another socket: what
     /// asks there, such as a kubelet, has no certificate. Ends with the node.
     pub fn serve_health(&mut self, listener: TcpListener) {
-        let service = HealthService::from_health_reporter(self.health.clone());
+        let service = HealthServer::new(HealthService::from_health_reporter(self.health.clone()))
+            .max_decoding_message_size(MAX_HELLO_BYTES);
         let server = channel::server()
-            .add_service(HealthServer::new(service))
+            .add_service(service)
             .serve_with_incoming(gate::incoming(listener, None));
         self.probes.spawn(async {
             if let Err(error) = server.await {

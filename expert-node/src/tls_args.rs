@@ -1,6 +1,7 @@
 //! The flags that protect connections between nodes and coordinators, which both programs have.
 
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use ds4_proto::security::Security;
@@ -36,7 +37,9 @@ impl TlsArgs {
                 cert: cert.clone(),
                 key: key.clone(),
             };
-            return Ok(Security::Tls(files.load(role)?));
+            let credentials = files.load(role)?;
+            warn_of_readable(key);
+            return Ok(Security::Tls(credentials));
         }
         if self.insecure {
             tracing::warn!(
@@ -46,5 +49,14 @@ impl TlsArgs {
             return Ok(Security::Insecure);
         }
         Ok(Security::Loopback)
+    }
+}
+
+/// A key that every user of the machine can read is no secret. Not refused: some platforms hand
+/// keys to containers, which have one user, in just this way.
+fn warn_of_readable(key: &Path) {
+    let readable = |file: std::fs::Metadata| file.permissions().mode() & 0o004 != 0;
+    if std::fs::metadata(key).is_ok_and(readable) {
+        tracing::warn!(key = %key.display(), "every user of this machine can read the key");
     }
 }

@@ -34,8 +34,8 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     endpoint_of("http", address)
 }
 
-/// As [`endpoint`], over TLS. The name or IP address in `address` must be one of the node's
-/// certificate.
+/// As [`endpoint`], over TLS. The domain name in `tls`, and without one the name or IP address in
+/// `address`, must be one of the node's certificate.
 ///
 /// # Errors
 /// The address could not be connected to, whoever listens.

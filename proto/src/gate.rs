@@ -157,9 +157,10 @@ async fn accept_tls(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<Tcp
     }
 }
 
-/// Tells a peer without TLS what it lacks, in its own protocol.
+/// Tells a peer without TLS what it lacks, in its own protocol, once it asks for something: an
+/// HTTP/2 client that is refused before it asked forgets why.
 async fn refuse_plain_text(mut stream: TcpStream) {
-    const WHY: &[u8] = b"this port speaks TLS";
+    const WHY: &[u8] = tls::SPEAKS_TLS.as_bytes();
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     /// Last stream 0, error INADEQUATE_SECURITY.
     const GO_AWAY: [u8; 17] = [
@@ -181,11 +182,35 @@ async fn refuse_plain_text(mut stream: TcpStream) {
         0,
         12,
     ];
-    let answer = [&SETTINGS[..], &GO_AWAY, WHY].concat();
     // A peer that is gone needs no answer.
-    if stream.write_all(&answer).await.is_ok() {
+    if stream.write_all(&SETTINGS).await.is_ok()
+        && wait_for_request(&mut stream).await.is_ok()
+        && stream.write_all(&[&GO_AWAY, WHY].concat()).await.is_ok()
+    {
         drain(stream).await;
     }
+}
+
+/// Reads on to the first frame that begins a request, or that is not to be expected before it.
+async fn wait_for_request(stream: &mut TcpStream) -> io::Result<()> {
+    const HEADERS: u8 = 1;
+    let mut preface = [0; PREFACE.len()];
+    stream.read_exact(&mut preface).await?;
+    if preface != *PREFACE {
+        return Ok(());
+    }
+    // Settings, their acknowledgement, a larger window, and some more.
+    for _ in 0..8 {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let [a, b, c, kind, ..] = head;
+        let length = u64::from(u32::from_be_bytes([0, a, b, c]));
+        if kind == HEADERS || length > MAX_DRAINED {
+            break;
+        }
+        tokio::io::copy(&mut stream.take(length), &mut tokio::io::sink()).await?;
+    }
+    Ok(())
 }
 
 /// Ends a connection such that what was written arrives.

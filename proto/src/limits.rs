@@ -47,7 +47,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 pub const MAX_MESSAGE_BYTES: usize =
     MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
 
-/// Bytes of the first message of a stream: who has not said hello may not fill more memory.
+/// Bytes of the first message of a stream, and of a question about a node or its health: who has
+/// not said hello may not fill more memory.
 pub const MAX_HELLO_BYTES: usize = 1024;
 
 /// Bytes of a node's description: its tiles, the layers that they are in, and the rest.

@@ -74,12 +74,25 @@ impl Security {
         Ok(gate::incoming(listener, tls))
     }
 
-    /// The way to the node at `address`, a `host:port`. `http://host:port` asks for plain text
+    /// The way to the peer at `address`, a `host:port`. `http://host:port` asks for plain text
     /// even where other nodes are reached over TLS, which is for nodes on the same machine.
     ///
     /// # Errors
     /// The address is none, or plain text would leave the machine.
     pub fn endpoint(&self, address: &str) -> Result<Endpoint, DialError> {
+        self.dial(address, None)
+    }
+
+    /// As [`Self::endpoint`], for an `address` of numbers that a name was resolved to: the peer's
+    /// certificate is to be for that `name`, since nobody knows the numbers beforehand.
+    ///
+    /// # Errors
+    /// The address is none, or plain text would leave the machine.
+    pub fn endpoint_as(&self, address: &str, name: &str) -> Result<Endpoint, DialError> {
+        self.dial(address, Some(name))
+    }
+
+    fn dial(&self, address: &str, name: Option<&str>) -> Result<Endpoint, DialError> {
         let named_plain = address.starts_with("http://");
         let no_address = |reason| DialError::Address {
             address: address.to_owned(),
@@ -87,7 +100,12 @@ impl Security {
         };
         let endpoint = match self {
             Security::Tls(credentials) if !named_plain => {
-                channel::tls_endpoint(address, credentials.client())
+                let client = credentials.client();
+                let client = match name {
+                    Some(name) => client.domain_name(name),
+                    None => client,
+                };
+                channel::tls_endpoint(address, client)
             }
             _ => channel::endpoint(address),
         };

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use ds4_proto::channel::AddressError;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
-use ds4_proto::security::{DialError, Security};
+use ds4_proto::security::{DialError, PlainText, Security};
 use ds4_proto::wire::{FingerprintBytes, Mismatch, NodeInfo, Shape, WireError, decode_node};
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
@@ -42,8 +43,13 @@ pub enum ClusterError {
     NoNodes,
     #[error("expert node {0} is named twice")]
     Duplicate(String),
+    #[error("'{address}' is no node address: {reason}")]
+    Address {
+        address: String,
+        reason: AddressError,
+    },
     #[error(transparent)]
-    Dial(#[from] DialError),
+    PlainText(#[from] PlainText),
     #[error("expert node {node} was not reached within {seconds} s: {reason}")]
     Unreachable {
         node: String,
@@ -71,6 +77,15 @@ pub enum ClusterError {
     },
     #[error("a row of this model is too large for the wire limits")]
     TooLarge,
+}
+
+impl From<DialError> for ClusterError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Address { address, reason } => ClusterError::Address { address, reason },
+            DialError::PlainText(error) => ClusterError::PlainText(error),
+        }
+    }
 }
 
 fn shape_text(shape: &Shape) -> String {

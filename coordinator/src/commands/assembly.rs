@@ -14,7 +14,6 @@ use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::security::Security;
-use ds4_proto::tls::Role;
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
@@ -113,7 +112,7 @@ impl Assembly {
     /// Names what is wrong with the flags, the model or a node.
     pub async fn open(args: &ModelArgs) -> Result<Self> {
         let kernels = args.kernels()?;
-        let security = args.tls.security(Role::Coordinator)?;
+        let security = args.security()?;
         let for_load = args.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {

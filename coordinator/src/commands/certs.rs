@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use ds4_proto::tls::{Role, TlsFiles};
 
-use crate::authority::{Authority, Issued};
+use crate::authority::{Authority, Issued, check_name};
 
 const CA: &str = "ca";
 const COORDINATOR: &str = "coordinator";
@@ -140,6 +140,11 @@ impl Plan {
             check_file_name(&member.file)?;
             let twice = members[..i].iter().any(|other| other.file == member.file);
             ensure!(!twice, "--node {} is named twice", member.file);
+            member
+                .names
+                .iter()
+                .try_for_each(|name| check_name(name))
+                .with_context(|| format!("the names of {}", member.file))?;
         }
         let plan = Plan { members };
         if !args.force {

@@ -10,6 +10,8 @@ use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
 use ds4_expert_node::tls_args::TlsArgs;
 use ds4_proto::channel;
+use ds4_proto::security::Security;
+use ds4_proto::tls::Role;
 
 use super::reference_model;
 use crate::engine::Numerics;
@@ -104,6 +106,19 @@ impl ModelArgs {
     /// The instruction set is unknown or this CPU lacks it.
     pub fn kernels(&self) -> Result<Kernels> {
         Kernels::named(&self.isa).context("--isa")
+    }
+
+    /// What protects the connections to nodes; a node that it forbids to reach is known here,
+    /// before the model is looked at.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used, or the node that plain text would go to.
+    pub fn security(&self) -> Result<Security> {
+        let security = self.tls.security(Role::Coordinator)?;
+        for node in &self.nodes {
+            security.endpoint(node)?;
+        }
+        Ok(security)
     }
 
     /// Nodes to run inside this process.

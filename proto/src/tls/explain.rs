@@ -12,6 +12,13 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         if let Some(tls) = error.downcast_ref::<rustls::Error>() {
             return Some(of_tls(tls));
         }
+        let text = error.to_string();
+        if let Some(alert) = named_alert(&text) {
+            return Some(format!("it refused {}", refused(alert)));
+        }
+        if text.contains(super::SPEAKS_TLS) {
+            return Some("it speaks TLS and was asked in plain text".to_owned());
+        }
         // An I/O error that wraps one does not name it as its source.
         let wrapped = error
             .downcast_ref::<std::io::Error>()
@@ -22,6 +29,31 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
         };
     }
     None
+}
+
+/// Alerts with which a peer refuses a connection.
+const REFUSALS: [AlertDescription; 13] = [
+    AlertDescription::AccessDenied,
+    AlertDescription::BadCertificate,
+    AlertDescription::CertificateExpired,
+    AlertDescription::CertificateRequired,
+    AlertDescription::CertificateRevoked,
+    AlertDescription::CertificateUnknown,
+    AlertDescription::DecryptError,
+    AlertDescription::HandshakeFailure,
+    AlertDescription::InternalError,
+    AlertDescription::NoApplicationProtocol,
+    AlertDescription::ProtocolVersion,
+    AlertDescription::UnknownCA,
+    AlertDescription::UnsupportedCertificate,
+];
+
+/// The alert that a text is about. A server's alert comes when the client's side of TLS is through
+/// and HTTP/2 has begun, which keeps of an error no more than its text.
+fn named_alert(text: &str) -> Option<AlertDescription> {
+    let is_text =
+        |alert: &AlertDescription| rustls::Error::AlertReceived(*alert).to_string() == text;
+    REFUSALS.into_iter().find(is_text)
 }
 
 fn of_tls(error: &rustls::Error) -> String {
@@ -106,6 +138,16 @@ mod tests {
         let text = explain(&status).expect("TLS");
         assert_eq!(text, "it refused this side's certificate: expired");
         assert_eq!(explain(&std::io::Error::other("cable")), None);
+    }
+
+    #[test]
+    fn alerts_are_known_by_their_text_too() {
+        for alert in REFUSALS {
+            let text = rustls::Error::AlertReceived(alert).to_string();
+            let error = std::io::Error::other(text);
+            let known = explain(&rustls::Error::AlertReceived(alert)).expect("TLS");
+            assert_eq!(explain(&error), Some(known));
+        }
     }
 
     #[test]

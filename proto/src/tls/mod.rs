@@ -7,6 +7,9 @@ mod credentials;
 mod explain;
 mod peers;
 
+/// What a port with TLS says to a peer without it.
+pub(crate) const SPEAKS_TLS: &str = "this port speaks TLS";
+
 pub use credentials::{Credentials, Role, TlsError, TlsFiles};
 pub use explain::explain;
 pub use peers::Peers;

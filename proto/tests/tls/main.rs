@@ -2,6 +2,7 @@
 
 mod files;
 mod gate;
+mod impostors;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,9 +11,10 @@ use ds4_proto::channel;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
-use ds4_proto::security::Security;
+use ds4_proto::security::{DialError, Security};
 use ds4_proto::tls::{Peers, Role, TlsError, explain};
 use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 use files::{Maker, Member, Place};
@@ -47,6 +49,10 @@ async fn serve(security: &Security, peers: Peers) -> String {
 
 /// One question; the error is what a person gets to see.
 async fn ask(security: &Security, address: &str) -> Result<(), String> {
+    ask_at(security.endpoint(address)).await
+}
+
+async fn ask_at(endpoint: Result<Endpoint, DialError>) -> Result<(), String> {
     let say = |error: &(dyn std::error::Error + 'static)| {
         explain(error).unwrap_or_else(|| {
             let mut text = error.to_string();
@@ -59,12 +65,10 @@ async fn ask(security: &Security, address: &str) -> Result<(), String> {
         })
     };
     let asked = async {
-        let endpoint = security
-            .endpoint(address)
-            .map_err(|error| error.to_string())?;
+        let endpoint = endpoint.map_err(|error| error.to_string())?;
         let channel = endpoint.connect().await.map_err(|error| say(&error))?;
         let mut client = NodeControlClient::new(channel);
-        let reply = client.describe(pb::DescribeRequest {}).await;
+        let reply = client.describe(pb::DescribeRequest::default()).await;
         reply.map_err(|status| say(&status))
     };
     let reply = tokio::time::timeout(WAIT, asked)
@@ -127,6 +131,35 @@ async fn a_wildcard_stands_for_one_label() {
         error,
         "its certificate is for *.nodes.svc, *.localhost, not for localhost"
     );
+}
+
+/// Addresses that come from a name server are not in certificates; the name is.
+#[tokio::test]
+async fn a_node_that_was_found_under_a_name_answers_for_the_name() {
+    let c = cluster();
+    let named = Member {
+        names: vec!["experts.ds4.svc".to_owned()],
+        ..Member::node("named")
+    };
+    let named = c.maker.member(&c.place, &named).load(Role::Node);
+    let address = serve(&Security::Tls(named.expect("node")), Peers::Coordinators).await;
+    let address = address.replace("localhost", "127.0.0.1");
+    let found = c.coordinator.endpoint_as(&address, "experts.ds4.svc");
+    ask_at(found).await.expect("by its name");
+    let error = refusal(&c.coordinator, &address).await;
+    let wanted = "its certificate is for experts.ds4.svc, not for 127.0.0.1";
+    assert_eq!(error, wanted);
+    let other = c.coordinator.endpoint_as(&address, "other.ds4.svc");
+    let error = ask_at(other).await.expect_err("another name");
+    assert!(error.ends_with("not for other.ds4.svc"), "{error}");
+}
+
+#[test]
+fn every_kind_of_address_can_be_asked_over_tls() {
+    let c = cluster();
+    for good in ["[::1]:1", "node_3.lan:1", "10.0.0.1:65535"] {
+        assert!(c.coordinator.endpoint(good).is_ok(), "{good}");
+    }
 }
 
 #[tokio::test]
@@ -218,7 +251,7 @@ async fn plain_text_and_tls_do_not_mix_and_say_so() {
     let c = cluster();
     let with_tls = serve(&c.node, Peers::Coordinators).await;
     let error = refusal(&Security::Loopback, &with_tls).await;
-    assert!(error.contains("this port speaks TLS"), "{error}");
+    assert_eq!(error, "it speaks TLS and was asked in plain text");
     let plain = serve(&Security::Loopback, Peers::Coordinators).await;
     let error = refusal(&c.coordinator, &plain).await;
     assert_eq!(error, "it does not speak TLS");
@@ -246,7 +279,7 @@ async fn a_client_without_a_certificate_is_not_let_in() {
         Err(error) => explain(&error).expect("TLS"),
         Ok(channel) => {
             let mut client = NodeControlClient::new(channel);
-            let asked = tokio::time::timeout(WAIT, client.describe(pb::DescribeRequest {}));
+            let asked = tokio::time::timeout(WAIT, client.describe(pb::DescribeRequest::default()));
             let status = asked.await.expect("in time").expect_err("it was let in");
             explain(&status).expect("TLS")
         }
