@@ -295,7 +295,6 @@ mod tests {
             "serve -m a --queue 0",
             "serve -m a --tls-ca ca.pem",
             "serve -m a --tls-cert n.pem --tls-key n.key",
-            "serve -m a --tls-ca a --tls-cert b --tls-key c --insecure",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
             "serve -m a --drain-timeout 86401",
