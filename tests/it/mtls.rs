@@ -98,8 +98,10 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         key: posing.key.clone(),
         ..coordinator.clone()
     };
+    let both = [&flags(&coordinator)[..], &["--insecure"]].concat();
     let by_name = format!("http://{secure}");
-    let cases: [(&[&str], &str, &[&str]); 10] = [
+    let cases: [(&[&str], &str, &[&str]); 11] = [
+        (&both, &secure, &["--insecure", "--tls-ca", "exclude"]),
         (&flags(&stranger), &secure, &["not signed", "--tls-ca"]),
         (&flags(&half), &secure, &["coordinator.pem", "not signed"]),
         (&flags(&posing), &secure, &["a.pem", "not a coordinator's"]),
@@ -115,8 +117,12 @@ fn who_does_not_belong_is_told_why_on_one_line() {
             &["is for b, elsewhere.lan, not for 127.0.0.1"],
         ),
         (&flags(&coordinator), &plain, &["does not speak TLS"]),
-        (&flags(&coordinator), &by_name, &["this port speaks TLS"]),
-        (&[], &secure, &["this port speaks TLS"]),
+        (
+            &flags(&coordinator),
+            &by_name,
+            &["it speaks TLS and was asked in plain text"],
+        ),
+        (&[], &secure, &["it speaks TLS and was asked in plain text"]),
         (&[], "192.0.2.1:7", &["192.0.2.1:7", "--insecure"]),
     ];
     for (tls, address, parts) in cases {

@@ -27,8 +27,8 @@ pub struct CertsArgs {
     #[arg(long = "node", value_name = "NAME[,HOST|IP]...", required = true, value_parser = names)]
     pub nodes: Vec<Names>,
 
-    /// Names and IP addresses under which nodes reach the coordinator. With --ca, makes a
-    /// coordinator's certificate too [default: none, localhost]
+    /// Names and IP addresses under which nodes reach the coordinator [default: localhost; with
+    /// --ca, no certificate for a coordinator]
     #[arg(long, value_name = "HOST|IP,...", value_parser = names)]
     pub coordinator: Option<Names>,
 
