@@ -91,6 +91,12 @@ pub enum SliceError {
         expected: Fingerprint,
         found: Fingerprint,
     },
+    #[error(
+        "{name:?} cannot name a node: 1 to {} letters, digits, '-', '_' and '.', a letter or \
+         digit first",
+        super::MAX_NAME
+    )]
+    Name { name: String },
     #[error("{} is being written by another process", file.display())]
     Busy { file: PathBuf },
     #[error("{} has no room: {needed} bytes are needed, {free} are free", folder.display())]

@@ -5,18 +5,17 @@ use std::path::{Path, PathBuf};
 
 use blake3::Hash;
 
-use super::tensors::{LayerTypes, MAX_PARTS, Projection, SliceTensor, name, shaped};
+use super::fields::{
+    bytes, decode_hashes, decode_tiles, encode_tiles, hash_bytes, match_tensors, stored_hash,
+};
+use super::tensors::{LayerTypes, SliceTensor, shaped};
 use super::{SliceError, keys};
 use crate::digest::FieldDigest;
 use crate::gguf::{
     Array, GgufModel, GgufWriter, Metadata, TensorInfo, Value, WriteError, parse_head,
 };
 use crate::model::{Fingerprint, HyperParams};
-use crate::quant::GgmlType;
-use crate::tiles::{Grid, Holdings, Span, TileRect};
-
-/// Bytes of a hash, and of the digest.
-const HASH_BYTES: usize = 32;
+use crate::tiles::Holdings;
 
 /// Everything that a slice says about itself, checked against itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,7 +141,7 @@ impl SliceHead {
             .collect();
         let identity = identity(&keys, &tensors, head_bytes);
         let digest = match bytes(metadata, keys::DIGEST)? {
-            bytes if bytes.len() == HASH_BYTES => stored_hash(bytes),
+            bytes if bytes.len() == blake3::OUT_LEN => stored_hash(bytes),
             bytes => {
                 let reason = "a digest has 32 bytes";
                 return Err(metadata.invalid(keys::DIGEST, bytes.len(), reason).into());
@@ -230,6 +229,21 @@ impl SliceHead {
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         self.file_bytes
+    }
+
+    /// What a person wants to know, as names and values.
+    #[must_use]
+    pub fn describe(&self) -> Vec<(&'static str, String)> {
+        let present = self.tensors.iter().filter(|t| t.hash.is_some()).count();
+        vec![
+            ("model", self.model().unwrap_or("unnamed").to_owned()),
+            ("fingerprint", self.fingerprint.to_string()),
+            ("tile grid", self.holdings.grid().to_string()),
+            ("tiles", self.holdings.to_string()),
+            ("tensors", format!("{present} of {}", self.tensors.len())),
+            ("file bytes", self.file_bytes.to_string()),
+            ("slice", self.identity.to_string()),
+        ]
     }
 
     /// Says which slice of which model this is, whatever of it is there: a hash over all but
@@ -329,163 +343,6 @@ fn writer(
     let digest = hash_bytes(digest).to_vec();
     draft.add(keys::DIGEST, Value::Array(Array::U8(digest)))?;
     Ok(draft)
-}
-
-fn hash_bytes(hash: Option<Hash>) -> [u8; HASH_BYTES] {
-    hash.map_or([0; HASH_BYTES], |hash| *hash.as_bytes())
-}
-
-fn stored_hash(bytes: &[u8]) -> Option<Hash> {
-    let bytes: [u8; HASH_BYTES] = bytes.try_into().ok()?;
-    (bytes != [0; HASH_BYTES]).then(|| Hash::from_bytes(bytes))
-}
-
-fn bytes<'m>(metadata: &'m Metadata, key: &str) -> Result<&'m [u8], SliceError> {
-    match metadata.get(key) {
-        Some(Value::Array(Array::U8(bytes))) => Ok(bytes),
-        Some(other) => {
-            let reason = "it must be an array of u8";
-            Err(metadata.invalid(key, other.type_name(), reason).into())
-        }
-        None => Err(metadata.invalid(key, "nothing", "it must be there").into()),
-    }
-}
-
-fn decode_hashes(metadata: &Metadata, tensors: usize) -> Result<Vec<Option<Hash>>, SliceError> {
-    let bytes = bytes(metadata, keys::HASHES)?;
-    if bytes.len() != tensors * HASH_BYTES {
-        let reason = format!("{tensors} tensors have 32 bytes each");
-        return Err(metadata.invalid(keys::HASHES, bytes.len(), &reason).into());
-    }
-    Ok(bytes.chunks_exact(HASH_BYTES).map(stored_hash).collect())
-}
-
-fn encode_tiles(holdings: &Holdings) -> Value {
-    let mut words = Vec::new();
-    for layer in 0..holdings.layers() {
-        for TileRect { experts, blocks } in holdings.rects(layer) {
-            let rect = [experts.start, experts.end, blocks.start, blocks.end];
-            words.push(layer as u32);
-            words.extend(rect);
-        }
-    }
-    Value::Array(Array::U32(words))
-}
-
-fn decode_tiles(metadata: &Metadata, hp: &HyperParams) -> Result<Holdings, SliceError> {
-    let file = || metadata.source().to_path_buf();
-    let words = metadata.u32s(keys::TILES)?;
-    let (rects, rest) = words.as_chunks::<5>();
-    if !rest.is_empty() {
-        let reason = "a rectangle has five numbers";
-        return Err(metadata.invalid(keys::TILES, words.len(), reason).into());
-    }
-    if rects.is_empty() {
-        return Err(SliceError::NoTiles { file: file() });
-    }
-    if rects.len() > MAX_PARTS {
-        return Err(SliceError::Parts {
-            file: file(),
-            found: rects.len(),
-        });
-    }
-    let mut layers = vec![Vec::new(); hp.layers];
-    let mut last = 0;
-    for &[layer, e0, e1, b0, b1] in rects {
-        let layer = layer as usize;
-        let problem = SliceError::Layer {
-            file: file(),
-            layer,
-            layers: hp.layers,
-        };
-        let Some(rects) = layers.get_mut(layer).filter(|_| layer >= last) else {
-            return Err(problem);
-        };
-        last = layer;
-        rects.push(TileRect {
-            experts: Span::new(e0, e1),
-            blocks: Span::new(b0, b1),
-        });
-    }
-    let grid = Grid::of(hp.experts, hp.expert_width);
-    Holdings::new(grid, layers).map_err(|problem| SliceError::Tiles {
-        file: file(),
-        problem,
-    })
-}
-
-/// Holds the tensor table to what the tiles ask for: the same tensors in the same order.
-fn match_tensors(
-    file: &Path,
-    hp: &HyperParams,
-    holdings: &Holdings,
-    found: &[TensorInfo],
-    hashes: Vec<Option<Hash>>,
-) -> Result<Vec<SliceTensor>, SliceError> {
-    let wrong = |tensor: &str, problem: String| SliceError::Tensor {
-        file: file.to_path_buf(),
-        tensor: tensor.to_owned(),
-        problem,
-    };
-    let mut by_layer: Vec<Option<LayerTypes>> = Vec::with_capacity(hp.layers);
-    let mut at = 0;
-    for layer in 0..hp.layers {
-        let rects = holdings.rects(layer);
-        let types = match (rects.first(), found.get(at..at + 3)) {
-            (None, _) => None,
-            (Some(_), Some([gate, up, down])) => Some([gate.ty, up.ty, down.ty]),
-            (Some(&rect), _) => {
-                let missing = name(layer, Projection::Gate, rect);
-                return Err(wrong(&missing, "is missing".to_owned()));
-            }
-        };
-        by_layer.push(types);
-        at += 3 * rects.len();
-    }
-    if let Some(extra) = found.get(at) {
-        return Err(wrong(
-            &extra.name,
-            "belongs to none of its tiles".to_owned(),
-        ));
-    }
-    let expected = shaped(hp, holdings, &by_layer);
-    if let Some(missing) = expected.get(found.len()) {
-        return Err(wrong(&missing.name, "is missing".to_owned()));
-    }
-    let mut tensors = Vec::with_capacity(found.len());
-    for ((want, have), hash) in expected.into_iter().zip(found).zip(hashes) {
-        if want.name != have.name {
-            return Err(wrong(
-                &have.name,
-                format!("is where {} should be", want.name),
-            ));
-        }
-        if want.dims[..] != have.dims[..] || want.ty != have.ty || have.ty == GgmlType::I32 {
-            let problem = format!(
-                "is {:?} of {}, its tiles ask for {:?} of {}",
-                have.dims, have.ty, want.dims, want.ty
-            );
-            return Err(wrong(&have.name, problem));
-        }
-        tensors.push(SliceTensor {
-            name: want.name,
-            layer: want.layer,
-            rect: want.rect,
-            projection: want.projection,
-            dims: want.dims,
-            ty: want.ty,
-            offset: have.offset,
-            bytes: have.bytes,
-            hash,
-        });
-    }
-    if !tensors.is_sorted_by_key(|t| t.offset) {
-        return Err(wrong(
-            &tensors[0].name,
-            "and others are out of order".to_owned(),
-        ));
-    }
-    Ok(tensors)
 }
 
 fn identity(keys: &BTreeMap<String, Value>, tensors: &[SliceTensor], head_bytes: u64) -> Hash {

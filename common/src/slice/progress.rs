@@ -50,13 +50,18 @@ impl Progress {
     }
 
     /// Bytes a second since the start; 0 if nothing was copied.
-    fn rate(&self, elapsed: Duration) -> f64 {
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.rate_after(self.start.elapsed())
+    }
+
+    fn rate_after(&self, elapsed: Duration) -> f64 {
         (self.done - self.found) as f64 / elapsed.as_secs_f64().max(1e-3)
     }
 
     fn line(&self, elapsed: Duration) -> String {
         let megabytes = |bytes: f64| bytes / 1e6;
-        let rate = self.rate(elapsed);
+        let rate = self.rate_after(elapsed);
         let left = self.total.saturating_sub(self.done) as f64;
         let time = match rate {
             0.0 => "no rate yet".to_owned(),

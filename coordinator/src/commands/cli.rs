@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, chat, inspect, logits, serve, synth};
+use super::{bench, chat, inspect, logits, serve, slice, synth, verify};
 
 /// Coordinator of a ds4 cluster: DeepSeek V4 over distributed experts.
 #[derive(Debug, Parser)]
@@ -31,7 +31,11 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Measure prefill, decode, stages and memory
     Bench(bench::BenchArgs),
-    /// Describe a model
+    /// Cut a model into one file a node
+    Slice(slice::SliceArgs),
+    /// Check slices against their hashes
+    Verify(verify::VerifyArgs),
+    /// Describe a model or a slice
     Inspect(inspect::InspectArgs),
     /// Write a model of random weights, to measure with
     Synth(synth::SynthArgs),
@@ -69,6 +73,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Slice(args) => slice::run(&args),
+            Command::Verify(args) => verify::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),
         }
