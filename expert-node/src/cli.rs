@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -18,9 +19,18 @@ use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::tiles::{GridCut, TileChoice};
 
+/// What `--version` prints: also the kernels, of which the CPU decides.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nkernels {}",
+        env!("CARGO_PKG_VERSION"),
+        Kernels::summary()
+    )
+});
+
 /// Expert node of a ds4 cluster: computes routed experts of a DeepSeek V4 model for coordinators.
 #[derive(Debug, Parser)]
-#[command(name = "ds4-expert", version, about)]
+#[command(name = "ds4-expert", version, long_version = VERSION.as_str(), about)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,

@@ -66,10 +66,6 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
     let gguf = GgufModel::open_parts(&args.models)?;
     let hp = HyperParams::from_model(&gguf)?;
     let grid = Grid::of(hp.experts, hp.expert_width);
-    let kernels: Vec<&str> = Kernels::available()
-        .into_iter()
-        .map(Kernels::name)
-        .collect();
     let rows = [
         ("fingerprint", Fingerprint::of(&gguf, &hp)?.to_string()),
         ("layers", hp.layers.to_string()),
@@ -83,14 +79,7 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
         ),
         ("tile grid", grid.to_string()),
         ("file bytes", gguf.file_bytes().to_string()),
-        (
-            "kernels",
-            format!(
-                "{} (auto takes {})",
-                kernels.join(", "),
-                Kernels::detect().name()
-            ),
-        ),
+        ("kernels", Kernels::summary()),
     ];
     let text: String = rows
         .iter()

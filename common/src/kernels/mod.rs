@@ -16,6 +16,8 @@
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
 mod activations;
 mod lanes;
 mod matmul;
@@ -59,7 +61,17 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(x86_64::Avx2),
     #[cfg(target_arch = "x86_64")]
+    AvxVnni(x86_64::AvxVnni),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bw(x86_64::Avx512Bw),
+    #[cfg(target_arch = "x86_64")]
     Avx512(x86_64::Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(aarch64::Arm<aarch64::Base>),
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(aarch64::Arm<aarch64::Dotprod>),
+    #[cfg(target_arch = "aarch64")]
+    I8mm(aarch64::Arm<aarch64::I8mm>),
 }
 
 /// Calls the same generic code for whichever instruction set was chosen.
@@ -70,7 +82,17 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2($k) => $call,
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni($k) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bw($k) => $call,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512($k) => $call,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon($k) => $call,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod($k) => $call,
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm($k) => $call,
         }
     };
 }
@@ -83,7 +105,10 @@ impl Kernels {
         Self::available().last().copied().unwrap_or(scalar)
     }
 
-    /// The kernels `scalar`, `avx2` or `avx512vnni`, or the fastest ones for `auto`.
+    /// The kernels of that name, or the fastest ones of this CPU for `auto`.
+    ///
+    /// x86-64 has `avx2`, `avxvnni`, `avx512` and `avx512vnni`; 64-bit ARM has `neon`, `dotprod`
+    /// and `i8mm`; all have `scalar`.
     ///
     /// # Errors
     /// The name is none of these, or the CPU lacks the instructions.
@@ -114,11 +139,33 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             x86_64::Avx2::detect().map(Isa::Avx2),
             #[cfg(target_arch = "x86_64")]
+            x86_64::AvxVnni::detect().map(Isa::AvxVnni),
+            #[cfg(target_arch = "x86_64")]
+            x86_64::Avx512Bw::detect().map(Isa::Avx512Bw),
+            #[cfg(target_arch = "x86_64")]
             x86_64::Avx512::detect().map(Isa::Avx512),
+            #[cfg(target_arch = "aarch64")]
+            aarch64::Arm::detect().map(Isa::Neon),
+            #[cfg(target_arch = "aarch64")]
+            aarch64::Arm::detect().map(Isa::Dotprod),
+            #[cfg(target_arch = "aarch64")]
+            aarch64::Arm::detect().map(Isa::I8mm),
         ];
         found.into_iter().flatten().map(Self).collect()
     }
 
+    /// The names of [`Kernels::available`] and which of them is the fastest.
+    #[must_use]
+    pub fn summary() -> String {
+        let names: Vec<&str> = Self::available().iter().map(|k| k.name()).collect();
+        format!(
+            "{} (auto takes {})",
+            names.join(", "),
+            Self::detect().name()
+        )
+    }
+
+    /// What `--isa` takes.
     #[must_use]
     pub fn name(self) -> &'static str {
         with_kernel!(self, k => k.name())

@@ -11,10 +11,13 @@ impl Kernels {
             Isa::Scalar(_) => read(bytes),
             // SAFETY: the value exists, so the CPU has AVX2.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => unsafe { x86_64::read_avx2(bytes) },
+            Isa::Avx2(_) | Isa::AvxVnni(_) => unsafe { x86_64::read_avx2(bytes) },
             // SAFETY: the value exists, so the CPU has AVX-512.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => unsafe { x86_64::read_avx512(bytes) },
+            Isa::Avx512Bw(_) | Isa::Avx512(_) => unsafe { x86_64::read_avx512(bytes) },
+            // The plain loop is in vectors already: they are part of the target.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) | Isa::Dotprod(_) | Isa::I8mm(_) => read(bytes),
         }
     }
 
@@ -28,9 +31,21 @@ impl Kernels {
             // SAFETY: the value exists, so the CPU has AVX2.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => Some(unsafe { x86_64::multiply_avx2(rounds) }),
+            // SAFETY: the value exists, so the CPU has AVX2 and AVX-VNNI.
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(_) => Some(unsafe { x86_64::multiply_avxvnni(rounds) }),
+            // SAFETY: the value exists, so the CPU has AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bw(_) => Some(unsafe { x86_64::multiply_avx512bw(rounds) }),
             // SAFETY: the value exists, so the CPU has AVX-512 with VNNI.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => Some(unsafe { x86_64::multiply_avx512(rounds) }),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(k) => Some(k.multiply(rounds)),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod(k) => Some(k.multiply(rounds)),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm(k) => Some(k.multiply(rounds)),
         }
     }
 }
@@ -109,6 +124,38 @@ mod x86_64 {
         }
         black_box(sums);
         u64::from(rounds) * SUMS as u64 * 2 * 32
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub(super) fn multiply_avxvnni(rounds: u32) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); SUMS];
+        let x = _mm256_set1_epi8(-7);
+        let mut w = _mm256_set1_epi8(9);
+        for _ in 0..rounds {
+            // SAFETY: no instruction; the compiler has to take `w` for a new value.
+            unsafe { asm!("/* {0} */", inout(ymm_reg) w, options(nomem, nostack)) };
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, w, x);
+            }
+        }
+        black_box(sums);
+        u64::from(rounds) * SUMS as u64 * 2 * 32
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn multiply_avx512bw(rounds: u32) -> u64 {
+        let mut sums = [_mm512_setzero_si512(); SUMS];
+        let x = _mm512_set1_epi8(-7);
+        let mut w = _mm512_set1_epi8(9);
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                // SAFETY: no instruction; the compiler has to take `w` for a new value.
+                unsafe { asm!("/* {0} */", inout(zmm_reg) w, options(nomem, nostack)) };
+                *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(w, x));
+            }
+        }
+        black_box(sums);
+        u64::from(rounds) * SUMS as u64 * 2 * 64
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

@@ -64,9 +64,15 @@ impl RowKernel for Scalar {
 /// What a super-block adds to its row, from the two exact integer sums.
 #[inline(always)]
 pub(super) fn term<F: SuperBlock>(w: &IntBlock, d8: f32, sum: i32, mins: i32) -> f32 {
-    let value = ((d8 * w.d) * F::UNIT) * sum as f32;
+    term_of::<F>((w.d, w.dmin), d8, sum, mins)
+}
+
+/// [`term`] of a block with the scales `d` and `dmin`.
+#[inline(always)]
+pub(super) fn term_of<F: SuperBlock>((d, dmin): (f32, f32), d8: f32, sum: i32, mins: i32) -> f32 {
+    let value = ((d8 * d) * F::UNIT) * sum as f32;
     if F::HAS_MINS {
-        value - (d8 * w.dmin) * mins as f32
+        value - (d8 * dmin) * mins as f32
     } else {
         value
     }

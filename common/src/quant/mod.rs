@@ -21,6 +21,8 @@ mod vectors;
 pub use activation::{BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
 pub use ggml_type::{ActivationFormat, GgmlType, UnknownType};
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use block::half_at;
 pub(crate) use block::{IntBlock, SmallBlock, SuperBlock};
 pub(crate) use float::{widen_bf16, widen_f16};
 pub(crate) use iq2_xxs::Iq2Xxs;
@@ -28,7 +30,7 @@ pub(crate) use mxfp4::Mxfp4;
 pub(crate) use q2_k::Q2K;
 pub(crate) use q3_k::Q3K;
 pub(crate) use q4_k::Q4K;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use q4_k::q4_k_scales;
 pub(crate) use q5_k::Q5K;
 pub(crate) use q6_k::Q6K;

@@ -2,16 +2,27 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
 use super::{bench, chat, inspect, logits, serve, slice, synth, verify};
 
+/// What `--version` prints: also the kernels, of which the CPU decides.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{}\nkernels {}",
+        env!("CARGO_PKG_VERSION"),
+        Kernels::summary()
+    )
+});
+
 /// Coordinator of a ds4 cluster: DeepSeek V4 over distributed experts.
 #[derive(Debug, Parser)]
-#[command(name = "ds4-coord", version, about)]
+#[command(name = "ds4-coord", version, long_version = VERSION.as_str(), about)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

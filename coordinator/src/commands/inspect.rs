@@ -74,11 +74,10 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     for (ty, (count, bytes)) in by_type {
         println!("{ty:<12} {count} tensors, {bytes} bytes");
     }
-    let available: Vec<&str> = Kernels::available().iter().map(|k| k.name()).collect();
     println!(
-        "kernels      {} (available: {})",
+        "kernels      {} of {}",
         args.model.kernels()?.name(),
-        available.join(", ")
+        Kernels::summary()
     );
     Ok(())
 }

@@ -65,7 +65,7 @@ pub struct ModelArgs {
     #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
     pub threads: usize,
 
-    /// Instruction set of the kernels: auto, scalar, avx2, avx512vnni
+    /// Instruction set of the kernels: auto, or one that --version lists
     #[arg(long, env = "DS4_ISA", default_value = "auto")]
     pub isa: String,
 

@@ -3,6 +3,7 @@
 mod equal;
 mod shapes;
 mod values;
+mod wild;
 
 use super::{ActRow, Kernels, Matrix};
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType};

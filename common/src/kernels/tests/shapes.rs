@@ -114,6 +114,14 @@ fn kernels_are_found_by_name() {
     );
 }
 
+/// Whoever runs these tests on an emulated CPU says which kernels that is for.
+#[test]
+fn the_fastest_kernels_are_the_expected_ones() {
+    if let Ok(expected) = std::env::var("DS4_EXPECTED_KERNELS") {
+        assert_eq!(Kernels::detect().name(), expected);
+    }
+}
+
 #[test]
 fn parts_are_the_products_of_strips() {
     let mut random = Random(12);

@@ -1,4 +1,4 @@
-//! The kernels for x86-64: AVX2, and AVX-512 with VNNI.
+//! The kernels for x86-64: AVX2 and AVX-512, each with and without VNNI.
 
 use std::arch::x86_64::*;
 
@@ -6,10 +6,45 @@ use crate::quant::{BlockQ8K, SuperBlock};
 
 mod avx2;
 mod avx512;
+mod avx512bw;
+mod avxvnni;
 mod sixteen;
+mod step;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
+pub(super) use avx512bw::Avx512Bw;
+pub(super) use avxvnni::AvxVnni;
+
+/// What kernels that hold an [`Avx2`] leave to it.
+macro_rules! through_avx2 {
+    () => {
+        fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+            self.0.dots_f32(a, bs, out);
+        }
+
+        fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+            self.0.add_scaled(factors, xs, y);
+        }
+
+        fn widen_f16(self, row: &[u8], out: &mut [f32]) {
+            self.0.widen_f16(row, out);
+        }
+
+        fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
+            self.0.widen_bf16(row, out);
+        }
+
+        fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.super_blocks::<F>(row, xs, out);
+        }
+
+        fn prefetch(self, bytes: &[u8]) {
+            $crate::kernels::x86_64::sixteen::prefetch(bytes);
+        }
+    };
+}
+use through_avx2;
 
 /// Part `i` of a list that is cut into parts of `N`.
 #[inline(always)]

@@ -44,7 +44,7 @@ fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) 
 /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
+pub(super) fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
     let load = |r: usize| {
         let bytes: &[u8; 16] = part(w[r], at);
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
@@ -77,7 +77,7 @@ fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn nibbles(w: &Blocks<'_>, p: usize) -> [__m512i; 16] {
+pub(super) fn nibbles(w: &Blocks<'_>, p: usize) -> [__m512i; 16] {
     let mask = _mm512_set1_epi8(15);
     let mut q = [_mm512_setzero_si512(); 16];
     for half in 0..2 {
@@ -111,7 +111,7 @@ fn add_pair(sum: __m512i, q: &[__m512i; 16], scales: [__m512i; 2], x: &[i8; 64])
 }
 
 /// Scales of the blocks.
-struct Head {
+pub(super) struct Head {
     /// Sub-blocks 0..4, and 4..8, one a byte.
     scales: [__m512i; 2],
     mins: [__m512i; 2],
@@ -122,7 +122,7 @@ struct Head {
 impl Head {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new([halves, scales, mins, rest]: [__m512i; 4]) -> Self {
+    pub(super) fn new([halves, scales, mins, rest]: [__m512i; 4]) -> Self {
         let six = _mm512_set1_epi8(0x3f);
         let four = _mm512_set1_epi8(0x0f);
         let top = _mm512_set1_epi8(0x30);
@@ -147,8 +147,15 @@ impl Head {
     /// The scale of sub-block `j`, zero-extended.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn scale(&self, j: usize) -> __m512i {
+    pub(super) fn scale(&self, j: usize) -> __m512i {
         byte(self.scales[j / 4], j % 4)
+    }
+
+    /// The min of sub-block `j`, zero-extended.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn min(&self, j: usize) -> __m512i {
+        byte(self.mins[j / 4], j % 4)
     }
 
     #[inline]
@@ -156,11 +163,18 @@ impl Head {
     fn add_terms(&self, sum: __m512i, x: &BlockQ8K, out: &mut Sums) {
         let mut mins = _mm512_setzero_si512();
         for (j, pair) in x.bsums.as_chunks::<2>().0.iter().enumerate() {
-            let min = byte(self.mins[j / 4], j % 4);
+            let min = self.min(j);
             let twice = _mm512_or_si512(min, _mm512_slli_epi32::<16>(min));
             let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
             mins = _mm512_dpwssd_epi32(mins, twice, _mm512_set1_epi32(pair as i32));
         }
+        self.add_sums(sum, mins, x, out);
+    }
+
+    /// Adds what the two integer sums of every row come to.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn add_sums(&self, sum: __m512i, mins: __m512i, x: &BlockQ8K, out: &mut Sums) {
         let d8 = _mm512_set1_ps(x.d);
         let value = _mm512_mul_ps(_mm512_mul_ps(d8, self.d), _mm512_cvtepi32_ps(sum));
         let least = _mm512_mul_ps(_mm512_mul_ps(d8, self.dmin), _mm512_cvtepi32_ps(mins));

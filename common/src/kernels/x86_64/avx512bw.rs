@@ -1,0 +1,121 @@
+//! AVX-512 (F, BW, VL, DQ) without VNNI: wide vectors for sixteen rows of Q4_K, where the
+//! products are; the rest is AVX2's.
+
+use std::arch::x86_64::*;
+
+use super::avx2::Avx2;
+use super::part;
+use super::sixteen::{Head, nibbles, words};
+use super::through_avx2;
+use crate::kernels::row::RowKernel;
+use crate::kernels::sixteen::{Blocks, Sums};
+use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
+
+/// Tokens whose integer sums are kept while a part of the block meets them.
+const TOKENS: usize = 64;
+
+/// Proof that the CPU has what the functions below enable, AVX2 and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::kernels) struct Avx512Bw(Avx2);
+
+impl Avx512Bw {
+    pub(in crate::kernels) fn detect() -> Option<Self> {
+        let avx2 = Avx2::detect()?;
+        let found = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        found.then_some(Self(avx2))
+    }
+}
+
+impl RowKernel for Avx512Bw {
+    const SIXTEEN: bool = true;
+
+    fn name(self) -> &'static str {
+        "avx512"
+    }
+
+    through_avx2!();
+
+    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.0.q4_k(row, xs, out);
+    }
+
+    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
+        self.0.small_blocks::<F>(row, xs, out);
+    }
+
+    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q4_k_sixteen(w, xs, out) }
+    }
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
+        // Clearing the sums of absent tokens would cost more than a few tokens' products.
+        match xs.len() {
+            0 | 1 => add_block::<1>(w, xs, out),
+            2..=4 => add_block::<4>(w, xs, out),
+            5..=16 => add_block::<16>(w, xs, out),
+            _ => add_block::<TOKENS>(w, xs, out),
+        }
+    }
+}
+
+/// Up to `T` activations.
+#[inline]
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    let head = Head::new(words(&w, 0));
+    let mut sums = [_mm512_setzero_si512(); T];
+    for p in 0..4 {
+        let q = nibbles(&w, p);
+        let scales = [twice(head.scale(2 * p)), twice(head.scale(2 * p + 1))];
+        for (sum, x) in sums.iter_mut().zip(xs) {
+            *sum = add_pair(*sum, &q, scales, part(&x.q, p));
+        }
+    }
+    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
+        head.add_sums(*sum, sum_mins(&head, x), x, out);
+    }
+}
+
+/// Adds two sub-blocks' scaled integer sums.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn add_pair(sum: __m512i, q: &[__m512i; 16], scales: [__m512i; 2], x: &[i8; 64]) -> __m512i {
+    let halves = q.as_chunks::<8>().0.iter().zip(x.as_chunks::<32>().0);
+    let mut all = sum;
+    for ((q, x), scale) in halves.zip(scales) {
+        let mut pairs = _mm512_setzero_si512();
+        for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
+            let four = _mm512_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8)));
+            // Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
+            pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(*q, four));
+        }
+        all = _mm512_add_epi32(all, _mm512_madd_epi16(pairs, scale));
+    }
+    all
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn sum_mins(head: &Head, x: &BlockQ8K) -> __m512i {
+    let mut sum = _mm512_setzero_si512();
+    for (j, pair) in x.bsums.as_chunks::<2>().0.iter().enumerate() {
+        let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
+        let products = _mm512_madd_epi16(twice(head.min(j)), _mm512_set1_epi32(pair as i32));
+        sum = _mm512_add_epi32(sum, products);
+    }
+    sum
+}
+
+/// A small number in both halves of every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn twice(values: __m512i) -> __m512i {
+    _mm512_or_si512(values, _mm512_slli_epi32::<16>(values))
+}

@@ -1,0 +1,147 @@
+#!/usr/bin/env bash
+# Runs the tests of ds4-common for 64-bit ARM, on any x86-64 Debian, under emulation.
+#
+#     tests/arm.sh                 the kernels' tests on every CPU model below
+#     tests/arm.sh all             all unit tests of ds4-common instead
+#     tests/arm.sh golden          a model's logits against the golden ones, on the newest CPU
+#     tests/arm.sh build           only build; prints the programs
+#
+# What is needed comes from Debian alone: a cross linker and QEMU are installed (as root, unless
+# they are there). Where the project's toolchain lacks the standard library for ARM, Debian's
+# compiler with that library is unpacked under target/arm, where the packages' conflicts with
+# another Rust do not matter. Its version is not that of rust-toolchain.toml, so its warnings are
+# no errors here. DS4_ARM_COMPILER=debian takes it in any case.
+#
+# The CPU models differ in what the kernels look for; each runs its fastest ones and the slower:
+#
+#     max           dot products and matrix products of bytes: i8mm
+#     neoverse-n1   dot products: dotprod
+#     cortex-a72    neither: neon
+#
+# Exit status: that of the tests; 77 if a package cannot be had, which says nothing of the code.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+readonly what=${1:-kernels}
+readonly target=aarch64-unknown-linux-gnu
+readonly models=(max=i8mm neoverse-n1=dotprod cortex-a72=neon)
+readonly cache=$PWD/target/arm
+readonly root=$cache/root
+
+skip() {
+    echo "arm.sh: skipped: $1" >&2
+    exit 77
+}
+
+install_tools() {
+    if command -v qemu-aarch64-static aarch64-linux-gnu-gcc >/dev/null &&
+        [ -e /usr/aarch64-linux-gnu/lib/libc.so ]; then
+        return
+    fi
+    command -v apt-get >/dev/null || skip "no apt-get to install a cross compiler and QEMU with"
+    [ "$(id -u)" = 0 ] ||
+        skip "install gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static, or run as root"
+    {
+        apt-get update -qq
+        apt-get install -y -qq --no-install-recommends \
+            gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+    } >"$cache/install.log" 2>&1 || skip "cannot install the cross compiler and QEMU: $cache/install.log"
+}
+
+# Debian's compiler for this machine and its library for both, without installing them.
+unpack_compiler() {
+    if [ -e "$root/complete" ]; then
+        return
+    fi
+    rm -rf "$root" "$cache/apt"
+    mkdir -p "$root" "$cache/apt/lists" "$cache/apt/archives/partial" "$cache/debs"
+    cat >"$cache/apt.conf" <<CONF
+APT::Architectures { "amd64"; "arm64"; };
+APT::Sandbox::User "root";
+Dir::State::lists "$cache/apt/lists";
+Dir::Cache "$cache/apt";
+CONF
+    export APT_CONFIG=$cache/apt.conf
+    {
+        apt-get update -qq
+        local library packages
+        # The version is part of the library's name and moves with Debian.
+        library=$(apt-cache depends libstd-rust-web-dev |
+            sed -n 's/.*Depends: \(libstd-rust-web-[0-9].*\)/\1/p')
+        packages=(rustc-web libstd-rust-web-dev "$library" libstd-rust-web-dev:arm64)
+        packages+=($(apt-cache depends "$library" | sed -n 's/.*Depends: \(libllvm[0-9]*\)$/\1/p'))
+        (cd "$cache/debs" && apt-get download "${packages[@]}")
+        local deb
+        for deb in "$cache/debs"/*.deb; do
+            dpkg -x "$deb" "$root"
+        done
+    } >"$cache/unpack.log" 2>&1 || skip "cannot get Debian's Rust compiler: $cache/unpack.log"
+    unset APT_CONFIG
+    rm -rf "$cache/debs" "$cache/apt"
+    touch "$root/complete"
+}
+
+write_wrapper() {
+    cat >"$cache/rustc" <<WRAPPER
+#!/bin/sh
+LD_LIBRARY_PATH='$root/usr/lib/x86_64-linux-gnu' \\
+    exec '$root/usr/bin/rustc' --sysroot '$root/usr' "\$@"
+WRAPPER
+    chmod +x "$cache/rustc"
+    "$cache/rustc" --version >/dev/null || skip "Debian's Rust compiler does not run here"
+}
+
+own_compiler() {
+    [ "${DS4_ARM_COMPILER:-}" != debian ] &&
+        ls "$(rustc --print target-libdir --target "$target")"/libstd-*.rlib >/dev/null 2>&1
+}
+
+# Builds the tests named by cargo's arguments and prints the programs.
+build() {
+    env -u RUSTFLAGS \
+        CARGO_TARGET_DIR="$cache/build" \
+        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+        CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cap-lints=warn" \
+        cargo test --locked --target "$target" --no-run --message-format=json "$@" |
+        sed -n 's/.*"test":true.*"executable":"\([^"]*\)".*/\1/p'
+}
+
+run_on() {
+    local model=${1%=*} fastest=${1#*=}
+    shift
+    echo "== $model: kernels $fastest"
+    DS4_EXPECTED_KERNELS=$fastest qemu-aarch64-static -cpu "$model" -L /usr/aarch64-linux-gnu "$@"
+}
+
+[ "$(uname -m)" = x86_64 ] || skip "this is for x86-64 machines; elsewhere run cargo test"
+mkdir -p "$cache"
+install_tools
+if ! own_compiler; then
+    unpack_compiler
+    write_wrapper
+    export RUSTC=$cache/rustc
+fi
+
+case $what in
+build)
+    build -p ds4-common --lib
+    ;;
+golden)
+    program=$(build -p ds4-tests --test it)
+    cd tests
+    run_on max=i8mm "$program" golden
+    ;;
+kernels | all)
+    program=$(build -p ds4-common --lib)
+    filter=(kernels::)
+    [ "$what" = all ] && filter=()
+    cd common
+    for model in "${models[@]}"; do
+        run_on "$model" "$program" "${filter[@]}"
+    done
+    ;;
+*)
+    sed -n '2,/^set -/s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
