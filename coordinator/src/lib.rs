@@ -7,3 +7,4 @@ pub mod http;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
+pub mod share;

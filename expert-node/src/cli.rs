@@ -17,7 +17,7 @@ use crate::embedded::NodeConfig;
 use crate::lifecycle;
 use crate::load::ModelConfig;
 use crate::node::NodeSettings;
-use crate::tiles::{GridCut, TileChoice};
+use crate::weight_args::WeightArgs;
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -43,20 +43,24 @@ pub struct Cli {
 pub enum Command {
     /// Serve the tiles of a model until SIGTERM or ctrl-c
     Serve(ServeArgs),
-    /// Print a model's shape, its tile grid, and the kernels of this machine
-    Inspect(ModelArgs),
+    /// Print a model's shape, its tile grid or a slice's tiles, and the kernels of this machine
+    Inspect(InspectArgs),
     /// Measure the expert function against this machine's memory and cores
     Bench(BenchArgs),
 }
 
 #[derive(Args, Debug)]
-pub struct ModelArgs {
-    /// GGUF file of the model, one of its split files, or all of its layer shards
+#[group(required = true, multiple = false)]
+pub struct InspectArgs {
+    /// GGUF file of the model, one of its split files, or all of its layer shards; or a slice
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The same
     #[arg(
         short,
         long = "model",
         env = "DS4_MODEL",
-        required = true,
+        value_name = "FILE",
         num_args = 1..,
         value_delimiter = ','
     )]
@@ -66,22 +70,13 @@ pub struct ModelArgs {
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub weights: WeightArgs,
     /// Address to listen on; port 0 takes a free one
     #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
     pub listen: SocketAddr,
     /// Compute threads; 0 takes one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = threads)]
     pub threads: usize,
-    /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
-    #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
-    pub tiles: Option<TileChoice>,
-    /// Cut the grid into expert groups x block strips, and hold one part of it
-    #[arg(long, env = "DS4_GRID", value_name = "ExB", requires = "index")]
-    pub grid: Option<GridCut>,
-    /// Which part of the grid to hold, from 0
-    #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
-    pub index: Option<usize>,
     /// Kernels to use: `auto`, or one that `inspect` lists
     #[arg(long, env = "DS4_ISA", default_value = "auto", value_parser = kernels)]
     pub isa: Kernels,
@@ -108,23 +103,21 @@ pub struct ServeArgs {
         value_name = "SECONDS"
     )]
     pub drain_timeout: u64,
-    /// Be ready before the weights are in memory; the first calls read them from disk
+    /// Leave the weights on the disk until calls need them. Otherwise a model's tiles are read
+    /// before the node is ready, a slice's while it serves already
     #[arg(long, env = "DS4_NO_POPULATE")]
     pub no_populate: bool,
 }
 
 impl ServeArgs {
     /// What the flags ask for.
-    #[must_use]
-    pub fn config(&self) -> NodeConfig {
-        let tiles = match (self.grid, self.index) {
-            (Some(cut), Some(index)) => TileChoice::Part { cut, index },
-            _ => self.tiles.clone().unwrap_or_default(),
-        };
-        NodeConfig {
+    ///
+    /// # Errors
+    /// The node's name cannot name a file.
+    pub fn config(&self) -> Result<NodeConfig> {
+        Ok(NodeConfig {
             model: ModelConfig {
-                paths: self.model.models.clone(),
-                tiles,
+                source: self.weights.source()?,
                 kernels: self.isa,
                 populate: !self.no_populate,
             },
@@ -135,7 +128,7 @@ impl ServeArgs {
                 memory: self.call_memory << 20,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
             },
-        }
+        })
     }
 }
 
@@ -209,6 +202,8 @@ fn run(cli: &Cli) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::WeightSource;
+    use crate::tiles::{GridCut, TileChoice};
     use clap::CommandFactory;
 
     fn parse(args: &str) -> Result<Cli, clap::Error> {
@@ -228,15 +223,16 @@ mod tests {
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
         };
-        let config = args.config();
+        let config = args.config().expect("config");
+        let cut = GridCut {
+            groups: 2,
+            strips: 4,
+        };
         assert_eq!(
-            config.model.tiles,
-            TileChoice::Part {
-                cut: GridCut {
-                    groups: 2,
-                    strips: 4
-                },
-                index: 3
+            config.model.source,
+            WeightSource::Model {
+                paths: vec!["a.gguf".into()],
+                tiles: TileChoice::Part { cut, index: 3 },
             }
         );
         assert_eq!(config.settings.threads, 7);
@@ -245,10 +241,52 @@ mod tests {
         assert!(config.model.populate);
     }
 
+    fn serve(args: &str) -> ServeArgs {
+        match parse(&format!("serve {args}")).expect(args).command {
+            Command::Serve(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_slice_comes_from_a_file_or_from_a_folder() {
+        let slice = |path: &str, verify| WeightSource::Slice {
+            path: path.into(),
+            verify,
+        };
+        let file = serve("--slice a/b.gguf --verify").weights;
+        assert_eq!(file.source().expect("slice"), slice("a/b.gguf", true));
+        assert!(file.pull().expect("no pull").is_none());
+        let joins = serve("--data-dir /data --name n-1 --join coord:1 --join-timeout 9").weights;
+        assert_eq!(
+            joins.source().expect("slice"),
+            slice("/data/n-1.gguf", false)
+        );
+        let pull = joins.pull().expect("pull").expect("pull");
+        assert_eq!(
+            (pull.coordinator.as_deref(), pull.node.as_str()),
+            (Some("coord:1"), "n-1")
+        );
+        assert_eq!(pull.patience, Duration::from_secs(9));
+        assert!(serve("--data-dir d --name ../a").weights.source().is_err());
+        // A node without a name has the machine's.
+        assert!(serve("--data-dir d").weights.source().is_ok());
+    }
+
     #[test]
     fn bad_flags_are_refused() {
         for bad in [
             "serve",
+            "serve -m a --slice b",
+            "serve -m a --data-dir b",
+            "serve --slice a --data-dir b",
+            "serve --slice a --tiles all",
+            "serve --slice a --join c:1",
+            "serve -m a --verify",
+            "serve --data-dir d --name",
+            "serve --data-dir d --grid 1x1 --index 0",
+            "inspect",
+            "inspect a -m b",
             "serve -m a --grid 2x4",
             "serve -m a --index 1",
             "serve -m a --grid 2x4 --index 0 --tiles all",

@@ -6,12 +6,14 @@ use anyhow::{Context, Result, bail};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams};
+use ds4_common::slice::Slice;
 use ds4_common::tiles::Grid;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{ModelArgs, ServeArgs};
+use crate::cli::{InspectArgs, ServeArgs};
 use crate::embedded::start;
+use crate::pull;
 
 /// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once.
 ///
@@ -24,8 +26,14 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let config = args.config();
-    let starting = start(&config, listener);
+    let config = args.config()?;
+    let pull = args.weights.pull()?;
+    let starting = async {
+        if let Some(pull) = &pull {
+            pull::ensure(pull).await?;
+        }
+        anyhow::Ok(start(&config, listener).await?)
+    };
     let mut node = tokio::select! {
         node = starting => node?,
         name = signals.next() => bail!("{name} while the model was loading"),
@@ -62,8 +70,15 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
 ///
 /// # Errors
 /// The files are no model that this software reads.
-pub fn inspect(args: &ModelArgs) -> Result<()> {
-    let gguf = GgufModel::open_parts(&args.models)?;
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let files = match args.files.is_empty() {
+        true => &args.models,
+        false => &args.files,
+    };
+    let gguf = GgufModel::open_parts(files)?;
+    if Slice::is_slice(&gguf) {
+        return print_rows(&Slice::of(gguf)?.head().describe());
+    }
     let hp = HyperParams::from_model(&gguf)?;
     let grid = Grid::of(hp.experts, hp.expert_width);
     let rows = [
@@ -81,6 +96,10 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
         ("file bytes", gguf.file_bytes().to_string()),
         ("kernels", Kernels::summary()),
     ];
+    print_rows(&rows)
+}
+
+fn print_rows(rows: &[(&str, String)]) -> Result<()> {
     let text: String = rows
         .iter()
         .map(|(name, value)| format!("{name:<12} {value}\n"))

@@ -132,6 +132,12 @@ impl SliceWriter {
         (self.next < self.head.tensors().len()).then_some((self.next, self.written))
     }
 
+    /// Bytes that are there of the tensor that comes next.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.written
+    }
+
     /// Bytes of tensors that are there.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {

@@ -10,7 +10,7 @@ use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
 use ds4_common::tiles::Grid;
-use ds4_expert_node::load::ModelConfig;
+use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
@@ -177,8 +177,10 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
     };
     let config = NodeConfig {
         model: ModelConfig {
-            paths: args.files.paths()?,
-            tiles: TileChoice::All,
+            source: WeightSource::Model {
+                paths: args.files.paths()?,
+                tiles: TileChoice::All,
+            },
             kernels,
             populate: false,
         },

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, chat, inspect, logits, serve, slice, synth, verify};
+use super::{bench, chat, inspect, logits, serve, share, slice, synth, verify};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -44,6 +44,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Cut a model into one file a node
     Slice(slice::SliceArgs),
+    /// Give nodes their slices over the network
+    Share(share::ShareArgs),
     /// Check slices against their hashes
     Verify(verify::VerifyArgs),
     /// Describe a model or a slice
@@ -85,6 +87,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Slice(args) => slice::run(&args),
+            Command::Share(args) => share::run(args).await,
             Command::Verify(args) => verify::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),

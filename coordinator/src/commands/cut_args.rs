@@ -1,10 +1,12 @@
 //! The flags that say which node gets which tiles.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
-use ds4_common::slice::{SliceHead, WholeModel, file_name};
+use ds4_common::slice::WholeModel;
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::tiles::{GridCut, TileChoice};
+
+use crate::share::Shares;
 
 /// How a model is cut.
 #[derive(Args, Clone, Debug)]
@@ -23,28 +25,14 @@ pub struct CutArgs {
     pub tiles: Option<TileChoice>,
 }
 
-/// One node's share of a model.
-#[derive(Clone, Debug)]
-pub struct Share {
-    pub node: String,
-    pub head: SliceHead,
-}
-
 impl CutArgs {
     /// The share of every node.
     ///
     /// # Errors
-    /// The cut does not fit the model, or a node's name cannot name a file.
-    pub fn shares(&self, model: &WholeModel) -> Result<Vec<Share>> {
-        let mut shares: Vec<Share> = Vec::new();
-        for (node, holdings) in self.holdings(model)? {
-            file_name(&node)?;
-            let known = shares.iter().any(|share| share.node == node);
-            ensure!(!known, "two nodes have the name {node}");
-            let head = model.head(&holdings)?;
-            shares.push(Share { node, head });
-        }
-        Ok(shares)
+    /// The cut does not fit the model.
+    pub fn shares(&self, model: WholeModel) -> Result<Shares> {
+        let nodes = self.holdings(&model)?;
+        Ok(Shares::new(model, nodes, true)?)
     }
 
     fn holdings(&self, model: &WholeModel) -> Result<Vec<(String, Holdings)>> {

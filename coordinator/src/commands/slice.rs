@@ -2,16 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use ds4_common::slice::{
     Slice, SliceHead, SliceWriter, WholeModel, copy_tensor, ensure_room, file_name,
 };
 
 use super::assembly::OpenModel;
-use super::cut_args::{CutArgs, Share};
+use super::cut_args::CutArgs;
 use super::model_args::ModelFiles;
 use super::progress::CopyBar;
+use crate::share::Share;
 
 /// What to cut, how, and where to.
 #[derive(Args, Debug)]
@@ -39,26 +40,25 @@ pub struct SliceArgs {
 /// The cut does not fit the model, files are in the way, the disk is too small, or reading or
 /// writing fails.
 pub fn run(args: &SliceArgs) -> Result<()> {
-    let model = OpenModel::open(&args.files)?.whole()?;
-    let mut shares = args.cut.shares(&model)?;
-    if let Some(node) = &args.node {
-        let names: Vec<String> = shares.iter().map(|share| share.node.clone()).collect();
-        shares.retain(|share| share.node == *node);
-        ensure!(
-            !shares.is_empty(),
-            "there is no node {node}, but {}",
-            names.join(", ")
-        );
-    }
+    let shares = args.cut.shares(OpenModel::open(&args.files)?.whole()?)?;
+    let chosen = match &args.node {
+        None => shares.all(),
+        Some(node) => {
+            let number = shares.find(node);
+            let number = number
+                .with_context(|| format!("there is no node {node}, but {}", shares.names()))?;
+            &shares.all()[number..=number]
+        }
+    };
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder {} cannot be made", args.out.display()))?;
-    let wanted = wanted(args, &shares)?;
+    let wanted = wanted(args, chosen)?;
     let needed = wanted
         .iter()
         .map(|(path, share)| SliceWriter::missing_bytes(path, &share.head))
         .sum();
     ensure_room(&args.out, needed)?;
-    write_all(&model, &wanted)
+    write_all(shares.model(), &wanted)
 }
 
 /// The slices that are not there yet. What is there already is named and left alone.

@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 
 use super::meter;
 use crate::scheduler::measures;
+use crate::share;
 
 /// Installs the recorder, once; later calls return the same handle.
 ///
@@ -25,6 +26,7 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
     measures::describe();
     meter::describe();
+    share::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 

@@ -8,6 +8,7 @@
 
 mod blocks;
 mod node;
+mod slice;
 mod tile_set;
 mod work;
 
@@ -17,6 +18,7 @@ use ds4_common::tiles::{Grid, TileError, TileRect};
 
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello};
+pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use work::{Call, EncodedBatch, decode_work};
 

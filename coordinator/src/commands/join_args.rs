@@ -1,0 +1,96 @@
+//! How `serve` gives slices to nodes that have none.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use super::assembly::OpenModel;
+use super::cut_args::CutArgs;
+use super::model_args::ModelArgs;
+use crate::share::{self, ShareSettings, SliceShare};
+
+/// Where nodes get slices, and of which cut.
+#[derive(Args, Clone, Debug)]
+pub struct JoinArgs {
+    /// Address on which nodes without weights get their slices
+    #[arg(
+        long,
+        env = "DS4_JOIN_LISTEN",
+        value_name = "IP:PORT",
+        requires = "join_nodes"
+    )]
+    pub join_listen: Option<SocketAddr>,
+
+    /// Nodes that the model is cut for, by --grid if that is given; NAME-0 to NAME-(N-1)
+    #[arg(
+        long,
+        env = "DS4_JOIN_NODES",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
+    pub join_nodes: Option<u32>,
+
+    /// Tensors that are on their way to nodes at once
+    #[arg(
+        long,
+        env = "DS4_JOIN_FETCHES",
+        default_value_t = ShareSettings::default().fetches,
+        value_name = "N"
+    )]
+    pub join_fetches: usize,
+}
+
+/// A source of slices that runs.
+#[derive(Debug)]
+pub(super) struct Sharing(oneshot::Sender<()>);
+
+impl Sharing {
+    /// Starts it if the flags ask for one.
+    ///
+    /// # Errors
+    /// The address is taken, or the cut does not fit the model.
+    pub(super) async fn start(args: &JoinArgs, model: &ModelArgs) -> Result<Option<Self>> {
+        let Some(address) = args.join_listen else {
+            return Ok(None);
+        };
+        let cut = CutArgs {
+            nodes: args.join_nodes,
+            grid: model.grid,
+            tiles: None,
+        };
+        let files = model.files.clone();
+        let open = move || cut.shares(OpenModel::open(&files)?.whole()?);
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("--join-listen {address}"))?;
+        let shares = tokio::task::spawn_blocking(open).await??;
+        tracing::info!(
+            address = %listener.local_addr().unwrap_or(address),
+            nodes = shares.names(),
+            "slices can be pulled"
+        );
+        let settings = ShareSettings {
+            fetches: args.join_fetches,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let served = share::serve(listener, SliceShare::new(shares, settings), async {
+            // A dropped sender means the same.
+            let _ = stopped.await;
+        });
+        tokio::spawn(async {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "slices can no longer be pulled");
+            }
+        });
+        Ok(Some(Sharing(stop)))
+    }
+
+    /// No node gets anything from here on but what is on its way.
+    pub(super) fn stop(self) {
+        // Ended already is as good.
+        let _ = self.0.send(());
+    }
+}

@@ -1,0 +1,68 @@
+//! `ds4-coord share`: gives nodes their slices, and nothing else.
+
+use std::io::Write;
+use std::net::SocketAddr;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tokio::net::TcpListener;
+
+use super::assembly::OpenModel;
+use super::cut_args::CutArgs;
+use super::model_args::ModelFiles;
+use super::stop::Stop;
+use crate::share::{self, ShareSettings, SliceShare};
+
+/// What to give, and where.
+#[derive(Args, Debug)]
+pub struct ShareArgs {
+    #[command(flatten)]
+    pub files: ModelFiles,
+
+    #[command(flatten)]
+    pub cut: CutArgs,
+
+    /// Address on which nodes get their slices; port 0 takes a free one
+    #[arg(
+        long,
+        env = "DS4_JOIN_LISTEN",
+        default_value = "127.0.0.1:50050",
+        value_name = "IP:PORT"
+    )]
+    pub listen: SocketAddr,
+
+    /// Tensors that are on their way at once
+    #[arg(long, default_value_t = ShareSettings::default().fetches, value_name = "N")]
+    pub fetches: usize,
+}
+
+/// Serves until SIGTERM or ctrl-c.
+///
+/// # Errors
+/// The cut does not fit the model, the address is taken, or the socket fails.
+pub async fn run(args: ShareArgs) -> Result<()> {
+    let mut stop = Stop::new()?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("--listen {}", args.listen))?;
+    let address = listener
+        .local_addr()
+        .context("the listening socket has no address")?;
+    let (files, cut) = (args.files.clone(), args.cut.clone());
+    let open = move || cut.shares(OpenModel::open(&files)?.whole()?);
+    let shares = tokio::task::spawn_blocking(open).await??;
+    // Whoever waits for this line may have gone.
+    let _ = writeln!(
+        std::io::stdout(),
+        "slices on {address} for {}",
+        shares.names()
+    );
+    let settings = ShareSettings {
+        fetches: args.fetches,
+    };
+    let share = SliceShare::new(shares, settings);
+    tokio::select! {
+        served = share::serve(listener, share, std::future::pending()) => Ok(served?),
+        () = stop.asked() => Ok(()),
+    }
+}
