@@ -5,4 +5,5 @@ mod cluster;
 mod engine;
 mod formats;
 mod golden;
+mod slices;
 mod variants;
