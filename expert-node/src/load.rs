@@ -8,7 +8,7 @@ use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
 use ds4_common::slice::{self, Progress, Slice, SliceError};
-use ds4_common::tiles::{TileRect, TileSet};
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::Shape;
 
 use crate::compute::{Compute, Identity};
@@ -60,8 +60,6 @@ pub enum LoadError {
     Slice(#[from] SliceError),
     #[error("{} is a slice of a model: name it with --slice", .0.display())]
     IsSlice(PathBuf),
-    #[error("{}: layers hold different tiles, which this node cannot tell", .0.display())]
-    Uneven(PathBuf),
 }
 
 /// The expert function over mapped weights.
@@ -95,6 +93,12 @@ impl Compute for StoreCompute {
     ) -> Result<u64, BatchError> {
         self.store
             .compute(self.kernels, batch, rects, &mut self.scratch, out)
+    }
+
+    /// Every expert's buffers have the size of the largest batch that it has met, which differs
+    /// from expert to expert, so that all of them together grow far beyond one batch's need.
+    fn idle(&mut self) {
+        self.scratch = ExpertScratch::default();
     }
 }
 
@@ -144,7 +148,7 @@ fn load_model(
         kernels: config.kernels.name().to_owned(),
         weight_bytes,
         resident_bytes: weights::resident_bytes(&hp, &tensors, held.rects()),
-        held,
+        held: Holdings::uniform(grid, store.layers(), held),
     };
     if identity.pays_for_more() {
         tracing::warn!(
@@ -167,11 +171,6 @@ fn load_slice(
         check_hashes(&slice)?;
     }
     let head = slice.head();
-    let mut runs = head.holdings().runs();
-    let held = match (runs.next(), runs.next()) {
-        (Some((_, Some(held))), None) => TileSet::clone(held),
-        _ => return Err(LoadError::Uneven(path.to_path_buf())),
-    };
     let store = ExpertStore::from_slice(&slice)?;
     let identity = Identity {
         model: name_or_stem(head.model(), path),
@@ -185,7 +184,7 @@ fn load_slice(
         kernels: config.kernels.name().to_owned(),
         weight_bytes: slice.weight_bytes(),
         resident_bytes: slice.weight_bytes(),
-        held,
+        held: head.holdings().clone(),
     };
     let mut compute = StoreCompute::new(store, config.kernels);
     if config.populate {

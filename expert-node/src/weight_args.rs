@@ -15,7 +15,8 @@ use crate::tiles::{GridCut, TileChoice};
 #[derive(Args, Debug)]
 #[command(group = ArgGroup::new("source").required(true).args(["models", "slice", "data_dir"]))]
 pub struct WeightArgs {
-    /// GGUF file of the model, one of its split files, or all of its layer shards
+    /// GGUF file of the model, one of its split files, or all of its layer shards,
+    /// comma-separated
     #[arg(
         short,
         long = "model",
@@ -26,13 +27,14 @@ pub struct WeightArgs {
     )]
     pub models: Vec<PathBuf>,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
+    /// [default: all]
     #[arg(
         long,
         env = "DS4_TILES",
         conflicts_with_all = ["grid", "slice", "data_dir"]
     )]
     pub tiles: Option<TileChoice>,
-    /// Cut the grid into expert groups x block strips, and hold one part of it
+    /// Cut the tiles into expert groups x block strips, and hold one part of them
     #[arg(
         long,
         env = "DS4_GRID",
@@ -41,7 +43,7 @@ pub struct WeightArgs {
         conflicts_with_all = ["slice", "data_dir"]
     )]
     pub grid: Option<GridCut>,
-    /// Which part of the grid to hold, from 0
+    /// Which part of `--grid` to hold, from 0
     #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
     pub index: Option<usize>,
     /// Slice of a model, as `ds4-coord slice` writes it; all of it is held

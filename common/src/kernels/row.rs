@@ -1,7 +1,7 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
 use super::sixteen::{self, Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
+use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, Q2K, SmallBlock, SuperBlock};
 
 /// The products of one row. An implementor is a proof that the CPU has the instructions, so its
 /// methods are safe.
@@ -12,6 +12,9 @@ use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
+
+    /// With how many activations that begins.
+    const SIXTEEN_FROM: usize = 1;
 
     fn name(self) -> &'static str;
 
@@ -29,6 +32,16 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// `out[t] = row · xs[t]` for Q4_K.
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);
+
+    /// `out[t] = row · xs[t]` for Q2_K.
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.super_blocks::<Q2K>(row, xs, out);
+    }
+
+    /// `out[t] = row · xs[t]` for IQ2_XXS.
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.super_blocks::<Iq2Xxs>(row, xs, out);
+    }
 
     /// `out[t] = row · xs[t]` for any other format of 256 weights a block.
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]);

@@ -7,7 +7,7 @@ use super::matrix::Matrix;
 use super::row::RowKernel;
 use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
-use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
+use crate::quant::{Mxfp4, Q3K, Q5K, Q6K, Q8_0};
 
 /// The most activations that meet all rows of a tile before the next ones do.
 const TOKENS_AT_ONCE: usize = 64;
@@ -141,7 +141,7 @@ struct Part<'p, 'w> {
 impl Part<'_, '_> {
     fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
         let done = match self.w.ty() {
-            GgmlType::Q4K if K::SIXTEEN => self.sixteens(k, xs),
+            GgmlType::Q4K if K::SIXTEEN && xs.len() >= K::SIXTEEN_FROM => self.sixteens(k, xs),
             _ => 0,
         };
         let ty = self.w.ty();
@@ -240,11 +240,11 @@ pub(super) fn q8_k_row<K: RowKernel>(
 ) {
     match ty {
         GgmlType::Q4K => k.q4_k(row, xs, out),
-        GgmlType::Q2K => k.super_blocks::<Q2K>(row, xs, out),
+        GgmlType::Q2K => k.q2_k(row, xs, out),
         GgmlType::Q3K => k.super_blocks::<Q3K>(row, xs, out),
         GgmlType::Q5K => k.super_blocks::<Q5K>(row, xs, out),
         GgmlType::Q6K => k.super_blocks::<Q6K>(row, xs, out),
-        GgmlType::Iq2Xxs => k.super_blocks::<Iq2Xxs>(row, xs, out),
+        GgmlType::Iq2Xxs => k.iq2_xxs(row, xs, out),
         ty => panic!("{ty} weights do not meet Q8_K activations"),
     }
 }

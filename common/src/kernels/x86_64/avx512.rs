@@ -2,13 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::sixteen;
 use super::{Factors, load_256, load_i16, part};
+use super::{sixteen, two_bits};
 use super::{spread_mins, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
+use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
 /// Tokens whose lanes are kept while a part of a row meets them.
@@ -70,6 +70,22 @@ impl RowKernel for Avx512 {
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { q4_k(row, xs, out) }
+    }
+
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        match xs {
+            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
+            [_] => unsafe { two_bits::row::<Q2K>(row, xs, out) },
+            _ => self.super_blocks::<Q2K>(row, xs, out),
+        }
+    }
+
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        match xs {
+            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
+            [_] => unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) },
+            _ => self.super_blocks::<Iq2Xxs>(row, xs, out),
+        }
     }
 
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {

@@ -38,14 +38,6 @@ impl RowKernel for Avx512Bw {
 
     through_avx2!();
 
-    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        self.0.q4_k(row, xs, out);
-    }
-
-    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-        self.0.small_blocks::<F>(row, xs, out);
-    }
-
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { q4_k_sixteen(w, xs, out) }

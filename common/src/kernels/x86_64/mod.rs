@@ -8,8 +8,10 @@ mod avx2;
 mod avx512;
 mod avx512bw;
 mod avxvnni;
+mod eight_rows;
 mod sixteen;
 mod step;
+mod two_bits;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
@@ -35,12 +37,28 @@ macro_rules! through_avx2 {
             self.0.widen_bf16(row, out);
         }
 
+        fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.q4_k(row, xs, out);
+        }
+
+        fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.q2_k(row, xs, out);
+        }
+
+        fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.iq2_xxs(row, xs, out);
+        }
+
+        fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
+            self.0.small_blocks::<F>(row, xs, out);
+        }
+
         fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
             self.0.super_blocks::<F>(row, xs, out);
         }
 
         fn prefetch(self, bytes: &[u8]) {
-            $crate::kernels::x86_64::sixteen::prefetch(bytes);
+            self.0.prefetch(bytes);
         }
     };
 }
