@@ -35,7 +35,7 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
     /// Log filter, for example `info` or `ds4_expert_node=debug`
-    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_parser = log_filter)]
+    #[arg(long, env = "DS4_LOG", default_value = "info", global = true, value_name = "FILTER", value_parser = log_filter)]
     pub log: String,
 }
 
@@ -51,11 +51,13 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct ModelArgs {
-    /// GGUF file of the model, one of its split files, or all of its layer shards
+    /// GGUF file of the model, one of its split files, or all of its layer shards,
+    /// comma-separated
     #[arg(
         short,
         long = "model",
         env = "DS4_MODEL",
+        value_name = "FILE",
         required = true,
         num_args = 1..,
         value_delimiter = ','
@@ -68,30 +70,36 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Address to listen on; port 0 takes a free one
-    #[arg(long, env = "DS4_LISTEN", default_value = "127.0.0.1:50051")]
+    #[arg(
+        long,
+        env = "DS4_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "IP:PORT"
+    )]
     pub listen: SocketAddr,
     /// Compute threads; 0 takes one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = threads)]
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
+    /// [default: all]
     #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
     pub tiles: Option<TileChoice>,
-    /// Cut the grid into expert groups x block strips, and hold one part of it
+    /// Cut the tiles into expert groups x block strips, and hold one part of them
     #[arg(long, env = "DS4_GRID", value_name = "ExB", requires = "index")]
     pub grid: Option<GridCut>,
-    /// Which part of the grid to hold, from 0
+    /// Which part of `--grid` to hold, from 0
     #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
     pub index: Option<usize>,
     /// Kernels to use: `auto`, or one that `inspect` lists
-    #[arg(long, env = "DS4_ISA", default_value = "auto", value_parser = kernels)]
+    #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME", value_parser = kernels)]
     pub isa: Kernels,
     /// Work items that may wait, of all coordinators together
-    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_parser = count)]
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N", value_parser = count)]
     pub queue: usize,
     /// Work items in flight for one coordinator
-    #[arg(long, env = "DS4_IN_FLIGHT", default_value_t = 8, value_parser = count)]
+    #[arg(long, env = "DS4_IN_FLIGHT", default_value_t = 8, value_name = "N", value_parser = count)]
     pub in_flight: usize,
-    /// MiB of inputs and unsent replies that are kept, of all coordinators together
+    /// Memory for inputs and unsent replies, of all coordinators together
     #[arg(
         long,
         env = "DS4_CALL_MEMORY",
@@ -100,12 +108,13 @@ pub struct ServeArgs {
         value_parser = mebibytes
     )]
     pub call_memory: usize,
-    /// Seconds in which a stopping node finishes the work that it has taken
+    /// Time in which a stopping node finishes the work that it has taken
     #[arg(
         long,
         env = "DS4_DRAIN_TIMEOUT",
         default_value_t = 30,
-        value_name = "SECONDS"
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(0..=86_400)
     )]
     pub drain_timeout: u64,
     /// Be ready before the weights are in memory; the first calls read them from disk
@@ -221,6 +230,16 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_of_the_node_is_an_environment_variable() {
+        let mut cli = Cli::command();
+        cli.build();
+        let serve = cli.find_subcommand("serve").expect("a command");
+        for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+            assert!(arg.get_env().is_some(), "{arg}");
+        }
+    }
+
+    #[test]
     fn flags_become_a_config() {
         let cli = parse(
             "serve -m a.gguf --grid 2x4 --index 3 --threads 7 --call-memory 300 --drain-timeout 5",
@@ -258,6 +277,8 @@ mod tests {
             "serve -m a --queue 0",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
+            "serve -m a --drain-timeout 86401",
+            "serve -m a --drain-timeout 18446744073709551615",
             "bench --rounds 0",
             "bench --decode 1,none",
         ] {

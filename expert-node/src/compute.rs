@@ -1,7 +1,7 @@
 //! What a worker runs: the one expert function, or a script in a test.
 
 use ds4_common::expert::{BatchError, ExpertBatch};
-use ds4_common::tiles::{TileRect, TileSet};
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::{FingerprintBytes, Shape};
 
 /// Computes the rows of a checked batch on the current rayon pool.
@@ -18,6 +18,9 @@ pub trait Compute: Send + 'static {
         rects: &[TileRect],
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError>;
+
+    /// No work has come for a while: buffers that it would need again may go.
+    fn idle(&mut self) {}
 }
 
 /// What a node tells about itself, fixed while it runs.
@@ -27,7 +30,7 @@ pub struct Identity {
     pub model: String,
     pub fingerprint: FingerprintBytes,
     pub shape: Shape,
-    pub held: TileSet,
+    pub held: Holdings,
     /// Instruction set of the kernels.
     pub kernels: String,
     /// Bytes of the weights of the tiles held.
@@ -59,12 +62,7 @@ impl Identity {
     /// Model and tiles in a few words.
     #[must_use]
     pub fn summary(&self) -> String {
-        let tiles: Vec<String> = self.held.rects().iter().map(ToString::to_string).collect();
         let grid = self.shape.grid;
-        format!(
-            "model {}, {} of a grid of {grid}",
-            self.model,
-            tiles.join(" + ")
-        )
+        format!("model {}, {} of a grid of {grid}", self.model, self.held)
     }
 }

@@ -7,7 +7,7 @@ use ds4_common::expert::{BatchError, ExpertBatch, ExpertScratch, ExpertStore, St
 use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::Shape;
 
 use crate::compute::{Compute, Identity};
@@ -69,6 +69,12 @@ impl Compute for StoreCompute {
         self.store
             .compute(self.kernels, batch, rects, &mut self.scratch, out)
     }
+
+    /// Every expert's buffers have the size of the largest batch that it has met, which differs
+    /// from expert to expert, so that all of them together grow far beyond one batch's need.
+    fn idle(&mut self) {
+        self.scratch = ExpertScratch::default();
+    }
 }
 
 /// Maps the model and its held tiles; reads them in if asked to. Blocks: not for a tokio thread.
@@ -102,7 +108,7 @@ pub fn load(config: &ModelConfig) -> Result<(StoreCompute, Identity), LoadError>
         kernels: config.kernels.name().to_owned(),
         weight_bytes,
         resident_bytes: weights::resident_bytes(&hp, &tensors, held.rects()),
-        held,
+        held: Holdings::uniform(grid, store.layers(), held),
     };
     if identity.pays_for_more() {
         tracing::warn!(

@@ -1,4 +1,13 @@
 //! What the calls of all coordinators may keep in memory.
+//!
+//! Not of this budget is what arrives: one message of each stream, whose buffer exists before
+//! anything of it is known, and what a connection may send unread. Both are bounded by their
+//! numbers: `MAX_SESSIONS` streams of at most [`Shape::request_bytes`] (8.5 MB with Flash's
+//! widths, so 0.5 GB), and [`MAX_CONNECTIONS`] connections of at most [`CONNECTION_WINDOW`].
+//!
+//! [`Shape::request_bytes`]: ds4_proto::wire::Shape::request_bytes
+//! [`MAX_CONNECTIONS`]: ds4_proto::limits::MAX_CONNECTIONS
+//! [`CONNECTION_WINDOW`]: ds4_proto::limits::CONNECTION_WINDOW
 
 use std::sync::Arc;
 

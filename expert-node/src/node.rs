@@ -98,6 +98,7 @@ impl RunningNode {
             .map_err(NodeError::Threads)?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));
+        let largest_request = identity.shape.request_bytes();
         let identity = Arc::new(identity);
         let service = NodeService(Arc::new(NodeState {
             identity: Arc::clone(&identity),
@@ -114,7 +115,7 @@ impl RunningNode {
         let (shutdown, stop) = oneshot::channel::<()>();
         let server = channel::server()
             .add_service(health_service)
-            .add_service(channel::compute_server(service.clone()))
+            .add_service(channel::compute_server(service.clone(), largest_request))
             .add_service(NodeControlServer::new(service))
             .serve_with_incoming_shutdown(channel::incoming(listener), async {
                 // A dropped handle is a stop as well.

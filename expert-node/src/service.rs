@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use ds4_proto::limits::PROTOCOL_VERSION;
+use ds4_proto::limits::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::NodeControl;
+use ds4_proto::wire::encode_held;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -68,8 +69,10 @@ impl NodeControl for NodeService {
     ) -> Result<Response<pb::DescribeReply>, Status> {
         let node = &self.0;
         let identity = &node.identity;
+        let held = encode_held(&identity.held);
         Ok(Response::new(pb::DescribeReply {
             protocol_version: PROTOCOL_VERSION,
+            oldest_version: OLDEST_PROTOCOL_VERSION,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             model: identity.model.clone(),
             fingerprint: identity.fingerprint.to_vec().into(),
@@ -77,7 +80,8 @@ impl NodeControl for NodeService {
             hidden: identity.shape.hidden as u32,
             grid_experts: identity.shape.grid.experts,
             grid_blocks: identity.shape.grid.blocks,
-            held: ds4_proto::wire::encode_tiles(&identity.held),
+            held: held.held,
+            held_layers: held.held_layers,
             kernels: identity.kernels.clone(),
             threads: node.threads as u32,
             weight_bytes: identity.weight_bytes,

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
 use ds4_proto::pb::{self, compute_request};
-use ds4_proto::wire::{check_hello, clip, decode_work, encode_tiles};
+use ds4_proto::wire::{Mismatch, check_hello, clip, decode_work, welcome};
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
@@ -38,19 +38,18 @@ pub(crate) async fn open(
             "the first message must be a hello",
         ));
     };
-    check_hello(&hello, &node.identity.fingerprint, &node.identity.shape)
+    let refuse = |mismatch: Mismatch| Status::failed_precondition(mismatch.to_string());
+    let identity = &node.identity;
+    let version = check_hello(&hello, &identity.fingerprint, &identity.shape)
         .map_err(|error| Status::invalid_argument(error.to_string()))?
-        .map_err(|mismatch| Status::failed_precondition(mismatch.to_string()))?;
+        .map_err(refuse)?;
+    let welcome = welcome(node.max_in_flight as u32, &identity.held, version).map_err(refuse)?;
     tracing::info!(
         software = clip(&hello.software, MAX_NAME_BYTES),
         "coordinator connected"
     );
 
     let (replies, outbox) = mpsc::channel(node.max_in_flight + 1);
-    let welcome = pb::Welcome {
-        max_in_flight: node.max_in_flight as u32,
-        held: encode_tiles(&node.identity.held),
-    };
     // The channel is new and has room.
     let _ = replies.try_send(Ok(Event::Welcome(welcome)));
     // Reader and reply stream share the slot: the stream counts until its last reply has left.

@@ -12,6 +12,9 @@ use ds4_proto::wire::Call;
 use crate::compute::Compute;
 use crate::stats::Stats;
 
+/// Time without work after which buffers are given back.
+const IDLE_AFTER: Duration = Duration::from_secs(10);
+
 /// Work with the way back for its outcome.
 pub struct Job {
     pub call: Call,
@@ -100,7 +103,7 @@ impl Worker {
                 // The starter waits for this message.
                 let _ = started.send(usable);
                 if go {
-                    run(&inbox, compute.as_mut(), &stats);
+                    run(&inbox, compute.as_mut(), &stats, IDLE_AFTER);
                 }
                 drop(pool);
                 drop(ending);
@@ -125,10 +128,22 @@ impl Worker {
     }
 }
 
-fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats) {
-    while let Ok(job) = inbox.recv() {
+fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats, idle_after: Duration) {
+    while let Some(job) = next(inbox, compute, idle_after) {
         let outcome = work(&job, compute, stats);
         (job.done)(outcome);
+    }
+}
+
+/// The next job, or `None` when all queues are gone.
+fn next(inbox: &Receiver<Job>, compute: &mut dyn Compute, idle_after: Duration) -> Option<Job> {
+    match inbox.recv_timeout(idle_after) {
+        Ok(job) => Some(job),
+        Err(RecvTimeoutError::Timeout) => {
+            compute.idle();
+            inbox.recv().ok()
+        }
+        Err(RecvTimeoutError::Disconnected) => None,
     }
 }
 
@@ -321,6 +336,53 @@ mod tests {
         }
         assert!(matches!(bench.next(), (13, Outcome::Broken)));
         assert!(matches!(bench.next(), (5, Outcome::Rows { .. })));
+    }
+
+    /// Counts how often it was told that it is idle.
+    struct Lazy(Arc<Mutex<usize>>);
+
+    impl Compute for Lazy {
+        fn compute(
+            &mut self,
+            _: &ExpertBatch,
+            _: &[TileRect],
+            _: &mut Vec<f32>,
+        ) -> Result<u64, BatchError> {
+            Ok(0)
+        }
+
+        fn idle(&mut self) {
+            *self.0.lock().expect("count") += 1;
+        }
+    }
+
+    #[test]
+    fn a_pause_is_told_once_and_work_goes_on_after_it() {
+        let bench = bench(8);
+        let idle = Arc::new(Mutex::new(0));
+        let mut lazy = Lazy(Arc::clone(&idle));
+        let (jobs, inbox) = sync_channel(8);
+        let run = std::thread::spawn(move || {
+            run(
+                &inbox,
+                &mut lazy,
+                &Stats::default(),
+                Duration::from_millis(20),
+            );
+        });
+        for pause in 1..3 {
+            jobs.send(bench.job(pause, LONG).0).expect("it runs");
+            assert!(matches!(bench.next(), (_, Outcome::Rows { .. })));
+            let begun = Instant::now();
+            while *idle.lock().expect("count") < pause {
+                assert!(begun.elapsed() < Duration::from_secs(10), "never idle");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(60));
+            assert_eq!(*idle.lock().expect("count"), pause, "once a pause");
+        }
+        drop(jobs);
+        run.join().expect("it ends");
     }
 
     #[test]

@@ -1,28 +1,54 @@
 //! Transport settings of both sides: large windows for bulk messages, no delay for small ones,
 //! pings so that a dead peer is noticed.
 
-use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Endpoint, Error, Server};
+use std::io;
 
+use futures::stream::{self, Stream};
+use tokio::net::TcpListener;
+use tonic::transport::{Endpoint, Server};
+
+use crate::connections::{BoundedListener, Connection};
 pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS, STREAM_WINDOW,
+    MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS,
+    STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
 
-/// The coordinator's way to the node at `address`, a `host:port` or an `http://` URL.
+/// Why a text is no address of a node. No wait would make it one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AddressError {
+    #[error("it is not of the form host:port")]
+    Form,
+    #[error("it names no host")]
+    Host,
+    #[error("it names no port")]
+    NoPort,
+    #[error("its port is not from 1 to 65535")]
+    Port,
+    #[error("it is a URL of another kind than http://host:port")]
+    Url,
+}
+
+/// The coordinator's way to the node at `address`, a `host:port` or an `http://host:port`.
 ///
 /// # Errors
-/// The address is no authority that a URL could hold.
-pub fn endpoint(address: &str) -> Result<Endpoint, Error> {
-    let uri = match address.contains("://") {
-        true => address.to_owned(),
-        false => format!("http://{address}"),
+/// The address could not be connected to, whoever listens.
+pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
+    let authority = match address.split_once("://") {
+        Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
+        Some(_) => return Err(AddressError::Url),
+        None => address,
     };
-    Ok(Endpoint::from_shared(uri)?
+    if authority.contains(['/', '@', '?', '#']) {
+        return Err(AddressError::Url);
+    }
+    check_port(authority)?;
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"));
+    Ok(endpoint
+        .map_err(|_| AddressError::Form)?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -32,6 +58,22 @@ pub fn endpoint(address: &str) -> Result<Endpoint, Error> {
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true))
+}
+
+/// The URL parser takes ports that are no ports, and no host at all.
+fn check_port(authority: &str) -> Result<(), AddressError> {
+    // Behind the bracket of an IPv6 address, whose own colons precede no port.
+    let after_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+    let (host, port) = match authority[after_host..].split_once(':') {
+        Some((name, port)) => (&authority[..after_host + name.len()], port),
+        None => (authority, ""),
+    };
+    match port.parse::<u16>() {
+        _ if host.is_empty() => Err(AddressError::Host),
+        _ if port.is_empty() => Err(AddressError::NoPort),
+        Ok(1..) if port.bytes().all(|b| b.is_ascii_digit()) => Ok(()),
+        _ => Err(AddressError::Port),
+    }
 }
 
 /// The node's server settings, without services.
@@ -47,11 +89,14 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
 
-/// Connections accepted from `listener`. The server's own TCP settings do not reach a listener
-/// that was bound outside of it, so they are made here.
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+/// Connections accepted from `listener`, at most [`MAX_CONNECTIONS`] at the same time. None of
+/// them is an error, at which the server would end.
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
+    let listener = BoundedListener::new(listener, MAX_CONNECTIONS);
+    stream::unfold(listener, |listener| async {
+        let connection = listener.accept().await;
+        Some((Ok(connection), listener))
+    })
 }
 
 /// A compute client with this protocol's message limits.
@@ -63,10 +108,57 @@ pub fn compute_client(
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// A compute service with this protocol's message limits.
-pub fn compute_server<S: ExpertCompute>(service: S) -> FirstMessageLimit<ExpertComputeServer<S>> {
+/// A compute service with this protocol's message limits. `largest_request` bounds the requests,
+/// for each of which a stream may keep a buffer: see [`Shape::request_bytes`].
+///
+/// [`Shape::request_bytes`]: crate::wire::Shape::request_bytes
+pub fn compute_server<S: ExpertCompute>(
+    service: S,
+    largest_request: usize,
+) -> FirstMessageLimit<ExpertComputeServer<S>> {
     let service = ExpertComputeServer::new(service)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_decoding_message_size(largest_request)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     FirstMessageLimit::new(service, MAX_HELLO_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_a_host_and_a_port() {
+        for good in [
+            "127.0.0.1:50051",
+            "node-3.lan:1",
+            "[::1]:65535",
+            "http://node_3:80/",
+            "http://[fe80::1]:9",
+        ] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for (bad, why) in [
+            ("", AddressError::Host),
+            (":1", AddressError::Host),
+            ("http://", AddressError::Host),
+            ("http://:7", AddressError::Host),
+            ("host", AddressError::NoPort),
+            ("host:", AddressError::NoPort),
+            ("[::1]", AddressError::NoPort),
+            ("host:0", AddressError::Port),
+            ("host:99999", AddressError::Port),
+            ("host:+80", AddressError::Port),
+            ("host:80:81", AddressError::Port),
+            ("::1", AddressError::Host),
+            ("host:port", AddressError::Port),
+            ("a b:1", AddressError::Form),
+            ("a\nb:1", AddressError::Form),
+            ("[::1:1", AddressError::Port),
+            ("https://host:1", AddressError::Url),
+            ("host:1/path", AddressError::Url),
+            ("user@host:1", AddressError::Url),
+        ] {
+            assert_eq!(endpoint(bad).err(), Some(why), "{bad:?}");
+        }
+    }
 }

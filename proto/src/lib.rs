@@ -2,6 +2,7 @@
 //! the transport settings of both sides.
 
 pub mod channel;
+pub mod connections;
 mod first_message;
 pub mod limits;
 pub mod wire;

@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-/// Version of messages and their meaning. Peers must agree on it exactly.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// Newest version of messages and their meaning. Peers speak the older one of both sides' newest.
+///
+/// - 2: a node holds the same tiles in every layer.
+/// - 3: a node may hold different tiles in each layer.
+pub const PROTOCOL_VERSION: u32 = 3;
+
+/// Oldest version that is still understood, so that nodes and coordinators can be replaced one by
+/// one.
+pub const OLDEST_PROTOCOL_VERSION: u32 = PROTOCOL_VERSION - 1;
 
 /// Bytes of a model fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
@@ -23,8 +30,11 @@ pub const MAX_LAYERS: u32 = 1 << 12;
 /// Width of a layer's input that a peer may claim.
 pub const MAX_HIDDEN: u32 = 1 << 20;
 
-/// Rectangles in one call or description.
+/// Rectangles in one call, and in one layer of a description.
 pub use ds4_common::tiles::MAX_RECTS;
+
+/// Rectangles in all layers of a description.
+pub const MAX_HELD_RECTS: usize = 4 * MAX_RECTS;
 
 /// Bytes of one rectangle: four u32.
 pub const RECT_BYTES: usize = 16;
@@ -40,8 +50,9 @@ pub const MAX_MESSAGE_BYTES: usize =
 /// Bytes of the first message of a stream: who has not said hello may not fill more memory.
 pub const MAX_HELLO_BYTES: usize = 1024;
 
-/// Bytes of a node's description: its tiles, and the rest.
-pub const MAX_DESCRIPTION_BYTES: usize = MAX_RECTS * RECT_BYTES + (16 << 10);
+/// Bytes of a node's description: its tiles, the layers that they are in, and the rest.
+pub const MAX_DESCRIPTION_BYTES: usize =
+    MAX_HELD_RECTS * RECT_BYTES + MAX_LAYERS as usize * 24 + (16 << 10);
 
 /// Bytes of one route: u32 expert, f32 weight.
 pub const ROUTE_BYTES: usize = 8;
@@ -57,6 +68,10 @@ pub const MAX_TEXT_BYTES: usize = 512;
 
 /// Calls that a node may allow in flight on one stream.
 pub const MAX_IN_FLIGHT: u32 = 1024;
+
+/// Connections to one node. A coordinator has two at a time: its stream's, and one that asks what
+/// the node is.
+pub const MAX_CONNECTIONS: usize = 128;
 
 /// HTTP/2 streams on one connection: the compute stream, health and description.
 pub const MAX_STREAMS: u32 = 32;

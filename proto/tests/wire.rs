@@ -5,12 +5,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::quant::{BlockQ8, BlockQ8K};
-use ds4_common::tiles::{Grid, TileSet};
-use ds4_proto::limits::{MAX_TOKENS, PROTOCOL_VERSION};
+use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
+use ds4_proto::limits::{MAX_TOKENS, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::wire::{
-    Call, EncodedBatch, Mismatch, Shape, WireError, bytes_from_floats, check_hello, decode_node,
-    decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello,
+    Call, EncodedBatch, Mismatch, Shape, Versions, WireError, bytes_from_floats, check_hello,
+    decode_node, decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello, welcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -28,6 +28,10 @@ const SHAPE: Shape = Shape {
 
 fn whole() -> TileSet {
     TileSet::new(SHAPE.grid, vec![SHAPE.grid.whole()]).expect("whole grid")
+}
+
+fn held() -> Holdings {
+    Holdings::uniform(SHAPE.grid, SHAPE.layers, whole())
 }
 
 fn any_float() -> impl Strategy<Value = f32> {
@@ -127,7 +131,7 @@ proptest! {
     fn a_call_arrives_bit_for_bit(batch in batch(), id in any::<u64>()) {
         let work = EncodedBatch::new(&batch, 0..batch.tokens)
             .work(id, &whole(), Duration::from_millis(1500));
-        let call = decode_work(&travel(&work), &SHAPE, &whole()).expect("valid work");
+        let call = decode_work(&travel(&work), &SHAPE, &held()).expect("valid work");
         prop_assert_eq!(call.id, id);
         prop_assert_eq!(call.deadline, Duration::from_millis(1500));
         prop_assert_eq!(&call.rects, &whole());
@@ -140,7 +144,7 @@ proptest! {
         for token in 0..batch.tokens {
             let work = EncodedBatch::new(&batch, token..token + 1)
                 .work(1, &whole(), Duration::from_secs(1));
-            let part = decode_work(&travel(&work), &SHAPE, &whole()).expect("valid work").batch;
+            let part = decode_work(&travel(&work), &SHAPE, &held()).expect("valid work").batch;
             let weights = |routes: &[Route]| -> Vec<(u32, u32)> {
                 routes.iter().map(|r| (r.expert, r.weight.to_bits())).collect()
             };
@@ -155,13 +159,13 @@ proptest! {
     #[test]
     fn arbitrary_bytes_are_refused_or_decoded_but_never_panic(raw in vec(any::<u8>(), 0..400)) {
         if let Ok(work) = pb::Work::decode(raw.as_slice()) {
-            let _ = decode_work(&work, &SHAPE, &whole());
+            let _ = decode_work(&work, &SHAPE, &held());
         }
         if let Ok(reply) = pb::DescribeReply::decode(raw.as_slice()) {
             let _ = decode_node(&reply);
         }
         if let Ok(welcome) = pb::Welcome::decode(raw.as_slice()) {
-            let _ = decode_welcome(&welcome, SHAPE.grid);
+            let _ = decode_welcome(&welcome, &SHAPE);
         }
         if let Ok(hello) = pb::Hello::decode(raw.as_slice()) {
             let _ = check_hello(&hello, &[0; 32], &SHAPE);
@@ -179,7 +183,7 @@ proptest! {
             raw[at] = value;
         }
         if let Ok(work) = pb::Work::decode(raw.as_slice())
-            && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &whole())
+            && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &held())
         {
             prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden, SHAPE.used).is_ok());
         }
@@ -206,7 +210,7 @@ proptest! {
             deadline_ms,
             input: input.into(),
         };
-        prop_assert!(decode_work(&work, &SHAPE, &whole()).is_err());
+        prop_assert!(decode_work(&work, &SHAPE, &held()).is_err());
     }
 
     #[test]
@@ -222,9 +226,9 @@ proptest! {
 /// Applies `change` to valid work and returns the refusal.
 fn refusal(change: impl FnOnce(&mut pb::Work)) -> WireError {
     let mut work = some_work();
-    decode_work(&work, &SHAPE, &whole()).expect("valid before the change");
+    decode_work(&work, &SHAPE, &held()).expect("valid before the change");
     change(&mut work);
-    decode_work(&work, &SHAPE, &whole()).expect_err("refused")
+    decode_work(&work, &SHAPE, &held()).expect_err("refused")
 }
 
 #[test]
@@ -257,9 +261,21 @@ fn counts_that_lie_are_named() {
 
 #[test]
 fn tiles_that_are_not_held_are_refused() {
-    let half = TileSet::new(SHAPE.grid, vec![SHAPE.grid.cut(2, 1).expect("cut")[0]]).expect("set");
-    let refusal = decode_work(&some_work(), &SHAPE, &half).expect_err("refused");
-    assert_eq!(refusal, WireError::NotHeld(SHAPE.grid.whole()));
+    let halves = SHAPE.grid.cut(2, 1).expect("cut");
+    let whole = SHAPE.grid.whole();
+    let refusal = |rects: Vec<Vec<TileRect>>| {
+        let held = Holdings::new(SHAPE.grid, rects).expect("holdings");
+        decode_work(&some_work(), &SHAPE, &held).expect_err("refused")
+    };
+    let not_held = WireError::NotHeld {
+        rect: whole,
+        layer: some_work().layer,
+    };
+    assert_eq!(refusal(vec![vec![halves[0]]; 3]), not_held);
+    assert_eq!(refusal(vec![halves; 3]), not_held, "two pieces");
+    let mut elsewhere = vec![vec![whole]; 3];
+    elsewhere[some_work().layer as usize].clear();
+    assert_eq!(refusal(elsewhere), not_held);
 }
 
 #[test]
@@ -285,7 +301,7 @@ fn work_whose_rows_would_not_fit_a_reply_is_refused() {
     };
     let rects = TileSet::new(shape.grid, shape.grid.cut(8, 4).expect("cut")).expect("set");
     let work = EncodedBatch::new(&batch, 0..16).work(1, &rects, Duration::from_secs(1));
-    let refusal = decode_work(&work, &shape, &whole()).expect_err("refused");
+    let refusal = decode_work(&work, &shape, &held()).expect_err("refused");
     assert!(
         matches!(refusal, WireError::Reply { subtrees: 32, .. }),
         "{refusal}"
@@ -294,8 +310,11 @@ fn work_whose_rows_would_not_fit_a_reply_is_refused() {
 
 #[test]
 fn the_handshake_names_both_sides() {
-    let mut greeting = hello(&[7; 32], &SHAPE);
-    assert_eq!(check_hello(&greeting, &[7; 32], &SHAPE), Ok(Ok(())));
+    let mut greeting = hello(&[7; 32], &SHAPE, PROTOCOL_VERSION);
+    assert_eq!(
+        check_hello(&greeting, &[7; 32], &SHAPE),
+        Ok(Ok(PROTOCOL_VERSION))
+    );
     let other = check_hello(&greeting, &[8; 32], &SHAPE)
         .expect("well formed")
         .expect_err("mismatch");
@@ -309,31 +328,78 @@ fn the_handshake_names_both_sides() {
             coordinator: 2
         }))
     );
-    greeting.protocol_version = PROTOCOL_VERSION + 1;
+    let newer = Versions {
+        oldest: PROTOCOL_VERSION + 1,
+        newest: PROTOCOL_VERSION + 2,
+    };
+    greeting.protocol_version = newer.newest;
+    greeting.oldest_version = newer.oldest;
     assert_eq!(
         check_hello(&greeting, &[8; 32], &SHAPE),
         Ok(Err(Mismatch::Version {
-            node: PROTOCOL_VERSION,
-            coordinator: PROTOCOL_VERSION + 1
+            node: Versions::OURS,
+            coordinator: newer
         }))
     );
-    let mut short = hello(&[7; 32], &SHAPE);
+    let mut short = hello(&[7; 32], &SHAPE, PROTOCOL_VERSION);
     short.fingerprint = Bytes::from_static(b"short");
     assert!(check_hello(&short, &[7; 32], &SHAPE).is_err());
+}
+
+/// A peer of the version before, which said just one version and knew no layers.
+#[test]
+fn the_version_before_is_understood_both_ways() {
+    let before = OLDEST_PROTOCOL_VERSION;
+    let old_coordinator = pb::Hello {
+        protocol_version: before,
+        oldest_version: 0,
+        ..hello(&[7; 32], &SHAPE, before)
+    };
+    let version = check_hello(&old_coordinator, &[7; 32], &SHAPE);
+    assert_eq!(version, Ok(Ok(before)));
+    let answer = welcome(4, &held(), before).expect("one set for all layers");
+    assert_eq!(answer.held, encode_tiles(&whole()));
+    let mut rects = vec![vec![SHAPE.grid.whole()]; SHAPE.layers];
+    rects[1].clear();
+    let layered = Holdings::new(SHAPE.grid, rects).expect("holdings");
+    let refusal = welcome(4, &layered, before).expect_err("no words for it");
+    assert_eq!(refusal, Mismatch::LayeredHoldings { version: before });
+    let answer = welcome(4, &layered, PROTOCOL_VERSION).expect("layers");
+    assert_eq!(decode_welcome(&answer, &SHAPE), Ok((4, layered)));
+
+    let old_node = pb::DescribeReply {
+        protocol_version: before,
+        held: encode_tiles(&whole()),
+        ..description()
+    };
+    let info = decode_node(&old_node).expect("well formed").expect("fits");
+    assert_eq!((info.versions.newest, info.held), (before, held()));
+    let greeting = hello(&[7; 32], &SHAPE, info.versions.newest);
+    assert_eq!(
+        greeting.protocol_version, before,
+        "what that node insists on"
+    );
+}
+
+fn description() -> pb::DescribeReply {
+    pb::DescribeReply {
+        protocol_version: PROTOCOL_VERSION,
+        fingerprint: vec![0; 32].into(),
+        layers: SHAPE.layers as u32,
+        hidden: SHAPE.hidden as u32,
+        used: SHAPE.used as u32,
+        grid_experts: SHAPE.grid.experts,
+        grid_blocks: SHAPE.grid.blocks,
+        ..Default::default()
+    }
 }
 
 #[test]
 fn a_description_of_absurd_size_is_refused() {
     let reply = pb::DescribeReply {
-        protocol_version: PROTOCOL_VERSION,
-        fingerprint: vec![0; 32].into(),
-        layers: 1,
-        hidden: 64,
-        used: 1,
         grid_experts: u32::MAX,
-        grid_blocks: 1,
         held: encode_tiles(&whole()),
-        ..Default::default()
+        ..description()
     };
     assert!(decode_node(&reply).is_err());
 }

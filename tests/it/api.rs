@@ -206,6 +206,18 @@ fn models_health_metrics_and_page_are_there() {
     ] {
         assert!(metrics.contains(name), "{name} in\n{metrics}");
     }
+    let types = metrics.lines().filter_map(|l| l.strip_prefix("# TYPE "));
+    for (name, kind) in types.map(|l| l.split_once(' ').expect("a kind")) {
+        assert!(metrics.contains(&format!("# HELP {name} ")), "{metrics}");
+        // Without bounds the recorder makes summaries, which cannot be added up.
+        assert!(
+            ["counter", "gauge", "histogram"].contains(&kind),
+            "{name}: {kind}"
+        );
+    }
+    // A call on loopback is answered within microseconds to milliseconds.
+    assert!(metrics.contains("ds4_node_call_seconds_bucket{node="));
+    assert!(metrics.contains("le=\"0.0001\""), "{metrics}");
 }
 
 #[test]

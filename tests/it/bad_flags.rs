@@ -54,6 +54,14 @@ fn flags_that_cannot_be_met() {
     let place = Place::new();
     place.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
     place.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
+    let inspected = coord(&["inspect", "--log", "off", "-m", text(&MODEL.model())]).stdout;
+    let limit = inspected.split_once("context ").expect("a context").1;
+    let limit = limit.lines().next().expect("a number");
+    place.assert_logits_refused(
+        "[1]",
+        &["--context", "5000000"],
+        &["--context", "5000000", limit],
+    );
     let tokens = place.file("ids.json", "[1]");
     let model = MODEL.model();
     let always = [
@@ -67,6 +75,12 @@ fn flags_that_cannot_be_met() {
     ];
     for out in ["/nowhere/out.npy", text(place.folder.path())] {
         assert_refused(&[&always[..], &["--out", out]].concat(), &[out]);
+        // Known before the model is looked at.
+        let no_model = ["-m", "/nowhere.gguf", "--out", out];
+        assert_refused(
+            &[&["logits", "--tokens", text(&tokens)], &no_model[..]].concat(),
+            &[out],
+        );
     }
     assert_refused(
         &[&always[..], &["--out", "/dev/full"]].concat(),
@@ -96,6 +110,20 @@ fn flags_that_are_malformed() {
     }
 }
 
+/// No wait would help, so there is none.
+#[test]
+fn addresses_that_are_none() {
+    for address in ["", "no port", "http://a b", ":1", "host:99999", "http://"] {
+        let start = Instant::now();
+        let flags = ["bench", "--nodes", address, "--wait-for-nodes", "60"];
+        let Outcome { code, stderr, .. } = coord(&flags);
+        assert_eq!(code, Some(2), "{address:?}: {stderr}");
+        assert!(stderr.contains("--nodes"), "{address:?}: {stderr}");
+        assert!(stderr.contains(address), "{address:?}: {stderr}");
+        assert!(start.elapsed() < Duration::from_secs(30), "{address:?}");
+    }
+}
+
 #[test]
 fn nodes_that_cannot_be_reached() {
     let place = Place::new();
@@ -113,10 +141,6 @@ fn nodes_that_cannot_be_reached() {
         let flags = ["--nodes", node, "--wait-for-nodes", "1"];
         place.assert_logits_refused("[1]", &flags, &[node, "1 s"]);
         assert!(start.elapsed() < Duration::from_secs(8), "{node}");
-    }
-    for node in ["", "no port", "http://a b", ":", "host:99999"] {
-        let flags = ["--nodes", node, "--wait-for-nodes", "1"];
-        place.assert_logits_refused("[1]", &flags, &["node"]);
     }
     let twice = format!("{free_at},{free_at}");
     let flags = ["--nodes", twice.as_str(), "--wait-for-nodes", "1"];

@@ -185,6 +185,19 @@ fn truncated_files() {
         let path = place.file("cut.gguf", &whole[..end]);
         place.assert_model_refused(&path, &["cut.gguf"]);
     }
+    // What is missing, where, and how long the file is.
+    for (end, parts) in [
+        (16, ["truncated", "the key count at byte 16", "16 bytes"]),
+        (300, ["truncated", "the tensor count", "300 bytes"]),
+        (4000, ["truncated", "an array length", "4000 bytes"]),
+        (
+            whole.len() - 1,
+            ["tensor ", "would end at byte", "truncated"],
+        ),
+    ] {
+        let path = place.file("cut.gguf", &whole[..end]);
+        place.assert_model_refused(&path, &parts);
+    }
 }
 
 #[test]

@@ -55,6 +55,29 @@ fn bad_chunks_are_refused_and_change_nothing() {
     assert_eq!(sequence.position(), 3);
 }
 
+#[test]
+fn a_sequence_takes_no_more_bytes_than_are_planned_for_it() {
+    let tokens = MODEL.tokens("rand").expect("tokens");
+    for numerics in [Numerics::Full, Numerics::F32] {
+        let mut engine = engine(MODEL, numerics);
+        for size in [1, 5, 64] {
+            let planned = engine.sequence_bytes(size);
+            let mut sequence = engine.new_sequence();
+            assert_eq!(sequence.bytes(), planned(0));
+            for part in tokens.chunks(size) {
+                step_one(&mut engine, &mut sequence, part).expect("a step");
+                let (bytes, position) = (sequence.bytes(), sequence.position());
+                assert!(bytes <= planned(position), "{position} in {size}");
+                // Until the first window is trimmed, to the byte.
+                if position <= 12 {
+                    assert_eq!(bytes, planned(position), "{position} in {size}");
+                }
+            }
+            assert!(sequence.position() > 100);
+        }
+    }
+}
+
 /// Computes nothing; counts calls and trips a flag at one of them.
 struct Tripwire {
     calls: AtomicUsize,

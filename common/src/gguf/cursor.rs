@@ -35,13 +35,36 @@ impl<'a> Cursor<'a> {
 
     /// The error for a field that needs more bytes than are left.
     pub(super) fn truncated(&self, what: &'static str) -> FormatError {
-        match self.limit {
-            Some(limit) => FormatError::HeaderTooLong { limit },
-            None => FormatError::Truncated {
-                what,
-                offset: self.position(),
-            },
+        self.header_too_long().unwrap_or(FormatError::Truncated {
+            what,
+            offset: self.position(),
+            length: self.bytes.len() as u64,
+        })
+    }
+
+    /// Checks that `count` things of at least `least_bytes` each can follow. The product must fit
+    /// into a u64.
+    pub(super) fn check_follow(
+        &self,
+        what: &'static str,
+        count: u64,
+        least_bytes: u64,
+    ) -> Result<(), FormatError> {
+        let (needed, left) = (count * least_bytes, self.remaining());
+        if needed <= left {
+            return Ok(());
         }
+        Err(self.header_too_long().unwrap_or(FormatError::TooFewBytes {
+            what,
+            count,
+            needed,
+            left,
+            length: self.bytes.len() as u64,
+        }))
+    }
+
+    fn header_too_long(&self) -> Option<FormatError> {
+        self.limit.map(|limit| FormatError::HeaderTooLong { limit })
     }
 
     pub(super) fn take(&mut self, n: u64, what: &'static str) -> Result<&'a [u8], FormatError> {

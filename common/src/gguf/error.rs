@@ -99,8 +99,23 @@ pub enum FormatError {
     Version(u32),
     #[error("it is a big-endian file, only little-endian ones are supported")]
     BigEndian,
-    #[error("it ends inside of {what} (at byte {offset})")]
-    Truncated { what: &'static str, offset: u64 },
+    #[error("it is truncated: {what} at byte {offset} does not fit into the file's {length} bytes")]
+    Truncated {
+        what: &'static str,
+        offset: u64,
+        length: u64,
+    },
+    #[error(
+        "{what} says {count}, which take at least {needed} bytes, but only {left} of the file's \
+         {length} bytes follow: it is truncated, or the count is wrong"
+    )]
+    TooFewBytes {
+        what: &'static str,
+        count: u64,
+        needed: u64,
+        left: u64,
+        length: u64,
+    },
     #[error("its header is longer than {limit} bytes")]
     HeaderTooLong { limit: u64 },
     #[error("{what} says {count}, which cannot be right (limit {limit})")]
@@ -151,7 +166,10 @@ pub enum FormatError {
         offset: u64,
         alignment: u64,
     },
-    #[error("tensor {tensor} would end at byte {end}, but the file has only {length} bytes")]
+    #[error(
+        "tensor {tensor} would end at byte {end}, but the file has only {length} bytes: it is \
+         truncated, or its tensor table is wrong"
+    )]
     OutsideFile {
         tensor: String,
         end: u64,

@@ -123,10 +123,7 @@ fn check_count(
         });
     }
     // Neither factor exceeds 2^24, so the product fits.
-    if count * least_bytes > cursor.remaining() {
-        return Err(cursor.truncated(what));
-    }
-    Ok(())
+    cursor.check_follow(what, count, least_bytes)
 }
 
 fn read_metadata(

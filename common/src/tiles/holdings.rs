@@ -19,16 +19,30 @@ impl Holdings {
     /// # Errors
     /// A layer's rectangles are no [`TileSet`].
     pub fn new(grid: Grid, rects: Vec<Vec<TileRect>>) -> Result<Self, TileError> {
-        let mut layers: Vec<Option<Arc<TileSet>>> = Vec::with_capacity(rects.len());
-        for rects in rects {
-            let set = match (layers.last(), rects.is_empty()) {
-                (_, true) => None,
-                (Some(Some(last)), _) if last.rects() == rects => Some(Arc::clone(last)),
-                _ => Some(Arc::new(TileSet::new(grid, rects)?)),
+        let set = |rects: Vec<TileRect>| match rects.is_empty() {
+            true => Ok(None),
+            false => TileSet::new(grid, rects).map(Some),
+        };
+        let sets = rects
+            .into_iter()
+            .map(set)
+            .collect::<Result<_, TileError>>()?;
+        Ok(Self::of_layers(grid, sets))
+    }
+
+    /// `sets[l]` are the tiles of layer `l`, all of them inside `grid`.
+    #[must_use]
+    pub fn of_layers(grid: Grid, sets: Vec<Option<TileSet>>) -> Self {
+        let mut layers: Vec<Option<Arc<TileSet>>> = Vec::with_capacity(sets.len());
+        for set in sets {
+            let same = layers.last().and_then(Option::as_ref);
+            let set = match (same, set) {
+                (Some(last), Some(set)) if **last == set => Some(Arc::clone(last)),
+                (_, set) => set.map(Arc::new),
             };
             layers.push(set);
         }
-        Ok(Holdings { grid, layers })
+        Holdings { grid, layers }
     }
 
     /// The same tiles in each of `layers` layers.
@@ -84,6 +98,16 @@ impl Holdings {
     #[must_use]
     pub fn tiles(&self) -> u64 {
         self.layers.iter().flatten().map(|set| set.tiles()).sum()
+    }
+
+    /// The tiles of each layer, where all layers hold the same.
+    #[must_use]
+    pub fn same_in_all_layers(&self) -> Option<&Arc<TileSet>> {
+        let mut runs = self.runs();
+        match (runs.next(), runs.next()) {
+            (Some((_, tiles)), None) => tiles,
+            _ => None,
+        }
     }
 
     /// Whether no layer has a tile.

@@ -19,8 +19,10 @@ fn list(rects: &[TileRect]) -> String {
     text.join(", ")
 }
 
-/// Shares the grid out among nodes that hold `held`: each tile to exactly one node, rectangles of
-/// a node merged, a node possibly left without work. `cut` asks for expert groups x block strips.
+/// Shares a layer's grid out among nodes that hold `held`, some of them possibly nothing: each tile
+/// to exactly one node, a node possibly left without work. `cut` asks for expert groups x block
+/// strips. Rectangles of a node are merged as far as they come from one that it holds: what a node
+/// holds apart it computes apart.
 ///
 /// Nodes that all hold everything get equal cuts. Otherwise the grid is cut along every border of
 /// a held rectangle; a piece with several holders is cut again, once for each of them, and the
@@ -30,12 +32,12 @@ fn list(rects: &[TileRect]) -> String {
 /// Tiles that nobody holds, by name, or a cut that the grid does not have.
 pub fn assign(
     grid: Grid,
-    held: &[TileSet],
+    held: &[Option<&TileSet>],
     cut: Option<(u32, u32)>,
 ) -> Result<Vec<Vec<TileRect>>, AssignmentError> {
     let pieces = match cut {
         Some((groups, strips)) => grid.cut(groups, strips)?,
-        None if held.iter().all(|set| set.covers(grid.whole())) => {
+        None if (0..held.len()).all(|node| covers(held, node, grid.whole())) => {
             grid.cut_for(held.len() as u32)?
         }
         None => vec![grid.whole()],
@@ -46,7 +48,7 @@ pub fn assign(
         .map(|cell| {
             (
                 cell,
-                (0..held.len()).filter(|&n| held[n].covers(cell)).collect(),
+                (0..held.len()).filter(|&n| covers(held, n, cell)).collect(),
             )
         })
         .collect();
@@ -76,7 +78,34 @@ pub fn assign(
             }
         }
     }
-    Ok(shares.into_iter().map(merge).collect())
+    Ok(shares
+        .into_iter()
+        .zip(held)
+        .map(|(share, held)| merge_within(share, *held))
+        .collect())
+}
+
+fn covers(held: &[Option<&TileSet>], node: usize, rect: TileRect) -> bool {
+    held[node].is_some_and(|set| set.covers(rect))
+}
+
+/// Merges the rectangles that lie in one of `held`, for each of those.
+fn merge_within(share: Vec<TileRect>, held: Option<&TileSet>) -> Vec<TileRect> {
+    let held = held.map_or(&[][..], TileSet::rects);
+    let mut merged: Vec<TileRect> = held
+        .iter()
+        .flat_map(|holder| {
+            merge(
+                share
+                    .iter()
+                    .copied()
+                    .filter(|r| holder.covers(*r))
+                    .collect(),
+            )
+        })
+        .collect();
+    merged.sort_by_key(cell_key);
+    merged
 }
 
 fn cell_key(cell: &TileRect) -> [u32; 4] {
@@ -89,9 +118,9 @@ fn cell_key(cell: &TileRect) -> [u32; 4] {
 }
 
 /// `pieces` cut along all borders of held rectangles.
-fn cells(grid: Grid, held: &[TileSet], pieces: &[TileRect]) -> Vec<TileRect> {
+fn cells(grid: Grid, held: &[Option<&TileSet>], pieces: &[TileRect]) -> Vec<TileRect> {
     let borders = |total: u32, axis: &dyn Fn(&TileRect) -> Span| -> Vec<u32> {
-        let rects = held.iter().flat_map(TileSet::rects);
+        let rects = held.iter().flatten().flat_map(|set| set.rects());
         let mut at: Vec<u32> = rects.map(axis).flat_map(|s| [s.start, s.end]).collect();
         at.extend([0, total]);
         at.sort_unstable();
@@ -233,12 +262,13 @@ mod tests {
             if with_whole {
                 held.push(set(vec![GRID.whole()]));
             }
-            match assign(GRID, &held, cut) {
+            let sets: Vec<_> = held.iter().map(Some).collect();
+            match assign(GRID, &sets, cut) {
                 Ok(shares) => {
                     prop_assert_eq!(shares.len(), held.len());
                     prop_assert!(counts(&shares).iter().all(|&n| n == 1));
                     for (share, held) in shares.iter().zip(&held) {
-                        prop_assert!(share.iter().all(|r| held.covers(*r)));
+                        prop_assert!(share.iter().all(|r| held.holder(*r).is_some()));
                     }
                 }
                 Err(AssignmentError::Uncovered(missing)) => {
@@ -254,7 +284,8 @@ mod tests {
 
     #[test]
     fn equal_nodes_get_equal_cuts() {
-        let held = vec![set(vec![GRID.whole()]); 5];
+        let whole = set(vec![GRID.whole()]);
+        let held = vec![Some(&whole); 5];
         let shares = assign(GRID, &held, None).expect("shares");
         assert!(shares.iter().all(|s| s.len() == 1 && area(s) == 12));
         let by_grid = assign(GRID, &held[..4], Some((4, 1))).expect("shares");
@@ -270,11 +301,11 @@ mod tests {
     fn replicas_share_what_they_both_hold() {
         let low = set(vec![rect(0, 12, 0, 2)]);
         let high = set(vec![rect(0, 12, 2, 5)]);
-        let held = [low.clone(), low, high.clone(), high];
+        let held = [Some(&low), Some(&low), Some(&high), Some(&high), None];
         let shares = assign(GRID, &held, None).expect("shares");
         let areas: Vec<u32> = shares.iter().map(|s| area(s)).collect();
-        assert_eq!(areas, [12, 12, 12, 24]);
-        assert!(shares.iter().all(|s| s.len() == 1));
+        assert_eq!(areas, [12, 12, 12, 24, 0]);
+        assert!(shares.iter().all(|s| s.len() <= 1));
     }
 
     #[test]
@@ -296,7 +327,7 @@ mod tests {
     #[test]
     fn missing_tiles_are_named_and_merged() {
         let held = [set(vec![rect(0, 12, 0, 4)]), set(vec![rect(0, 6, 4, 5)])];
-        let error = assign(GRID, &held, None).expect_err("not covered");
+        let error = assign(GRID, &held.each_ref().map(Some), None).expect_err("not covered");
         assert_eq!(error, AssignmentError::Uncovered(vec![rect(6, 12, 4, 5)]));
         assert_eq!(
             error.to_string(),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::{TileRect, TileSet};
+use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::limits::MAX_DEADLINE;
 use ds4_proto::wire::{EncodedBatch, Shape};
 
@@ -46,14 +46,22 @@ impl Default for ClusterOptions {
     }
 }
 
+/// Who computes what of a layer.
+#[derive(Debug)]
+struct LayerPlan {
+    /// Links and what is computed there, in the order of the cover's holders.
+    shares: Vec<(usize, Arc<TileSet>)>,
+    cover: Cover,
+}
+
 /// [`ExpertBackend`] over expert nodes. Its calls never block on a socket: the links' tasks run
 /// on the tokio runtime that [`ClusterBackend::connect`] ran on.
 #[derive(Debug)]
 pub struct ClusterBackend {
-    /// In the order of the cover's holders.
     links: Vec<NodeLink>,
     members: Vec<Member>,
-    cover: Cover,
+    /// By layer; layers that are shared out alike share one.
+    layers: Vec<Arc<LayerPlan>>,
     shape: Shape,
     deadline: Duration,
 }
@@ -69,33 +77,31 @@ impl ClusterBackend {
     ) -> Result<Self, ClusterError> {
         let start = Instant::now();
         let members = gather(&options.nodes, expected, options.patience).await?;
-        let held: Vec<TileSet> = members.iter().map(|m| m.info.held.clone()).collect();
-        let grid = expected.shape.grid;
+        let layers = plan_layers(&members, expected.shape, options.grid)?;
         let mut links = Vec::new();
-        for (member, share) in members.iter().zip(assign(grid, &held, options.grid)?) {
-            if share.is_empty() {
+        for (node, member) in members.iter().enumerate() {
+            let tiles = tiles_of(&layers, node, expected.shape)?;
+            if tiles.is_empty() {
                 tracing::warn!(node = member.address, "expert node is left without tiles");
-                continue;
+            } else {
+                tracing::info!(node = member.address, %tiles, "expert node");
             }
-            let tiles = tile_set(grid, share)?;
-            tracing::info!(node = member.address, tiles = %describe(&tiles), "expert node");
             let calls = Arc::new(Calls::new(member.address.as_str().into()));
             let target = Target {
                 endpoint: member.endpoint.clone(),
                 fingerprint: expected.fingerprint,
                 shape: expected.shape,
-                tiles: Arc::new(tiles),
+                version: member.info.versions.newest,
+                tiles,
             };
             links.push(NodeLink::start(calls, target));
         }
-        let shares = links.iter().map(|link: &NodeLink| link.tiles.rects());
-        let cover = Cover::new(grid, shares).map_err(AssignmentError::from)?;
         let left = options.patience.saturating_sub(start.elapsed());
         await_links(&links, left.max(Duration::from_secs(1)), options.patience).await?;
         Ok(ClusterBackend {
             links,
             members,
-            cover,
+            layers,
             shape: expected.shape,
             deadline: options.deadline.min(MAX_DEADLINE),
         })
@@ -107,11 +113,11 @@ impl ClusterBackend {
         &self.members
     }
 
-    /// The tiles of each node that has some.
-    pub fn shares(&self) -> impl Iterator<Item = (&str, &[TileRect])> {
+    /// The tiles that each node computes.
+    pub fn shares(&self) -> impl Iterator<Item = (&str, &Holdings)> {
         self.links
             .iter()
-            .map(|link| (link.calls.node().as_ref(), link.tiles.rects()))
+            .map(|link| (link.calls.node().as_ref(), &link.tiles))
     }
 
     /// The nodes that are not connected now, and why.
@@ -122,14 +128,69 @@ impl ClusterBackend {
     }
 }
 
-fn tile_set(grid: ds4_common::tiles::Grid, share: Vec<TileRect>) -> Result<TileSet, ClusterError> {
-    // Shares are disjoint and inside the grid; only their number can be wrong.
-    TileSet::new(grid, share).map_err(|_| ClusterError::TooLarge)
+/// Shares every layer out; layers of which all nodes hold the same are shared out once.
+fn plan_layers(
+    members: &[Member],
+    shape: Shape,
+    cut: Option<(u32, u32)>,
+) -> Result<Vec<Arc<LayerPlan>>, ClusterError> {
+    let mut plans: Vec<Arc<LayerPlan>> = Vec::with_capacity(shape.layers);
+    let mut last: Option<Vec<Option<&TileSet>>> = None;
+    for layer in 0..shape.layers {
+        let held: Vec<Option<&TileSet>> = members
+            .iter()
+            .map(|m| m.info.held.layer(layer).map(AsRef::as_ref))
+            .collect();
+        let plan = match plans.last() {
+            Some(plan) if last.as_ref() == Some(&held) => Arc::clone(plan),
+            _ => Arc::new(LayerPlan::new(shape.grid, &held, cut, layer)?),
+        };
+        plans.push(plan);
+        last = Some(held);
+    }
+    Ok(plans)
 }
 
-fn describe(tiles: &TileSet) -> String {
-    let text: Vec<String> = tiles.rects().iter().map(ToString::to_string).collect();
-    text.join(", ")
+impl LayerPlan {
+    fn new(
+        grid: Grid,
+        held: &[Option<&TileSet>],
+        cut: Option<(u32, u32)>,
+        layer: usize,
+    ) -> Result<Self, ClusterError> {
+        let shares = assign(grid, held, cut)
+            .map_err(|problem| ClusterError::Assignment { layer, problem })?;
+        let mut sets = Vec::new();
+        for (node, rects) in shares.into_iter().enumerate() {
+            if !rects.is_empty() {
+                // Shares are disjoint and inside the grid; only their number can be wrong.
+                let set = TileSet::new(grid, rects).map_err(|_| ClusterError::TooLarge)?;
+                sets.push((node, Arc::new(set)));
+            }
+        }
+        let cover = Cover::new(grid, sets.iter().map(|(_, set)| set.rects())).map_err(|e| {
+            let problem = AssignmentError::from(e);
+            ClusterError::Assignment { layer, problem }
+        })?;
+        Ok(LayerPlan {
+            shares: sets,
+            cover,
+        })
+    }
+}
+
+/// What one node computes in every layer.
+fn tiles_of(
+    layers: &[Arc<LayerPlan>],
+    node: usize,
+    shape: Shape,
+) -> Result<Holdings, ClusterError> {
+    let share = |plan: &Arc<LayerPlan>| {
+        let own = plan.shares.iter().find(|(holder, _)| *holder == node);
+        own.map_or_else(Vec::new, |(_, tiles)| tiles.rects().to_vec())
+    };
+    Holdings::new(shape.grid, layers.iter().map(share).collect())
+        .map_err(|_| ClusterError::TooLarge)
 }
 
 async fn await_links(
@@ -158,20 +219,20 @@ impl ExpertBackend for ClusterBackend {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
         let shape = self.shape;
         batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
-        let most = self
-            .shape
-            .tokens_per_call(self.cover.most_subtrees(), batch.input.format());
+        let plan = &self.layers[batch.layer];
+        let most = shape.tokens_per_call(plan.cover.most_subtrees(), batch.input.format());
         if most == 0 {
             return Err(ExpertError::TooLarge);
         }
         let parts = batch.tokens.div_ceil(most);
-        let (arrivals, inbox) = sync_channel(parts * self.links.len());
+        let (arrivals, inbox) = sync_channel(parts * plan.shares.len());
         let began = Instant::now();
         let mut pending = PendingCluster {
             backend: self,
+            plan,
             batch,
             parts: Vec::with_capacity(parts),
-            calls: Vec::with_capacity(parts * self.links.len()),
+            calls: Vec::with_capacity(parts * plan.shares.len()),
             inbox,
             began,
             deadline: began + self.deadline,
@@ -202,6 +263,8 @@ struct Part {
 #[derive(Debug)]
 struct OpenCall {
     link: usize,
+    /// Place among the cover's holders.
+    holder: usize,
     part: usize,
     /// `None` once it has been answered.
     id: Option<u64>,
@@ -211,6 +274,7 @@ struct OpenCall {
 #[derive(Debug)]
 struct PendingCluster<'a> {
     backend: &'a ClusterBackend,
+    plan: &'a LayerPlan,
     batch: Arc<ExpertBatch>,
     parts: Vec<Part>,
     /// By the slot that their arrivals carry.
@@ -231,14 +295,14 @@ impl PendingCluster<'_> {
     ) -> Result<(), ExpertError> {
         let backend = self.backend;
         let encoded = EncodedBatch::new(&self.batch, tokens.clone());
-        let map = backend.cover.rows(&self.batch, tokens.clone());
+        let map = self.plan.cover.rows(&self.batch, tokens.clone());
         let part = self.parts.len();
         let mut missing = 0;
-        for (link, &rows) in map.rows.iter().enumerate().filter(|(_, rows)| **rows > 0) {
-            let node = &backend.links[link];
-            let id = node.calls.submit(Request {
+        for (holder, &rows) in map.rows.iter().enumerate().filter(|(_, rows)| **rows > 0) {
+            let (link, tiles) = &self.plan.shares[holder];
+            let id = backend.links[*link].calls.submit(Request {
                 encoded: encoded.clone(),
-                tiles: Arc::clone(&node.tiles),
+                tiles: Arc::clone(tiles),
                 layer: self.batch.layer,
                 expected: rows * backend.shape.row_bytes(),
                 began: self.began,
@@ -247,7 +311,8 @@ impl PendingCluster<'_> {
                 arrivals: arrivals.clone(),
             })?;
             self.calls.push(OpenCall {
-                link,
+                link: *link,
+                holder,
                 part,
                 id: Some(id),
             });
@@ -256,7 +321,7 @@ impl PendingCluster<'_> {
         self.parts.push(Part {
             tokens,
             map,
-            replies: vec![Bytes::new(); backend.links.len()],
+            replies: vec![Bytes::new(); self.plan.shares.len()],
             missing,
         });
         Ok(())
@@ -304,11 +369,11 @@ impl PendingExperts for PendingCluster<'_> {
             let call = &mut self.calls[arrival.slot];
             call.id = None;
             let part = &mut self.parts[call.part];
-            part.replies[call.link] = arrival.rows?;
+            part.replies[call.holder] = arrival.rows?;
             part.missing -= 1;
             if part.missing == 0 {
                 let out = &mut out[part.tokens.start * hidden..part.tokens.end * hidden];
-                self.backend
+                self.plan
                     .cover
                     .combine(&part.map, &part.replies, hidden, out);
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ds4_proto::channel;
+use ds4_proto::channel::{self, AddressError};
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
@@ -43,7 +43,10 @@ pub enum ClusterError {
     #[error("expert node {0} is named twice")]
     Duplicate(String),
     #[error("'{address}' is no node address: {reason}")]
-    Address { address: String, reason: String },
+    Address {
+        address: String,
+        reason: AddressError,
+    },
     #[error("expert node {node} was not reached within {seconds} s: {reason}")]
     Unreachable {
         node: String,
@@ -64,8 +67,11 @@ pub enum ClusterError {
     },
     #[error("expert node {node} describes itself wrongly: {problem}")]
     Malformed { node: String, problem: WireError },
-    #[error(transparent)]
-    Assignment(#[from] AssignmentError),
+    #[error("layer {layer}: {problem}")]
+    Assignment {
+        layer: usize,
+        problem: AssignmentError,
+    },
     #[error("a row of this model is too large for the wire limits")]
     TooLarge,
 }
@@ -110,9 +116,9 @@ async fn ask(
     patience: Duration,
 ) -> Result<Member, ClusterError> {
     let node = || address.to_owned();
-    let endpoint = channel::endpoint(address).map_err(|error| ClusterError::Address {
+    let endpoint = channel::endpoint(address).map_err(|reason| ClusterError::Address {
         address: node(),
-        reason: reason(&error),
+        reason,
     })?;
     let start = Instant::now();
     let mut next_message = start;

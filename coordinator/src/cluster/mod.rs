@@ -15,7 +15,7 @@ mod calls;
 mod combine;
 mod local;
 mod membership;
-mod node_metrics;
+pub mod node_metrics;
 mod transport;
 
 #[cfg(test)]

@@ -2,7 +2,39 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+
+const CALLS: &str = "ds4_node_calls_total";
+const CALL_TIME: &str = "ds4_node_call_seconds";
+const BYTES: &str = "ds4_node_bytes_total";
+
+/// Bucket bounds of the time of a call: on a fast network one token's experts take a fraction of
+/// a millisecond, and a call may wait for its node for minutes.
+pub const CALL_SECONDS: (&str, &[f64]) = (
+    CALL_TIME,
+    &[
+        0.000_1, 0.000_25, 0.000_5, 0.001, 0.001_5, 0.002, 0.003, 0.005, 0.007_5, 0.01, 0.02, 0.04,
+        0.08, 0.15, 0.3, 0.6, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    ],
+);
+
+/// Registers the descriptions.
+pub fn describe() {
+    describe_counter!(
+        CALLS,
+        "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled)."
+    );
+    describe_histogram!(
+        CALL_TIME,
+        Unit::Seconds,
+        "From handing a call to an expert node's connection to its answer."
+    );
+    describe_counter!(
+        BYTES,
+        Unit::Bytes,
+        "Bytes of activations and rows exchanged with an expert node, by direction (sent, received)."
+    );
+}
 
 /// How a call to a node ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +83,13 @@ impl std::fmt::Debug for NodeMetrics {
 
 impl NodeMetrics {
     pub(super) fn new(node: &str) -> Self {
-        let bytes = |direction: &'static str| counter!("ds4_node_bytes_total", "node" => node.to_owned(), "direction" => direction);
+        let bytes = |direction: &'static str| counter!(BYTES, "node" => node.to_owned(), "direction" => direction);
         NodeMetrics {
             calls: Outcome::ALL.map(|outcome| {
                 let (node, outcome) = (node.to_owned(), outcome.name());
-                counter!("ds4_node_calls_total", "node" => node, "outcome" => outcome)
+                counter!(CALLS, "node" => node, "outcome" => outcome)
             }),
-            seconds: histogram!("ds4_node_call_seconds", "node" => node.to_owned()),
+            seconds: histogram!(CALL_TIME, "node" => node.to_owned()),
             sent: bytes("sent"),
             received: bytes("received"),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_common::tiles::TileSet;
+use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
@@ -38,15 +38,17 @@ pub(super) struct Target {
     pub(super) endpoint: Endpoint,
     pub(super) fingerprint: FingerprintBytes,
     pub(super) shape: Shape,
+    /// Newest protocol version that the node said it speaks.
+    pub(super) version: u32,
     /// The tiles that this coordinator computes there.
-    pub(super) tiles: Arc<TileSet>,
+    pub(super) tiles: Holdings,
 }
 
 /// The connection to one node. Dropping it ends the task and fails what waits.
 #[derive(Debug)]
 pub(super) struct NodeLink {
     pub(super) calls: Arc<Calls>,
-    pub(super) tiles: Arc<TileSet>,
+    pub(super) tiles: Holdings,
     connected: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
@@ -55,7 +57,7 @@ impl NodeLink {
     /// Starts connecting on the current tokio runtime.
     pub(super) fn start(calls: Arc<Calls>, target: Target) -> Self {
         let (up, connected) = watch::channel(false);
-        let tiles = Arc::clone(&target.tiles);
+        let tiles = target.tiles.clone();
         let task = tokio::spawn(run(Arc::clone(&calls), target, up));
         NodeLink {
             calls,
@@ -122,6 +124,7 @@ async fn open(target: &Target) -> Result<Stream, String> {
         kind: Some(compute_request::Kind::Hello(hello(
             &target.fingerprint,
             &target.shape,
+            target.version,
         ))),
     };
     // The channel is new and has room.
@@ -139,20 +142,27 @@ async fn open(target: &Target) -> Result<Stream, String> {
     let Some(compute_reply::Kind::Welcome(welcome)) = first.and_then(|message| message.kind) else {
         return Err("the first reply is no welcome".to_owned());
     };
-    let (window, held) = decode_welcome(&welcome, target.shape.grid)
-        .map_err(|e| format!("malformed welcome: {e}"))?;
-    if let Some(rect) = target
-        .tiles
-        .rects()
-        .iter()
-        .find(|rect| !held.covers(**rect))
-    {
-        return Err(format!("it no longer holds {rect}"));
+    let (window, held) =
+        decode_welcome(&welcome, &target.shape).map_err(|e| format!("malformed welcome: {e}"))?;
+    if let Some((layer, rect)) = lacking(&target.tiles, &held) {
+        return Err(format!(
+            "it no longer holds {rect} of layer {layer} in one piece"
+        ));
     }
     Ok(Stream {
         outbound,
         inbound,
         window: window.min(MAX_WINDOW),
+    })
+}
+
+/// A rectangle of `wanted` that does not lie in one that is held.
+fn lacking(wanted: &Holdings, held: &Holdings) -> Option<(usize, TileRect)> {
+    (0..wanted.layers()).find_map(|layer| {
+        let here = held.layer(layer);
+        let holder = |rect| here.and_then(|tiles| tiles.holder(rect));
+        let rect = wanted.rects(layer).iter().find(|r| holder(**r).is_none())?;
+        Some((layer, *rect))
     })
 }
 

@@ -113,6 +113,14 @@ impl Assembly {
         let kernels = args.kernels()?;
         let for_load = args.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
+        let config = EngineConfig {
+            kernels,
+            numerics: args.numerics,
+            threads: args.threads,
+            context: args.context,
+        };
+        // Before anything that takes long.
+        config.context_of(&model.hp).context("--context")?;
         let embedded = start_embedded(args, kernels).await?;
         let nodes: Vec<String> = args
             .nodes
@@ -131,12 +139,6 @@ impl Assembly {
                 deadline: Duration::from_secs(args.call_timeout),
             };
             Arc::new(ClusterBackend::connect(&options, &model.expectation()?).await?)
-        };
-        let config = EngineConfig {
-            kernels,
-            numerics: args.numerics,
-            threads: args.threads,
-            context: args.context,
         };
         let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
         Ok(Assembly {

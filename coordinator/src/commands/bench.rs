@@ -16,19 +16,19 @@ pub struct BenchArgs {
     pub model: ModelArgs,
 
     /// Prompt tokens of each sequence
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     pub prompt: usize,
 
     /// Tokens decoded after the prompt
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_name = "TOKENS")]
     pub decode: usize,
 
     /// Sequences that run side by side
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     pub sequences: usize,
 
     /// Prompt tokens in one step
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     pub chunk: usize,
 }
 

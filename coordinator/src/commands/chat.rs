@@ -34,12 +34,12 @@ pub struct ChatArgs {
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub max_tokens: usize,
 
-    /// 0 takes the likeliest token
-    #[arg(long, default_value_t = 1.0, value_parser = temperature)]
+    /// Randomness of the answer; 0 takes the likeliest token
+    #[arg(long, default_value_t = 1.0, value_name = "NUMBER", value_parser = temperature)]
     pub temperature: f32,
 
     /// Equal seeds give equal answers [default: another one each time]
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
 }
 

@@ -28,7 +28,7 @@ pub struct Cli {
     command: Command,
 
     /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info; chat: warn]
-    #[arg(long, env = "DS4_LOG", global = true, value_parser = log_filter)]
+    #[arg(long, env = "DS4_LOG", global = true, value_name = "FILTER", value_parser = log_filter)]
     log: Option<String>,
 }
 
@@ -93,4 +93,24 @@ fn log_filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text)
         .map(|_| text.to_owned())
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_of_the_server_are_environment_variables_with_defaults() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        let serve = cli.find_subcommand("serve").expect("a command");
+        for arg in serve.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            assert!(arg.get_env().is_some(), "{arg}: no variable");
+            let default = !arg.get_default_values().is_empty() || help.contains("[default: ");
+            assert!(default, "{arg}: no default");
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! `ds4-coord logits`: the logits of every position of a list of tokens, as a NumPy file.
 
-use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +9,7 @@ use npyz::WriterBuilder;
 
 use super::assembly::Assembly;
 use super::model_args::ModelArgs;
+use super::out_file::OutFile;
 use crate::engine::{Chunk, LogitsWanted};
 
 /// What to run and where to write it.
@@ -35,6 +35,8 @@ pub struct LogitsArgs {
 /// Names the file, the token or the node that is wrong.
 pub async fn run(args: LogitsArgs) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
+    // Before the model: a mistyped folder should not cost a load.
+    let out = OutFile::create(&args.out).with_context(|| args.out.display().to_string())?;
     let assembly = Assembly::open(&args.model).await?;
     let vocab = assembly.model.hp.vocab;
     let last = tokens.iter().position(|&t| t as usize >= vocab);
@@ -53,7 +55,7 @@ pub async fn run(args: LogitsArgs) -> Result<()> {
         tokens.len()
     );
     // The engine blocks on its own threads: away from the runtime's.
-    tokio::task::spawn_blocking(move || write_logits(&args, assembly, &tokens)).await?
+    tokio::task::spawn_blocking(move || write_logits(&args, out, assembly, &tokens)).await?
 }
 
 fn read_tokens(path: &Path) -> Result<Vec<u32>> {
@@ -65,17 +67,22 @@ fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     Ok(tokens)
 }
 
-fn write_logits(args: &LogitsArgs, mut assembly: Assembly, tokens: &[u32]) -> Result<()> {
+fn write_logits(
+    args: &LogitsArgs,
+    out: OutFile,
+    mut assembly: Assembly,
+    tokens: &[u32],
+) -> Result<()> {
     let engine = &mut assembly.engine;
-    let name = args.out.display();
-    let file = File::create(&args.out).with_context(|| name.to_string())?;
+    let name = || args.out.display().to_string();
+    let mut out = BufWriter::new(out);
     let shape = [tokens.len() as u64, engine.vocab() as u64];
     let mut npy = npyz::WriteOptions::new()
         .default_dtype()
         .shape(&shape)
-        .writer(BufWriter::new(file))
+        .writer(&mut out)
         .begin_nd()
-        .with_context(|| name.to_string())?;
+        .with_context(name)?;
     let chunk = if args.chunk == 0 {
         tokens.len()
     } else {
@@ -91,7 +98,10 @@ fn write_logits(args: &LogitsArgs, mut assembly: Assembly, tokens: &[u32]) -> Re
         }];
         let output = engine.step(&mut chunks)?;
         npy.extend(output.logits(0).iter().copied())
-            .with_context(|| name.to_string())?;
+            .with_context(name)?;
     }
-    npy.finish().with_context(|| name.to_string())
+    npy.finish().with_context(name)?;
+    out.flush().with_context(name)?;
+    let out = out.into_inner().map_err(std::io::Error::from);
+    out.and_then(OutFile::finish).with_context(name)
 }

@@ -1,11 +1,14 @@
 //! The flags with which every command says what model to run, and on what.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
+use ds4_proto::channel;
 
 use super::reference_model;
 use crate::engine::Numerics;
@@ -13,8 +16,8 @@ use crate::engine::Numerics;
 /// Model, experts and threads.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
-    /// GGUF file, one of its split files, or all of its layer shards [default: the small
-    /// reference model in the source tree]
+    /// GGUF file, one of its split files, or all of its layer shards, comma-separated [default:
+    /// the small reference model in the source tree]
     #[arg(
         short,
         long,
@@ -24,18 +27,19 @@ pub struct ModelArgs {
     )]
     pub model: Vec<PathBuf>,
 
-    /// Expert nodes that compute the routed experts
+    /// Expert nodes that compute the routed experts, comma-separated [default: none]
     #[arg(
         long,
         env = "DS4_NODES",
         value_name = "HOST:PORT",
-        value_delimiter = ','
+        value_delimiter = ',',
+        value_parser = node_address
     )]
     pub nodes: Vec<String>,
 
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
     /// computes experts directly [default: 1 without --nodes, else 0]
-    #[arg(long, env = "DS4_EMBEDDED", value_name = "N")]
+    #[arg(long, env = "DS4_EMBEDDED", value_name = "N", value_parser = up_to(256))]
     pub embedded: Option<usize>,
 
     /// How the expert tiles are cut, expert groups x block strips [default: by number of nodes]
@@ -43,15 +47,15 @@ pub struct ModelArgs {
     pub grid: Option<GridCut>,
 
     /// Compute threads of the coordinator, and of its embedded nodes together; 0 is one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0)]
+    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = up_to(1024))]
     pub threads: usize,
 
     /// Instruction set of the kernels: auto, or one that --version lists
-    #[arg(long, env = "DS4_ISA", default_value = "auto")]
+    #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME")]
     pub isa: String,
 
     /// What is rounded: full (activations and caches, as trained), cache, or f32 (nothing)
-    #[arg(long, env = "DS4_NUMERICS", default_value_t = Numerics::Full)]
+    #[arg(long, env = "DS4_NUMERICS", default_value_t = Numerics::Full, value_name = "NAME")]
     pub numerics: Numerics,
 
     /// Longest sequence in tokens; 0 is the model's own limit
@@ -101,7 +105,38 @@ impl ModelArgs {
     }
 }
 
+/// Here, so that a slip of the pen costs no load of a model and no wait for a node.
+fn node_address(text: &str) -> Result<String, channel::AddressError> {
+    channel::endpoint(text).map(|_| text.to_owned())
+}
+
+/// 1 to `most`.
+pub(super) fn count(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    number(1..=most)
+}
+
+/// 0 to `most`.
+pub(super) fn up_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    number(0..=most)
+}
+
+fn number(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| match text.parse() {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => {
+            let (least, most) = (range.start(), range.end());
+            Err(format!("expected a number from {least} to {most}"))
+        }
+    }
+}
+
+/// Bytes, with or without a unit.
+pub(super) fn size(text: &str) -> Result<ByteSize, String> {
+    let size = text.parse();
+    size.map_err(|_| "expected a size such as 16GiB, 800MB or 1048576".to_owned())
+}
+
 /// 1 second to a day.
-fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
+pub(super) fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(1..=86_400)
 }

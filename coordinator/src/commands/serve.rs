@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::model::Fingerprint;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::model_args::{count, seconds, size};
 use super::service::{Service, ServiceArgs};
-use crate::http::{self, App, HttpSettings, ModelCard};
+use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
 
 /// Where and how to serve.
 #[derive(Args, Clone, Debug)]
@@ -32,20 +34,26 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
 
-    /// Origins of web pages elsewhere that may use the API; * is all of them
+    /// Origins of web pages elsewhere that may use the API, comma-separated; * is all of them
+    /// [default: none]
     #[arg(long, env = "DS4_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors: Vec<String>,
 
     /// Largest body of a request
-    #[arg(long, env = "DS4_BODY_LIMIT", default_value_t = 32 << 20, value_name = "BYTES")]
-    pub body_limit: usize,
+    #[arg(long, env = "DS4_BODY_LIMIT", default_value = "32MiB", value_name = "SIZE", value_parser = size)]
+    pub body_limit: ByteSize,
+
+    /// Connections at the same time; more wait until one ends
+    #[arg(long, env = "DS4_MAX_CONNECTIONS", default_value_t = ConnectionLimits::default().connections, value_name = "N", value_parser = count(1 << 20))]
+    pub max_connections: usize,
 
     /// Silence in a stream after which a sign of life is sent
     #[arg(
         long,
         env = "DS4_KEEP_ALIVE",
         default_value_t = 5,
-        value_name = "SECONDS"
+        value_name = "SECONDS",
+        value_parser = seconds()
     )]
     pub keep_alive: u64,
 
@@ -67,6 +75,17 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
+    tracing::info!("listening on http://{address}, loading the model");
+    let site = Site::default();
+    let (close, closing) = tokio::sync::oneshot::channel::<()>();
+    let limits = ConnectionLimits {
+        connections: args.max_connections,
+        ..ConnectionLimits::default()
+    };
+    let server = tokio::spawn(http::serve(listener, site.clone(), limits, async {
+        // A dropped sender means the same.
+        let _ = closing.await;
+    }));
     let mut stop = Stop::new()?;
     // On a task of its own: the work between its waits would keep this one from seeing signals.
     let for_start = args.service.clone();
@@ -81,9 +100,9 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         Arc::clone(&service.vocabulary),
         card(&args, &service)?,
         HttpSettings {
-            body_limit: args.body_limit,
+            body_limit: usize::try_from(args.body_limit.as_u64()).unwrap_or(usize::MAX),
             cors: args.cors.clone(),
-            keep_alive: Duration::from_secs(args.keep_alive.max(1)),
+            keep_alive: Duration::from_secs(args.keep_alive),
         },
         metrics,
     );
@@ -94,12 +113,8 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         named_nodes = args.service.model.nodes.len(),
         "serving"
     );
+    site.open(Arc::new(app));
     println!("http://{address}");
-    let (close, closing) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(http::serve(listener, Arc::new(app), async {
-        // A dropped sender means the same.
-        let _ = closing.await;
-    }));
     let ended_by_itself = tokio::select! {
         () = stop.asked() => false,
         () = service.scheduler.stopped() => true,

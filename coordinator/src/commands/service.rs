@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use bytesize::ByteSize;
 use clap::Args;
 use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
-use super::model_args::ModelArgs;
+use super::memory_limit;
+use super::model_args::{ModelArgs, count, size, up_to};
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
@@ -18,19 +20,24 @@ pub struct ServiceArgs {
     pub model: ModelArgs,
 
     /// Requests that run at the same time
-    #[arg(long, env = "DS4_MAX_SEQUENCES", default_value_t = 8, value_name = "N")]
+    #[arg(long, env = "DS4_MAX_SEQUENCES", default_value_t = 8, value_name = "N", value_parser = count(4096))]
     pub max_sequences: usize,
 
     /// Requests that wait behind them; one more is refused
-    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N")]
+    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N", value_parser = up_to(1 << 20))]
     pub queue: usize,
 
-    /// Prompt tokens in one step
-    #[arg(long, env = "DS4_CHUNK", default_value_t = 512, value_name = "TOKENS")]
+    /// Prompt tokens in one step: more read a prompt faster, fewer hold up answers less
+    #[arg(long, env = "DS4_CHUNK", default_value_t = 512, value_name = "TOKENS", value_parser = count(65_536))]
     pub chunk: usize,
 
+    /// Memory for the KV caches of all running requests, such as 16GiB; requests wait until theirs
+    /// fits [default: half of the memory that is available at the start]
+    #[arg(long, env = "DS4_KV_MEMORY", value_name = "SIZE", value_parser = size)]
+    pub kv_memory: Option<ByteSize>,
+
     /// Prompt form that the weights were trained on: 0731 or preview [default: by the model's name]
-    #[arg(long, env = "DS4_DIALECT", value_parser = dialect)]
+    #[arg(long, env = "DS4_DIALECT", value_name = "NAME", value_parser = dialect)]
     pub dialect: Option<Dialect>,
 }
 
@@ -55,16 +62,27 @@ impl Service {
             kernels,
             embedded,
         } = Assembly::open(&args.model).await?;
+        let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
         let dialect = args.dialect.unwrap_or_else(|| detect_dialect(&model));
         let limits = SchedulerLimits {
-            max_sequences: args.max_sequences.max(1),
+            max_sequences: args.max_sequences,
             queue: args.queue,
-            chunk: args.chunk.max(1),
+            chunk: args.chunk,
+            kv_memory: kv_memory.as_u64(),
             ..SchedulerLimits::default()
         };
+        let context = engine.context();
         let scheduler = Scheduler::start(engine, Arc::clone(&vocabulary), limits)
-            .context("the scheduler's thread could not be started")?;
+            .with_context(|| format!("nothing can be scheduled with --kv-memory {kv_memory}"))?;
+        if scheduler.context() < context {
+            tracing::warn!(
+                %kv_memory,
+                longest = scheduler.context(),
+                context,
+                "the memory for KV caches holds no sequence of the whole context"
+            );
+        }
         let scheduler = Arc::new(scheduler);
         let kernels = kernels.name();
         Ok(Service {
@@ -75,6 +93,17 @@ impl Service {
             kernels,
             embedded,
         })
+    }
+}
+
+/// Half of what is there: the other half is for weights, buffers and everybody else.
+fn default_kv_memory() -> ByteSize {
+    match memory_limit::available() {
+        Some(bytes) => ByteSize(bytes / 2),
+        None => {
+            tracing::warn!("the system does not tell its memory: --kv-memory is without a limit");
+            ByteSize(u64::MAX)
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub enum EngineError {
         tokens: usize,
         context: usize,
     },
+    #[error("a context of {wanted} tokens exceeds the model's limit of {limit}")]
+    ContextLimit { wanted: usize, limit: usize },
     #[error("a chunk without tokens")]
     EmptyChunk,
     #[error("the sequence was left unfinished by an earlier failed or cancelled step")]

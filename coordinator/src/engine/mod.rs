@@ -48,6 +48,23 @@ pub struct EngineConfig {
     pub context: usize,
 }
 
+impl EngineConfig {
+    /// Longest sequence in tokens of an engine for this model.
+    ///
+    /// # Errors
+    /// More is asked for than positions mean something to the model.
+    pub fn context_of(&self, hp: &HyperParams) -> Result<usize, EngineError> {
+        match self.context {
+            0 => Ok(hp.context),
+            wanted if wanted <= hp.context => Ok(wanted),
+            wanted => Err(EngineError::ContextLimit {
+                wanted,
+                limit: hp.context,
+            }),
+        }
+    }
+}
+
 /// Which rows of a chunk the caller wants logits of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsWanted {
@@ -118,7 +135,8 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// # Errors
-    /// A tensor does not fit its use, or threads could not be started.
+    /// A tensor does not fit its use, the context exceeds the model's, or threads could not be
+    /// started.
     pub fn new(
         hp: HyperParams,
         tensors: &ModelTensors,
@@ -131,10 +149,7 @@ impl Engine {
             .thread_name(|i| format!("engine-{i}"))
             .build()
             .map_err(|e| EngineError::Threads(e.to_string()))?;
-        let context = match config.context {
-            0 => hp.context,
-            wanted => wanted.min(hp.context),
-        };
+        let context = config.context_of(&hp)?;
         Ok(Engine {
             ropes: Ropes {
                 plain: Rope::window_only(&hp),
@@ -169,6 +184,13 @@ impl Engine {
     #[must_use]
     pub fn new_sequence(&self) -> Sequence {
         Sequence::new(&self.hp, self.compute.numerics)
+    }
+
+    /// Bytes that a sequence takes at most, by its tokens, if no step adds more than `chunk` of
+    /// them to it.
+    pub fn sequence_bytes(&self, chunk: usize) -> impl Fn(usize) -> u64 + Send + Sync + 'static {
+        let (hp, numerics) = (self.hp.clone(), self.compute.numerics);
+        move |tokens| Sequence::most_bytes(&hp, numerics, tokens, chunk)
     }
 
     /// Time spent in each stage since the engine was made.

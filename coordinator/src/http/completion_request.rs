@@ -53,22 +53,22 @@ impl CompletionRequest {
 }
 
 fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
-    const EXPECTED: &str = "a string or a list of token ids";
+    // A list of one prompt is a batch of one, which some clients always send.
+    if let Value::Array(values) = field.value
+        && let [Value::String(_) | Value::Array(_)] = values.as_slice()
+        && let [only] = field.array()?.as_slice()
+    {
+        return read_one(only);
+    }
+    read_one(field)
+}
+
+fn read_one(field: &Field<'_>) -> Result<Prompt, ApiError> {
     let fields = match field.value {
         Value::String(text) => return Ok(Prompt::Text(text.clone())),
         Value::Array(_) => field.array()?,
-        _ => return Err(field.wrong(EXPECTED)),
+        _ => return Err(field.wrong("a string or a list of token ids")),
     };
-    // A list of one string is a batch of one, which some clients always send.
-    if let [
-        Field {
-            value: Value::String(text),
-            ..
-        },
-    ] = fields.as_slice()
-    {
-        return Ok(Prompt::Text(text.clone()));
-    }
     if fields
         .iter()
         .any(|entry| matches!(entry.value, Value::String(_) | Value::Array(_)))

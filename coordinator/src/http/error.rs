@@ -1,7 +1,7 @@
 //! Every error that a client can meet, in the shape of OpenAI's API, in one table.
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
@@ -89,6 +89,20 @@ impl ApiError {
         }
     }
 
+    /// 503 until the model is there.
+    #[must_use]
+    pub fn loading() -> Self {
+        unavailable("loading", "the model is still loading".to_owned())
+    }
+
+    /// The header that says when to come back.
+    #[must_use]
+    pub fn retry_after(&self) -> HeaderMap {
+        let value = self.retry_after_s.map(HeaderValue::from);
+        let header = value.map(|seconds| (header::RETRY_AFTER, seconds));
+        header.into_iter().collect()
+    }
+
     /// Blames the field `param` if no other is blamed.
     #[must_use]
     pub fn about(mut self, param: &str) -> Self {
@@ -120,13 +134,7 @@ pub(super) fn shortened(text: &str) -> String {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(self.body())).into_response();
-        if let Some(seconds) = self.retry_after_s {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
+        (self.status, self.retry_after(), Json(self.body())).into_response()
     }
 }
 
@@ -141,6 +149,14 @@ impl From<AdmissionError> for ApiError {
             },
             AdmissionError::PromptTooLong { .. } => ApiError {
                 code: Some("context_length_exceeded"),
+                ..Self::invalid(message)
+            },
+            AdmissionError::KvMemory {
+                prompt, longest, ..
+            } => ApiError {
+                code: Some("context_length_exceeded"),
+                // A shorter answer helps unless the prompt alone is too long.
+                param: (prompt < longest).then(|| "max_tokens".to_owned()),
                 ..Self::invalid(message)
             },
             AdmissionError::EmptyPrompt | AdmissionError::UnknownToken { .. } => {

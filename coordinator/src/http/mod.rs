@@ -17,6 +17,7 @@ mod messages;
 mod meter;
 mod options;
 mod recorder;
+mod server;
 mod status;
 mod stream;
 mod usage;
@@ -27,11 +28,11 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use tokio::net::TcpListener;
 
 pub use app::{App, CHAT_ALIAS, HttpSettings, ModelCard, REASONER_ALIAS};
 pub use error::ApiError;
 pub use recorder::{install_recorder, keep_up};
+pub use server::{ConnectionLimits, Site, serve};
 
 /// The routes.
 pub fn router(app: Arc<App>) -> Router {
@@ -47,21 +48,6 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&app), guard::guard))
         .with_state(app)
-}
-
-/// Serves until `shutdown` resolves, then takes no new connection and ends when the last
-/// response has been sent.
-///
-/// # Errors
-/// The listener failed.
-pub async fn serve(
-    listener: TcpListener,
-    app: Arc<App>,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    axum::serve(listener, router(app))
-        .with_graceful_shutdown(shutdown)
-        .await
 }
 
 async fn unknown_path(uri: axum::http::Uri) -> ApiError {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::meter;
+use crate::cluster::node_metrics;
 use crate::scheduler::measures;
 
 /// Installs the recorder, once; later calls return the same handle.
@@ -25,14 +26,17 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
     measures::describe();
     meter::describe();
+    node_metrics::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
-    let (tokens, bounds) = measures::TOKENS;
-    PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), measures::SECONDS)?
-        .set_buckets_for_metric(Matcher::Full(tokens.into()), bounds)
+    let mut builder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), measures::SECONDS)?;
+    for (name, bounds) in [measures::TOKENS, node_metrics::CALL_SECONDS] {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), bounds)?;
+    }
+    Ok(builder)
 }
 
 /// Keeps the recorder's buffers small even if nobody ever reads the metrics. Never returns.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::app::App;
@@ -41,6 +42,19 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         "waiting": status.waiting,
     });
     (code, Json(body)).into_response()
+}
+
+/// The routes of a server whose model is still loading: balancers and scripts that wait for it
+/// find a server that says so rather than none.
+pub(super) fn while_loading() -> Router {
+    let health = || async {
+        let error = ApiError::loading();
+        let body = Json(json!({"status": "loading"}));
+        (error.status, error.retry_after(), body)
+    };
+    Router::new()
+        .route("/health", get(health))
+        .fallback(async || ApiError::loading())
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {

@@ -1,5 +1,6 @@
 //! The engine as the scheduler's model.
 
+use super::kv_memory::BytesOf;
 use super::model::{StepChunk, StepError, StepModel, StepResult, Want};
 use crate::engine::{Chunk, Engine, EngineError, LogitsWanted, Sequence, StepOutput};
 
@@ -31,6 +32,10 @@ impl StepModel for Engine {
             EngineError::Experts(error) => StepError::Experts(error.to_string()),
             other => StepError::Engine(other.to_string()),
         })
+    }
+
+    fn sequence_bytes(&self, chunk: usize) -> BytesOf {
+        Box::new(Engine::sequence_bytes(self, chunk))
     }
 
     fn vocab(&self) -> usize {

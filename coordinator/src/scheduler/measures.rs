@@ -8,6 +8,8 @@ use metrics::{
 
 const RUNNING: &str = "ds4_requests_running";
 const WAITING: &str = "ds4_requests_waiting";
+const KV_BUDGET: &str = "ds4_kv_memory_budget_bytes";
+const KV_RESERVED: &str = "ds4_kv_memory_reserved_bytes";
 const PROMPT_TOKENS: &str = "ds4_prompt_tokens_total";
 const GENERATED_TOKENS: &str = "ds4_generated_tokens_total";
 const FIRST_TOKEN: &str = "ds4_time_to_first_token_seconds";
@@ -21,6 +23,16 @@ const STEP_FAILURES: &str = "ds4_step_failures_total";
 pub fn describe() {
     describe_gauge!(RUNNING, "Requests that the engine is working on.");
     describe_gauge!(WAITING, "Requests in the queue.");
+    describe_gauge!(
+        KV_BUDGET,
+        Unit::Bytes,
+        "Bytes that the KV caches of all running requests may take."
+    );
+    describe_gauge!(
+        KV_RESERVED,
+        Unit::Bytes,
+        "Bytes that the KV caches of the running requests may come to take."
+    );
     describe_counter!(PROMPT_TOKENS, "Prompt tokens computed.");
     describe_counter!(GENERATED_TOKENS, "Tokens generated.");
     describe_histogram!(
@@ -45,14 +57,13 @@ pub fn describe() {
     );
     describe_histogram!(STEP_ROWS, "Tokens in one forward pass.");
     describe_counter!(STEP_FAILURES, "Forward passes that failed.");
-    load(0, 0);
+    load(0, 0, 0);
     counter!(PROMPT_TOKENS).absolute(0);
     counter!(GENERATED_TOKENS).absolute(0);
     counter!(STEP_FAILURES).absolute(0);
 }
 
-/// Bucket bounds of every histogram of this crate that is not in seconds; seconds use
-/// [`SECONDS`].
+/// Bucket bounds of the tokens of a step.
 pub const TOKENS: (&str, &[f64]) = (
     STEP_ROWS,
     &[
@@ -66,7 +77,12 @@ pub const SECONDS: &[f64] = &[
     5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-pub(super) fn load(waiting: usize, running: usize) {
+pub(super) fn kv_budget(bytes: u64) {
+    gauge!(KV_BUDGET).set(bytes as f64);
+}
+
+pub(super) fn load(waiting: usize, running: usize, kv_reserved: u64) {
+    gauge!(KV_RESERVED).set(kv_reserved as f64);
     gauge!(WAITING).set(waiting as f64);
     gauge!(RUNNING).set(running as f64);
 }

@@ -11,6 +11,7 @@
 mod answer;
 mod batcher;
 mod engine_model;
+mod kv_memory;
 pub mod measures;
 mod model;
 mod queue;
@@ -24,15 +25,17 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+pub use kv_memory::BytesOf;
 pub use model::{StepChunk, StepError, StepModel, StepResult, Want};
 pub use request::{
     AdmissionError, Drawn, Event, Finish, GenerateError, GenerateRequest, Generation, Progress,
-    Reading, Timings, Usage, random_seed,
+    Reading, StartError, Timings, Usage, random_seed,
 };
 pub use vocabulary::Vocabulary;
 
 use crate::sampling::Sampler;
 use batcher::BatchLimits;
+use kv_memory::{Grant, KvMemory};
 use queue::{Gate, Job, Queue};
 use runner::Runner;
 
@@ -47,6 +50,8 @@ pub struct SchedulerLimits {
     pub chunk: usize,
     /// A request that has waited this long is given up.
     pub max_wait: Duration,
+    /// Bytes that the KV caches of all running requests may take.
+    pub kv_memory: u64,
 }
 
 impl Default for SchedulerLimits {
@@ -56,9 +61,13 @@ impl Default for SchedulerLimits {
             queue: 64,
             chunk: 512,
             max_wait: Duration::from_secs(600),
+            kv_memory: u64::MAX,
         }
     }
 }
+
+/// A prompt of one token and its answer of one.
+const LEAST_TOKENS: usize = 2;
 
 /// What the scheduler is up to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +93,7 @@ pub struct Scheduler {
     queue: Arc<Queue>,
     vocab: usize,
     context: usize,
+    kv_memory: KvMemory,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -91,16 +101,24 @@ impl Scheduler {
     /// Starts the runner's thread, which owns the model from now on.
     ///
     /// # Errors
-    /// The thread could not be started.
+    /// The thread could not be started, or the memory for KV caches is too small for any request.
     pub fn start<M: StepModel>(
         model: M,
         vocabulary: Arc<Vocabulary>,
         limits: SchedulerLimits,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let places = limits.max_sequences.max(1);
         let queue = Arc::new(Queue::new(limits.queue, places));
         let (vocab, context) = (model.vocab(), model.context());
-        let batch = BatchLimits::for_chunk(limits.chunk);
+        let chunk = limits.chunk.max(1);
+        let batch = BatchLimits::for_chunk(chunk);
+        let budget = limits.kv_memory;
+        let kv_memory = KvMemory::new(budget, model.sequence_bytes(chunk), places, context);
+        if kv_memory.longest() < LEAST_TOKENS {
+            let least = kv_memory.bytes_of(LEAST_TOKENS);
+            return Err(StartError::KvMemory { budget, least });
+        }
+        measures::kv_budget(budget);
         let for_runner = Arc::clone(&queue);
         let thread = std::thread::Builder::new()
             .name("ds4-runner".into())
@@ -112,6 +130,7 @@ impl Scheduler {
                     places,
                     batch,
                     limits.max_wait,
+                    budget,
                 )
                 .run();
             })?;
@@ -119,6 +138,7 @@ impl Scheduler {
             queue,
             vocab,
             context,
+            kv_memory,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -126,7 +146,7 @@ impl Scheduler {
     /// Tokens that a prompt and its answer may have together.
     #[must_use]
     pub fn context(&self) -> usize {
-        self.context
+        self.kv_memory.longest()
     }
 
     /// Whether a request would find a place now. Asked before the work of building a prompt, so
@@ -162,10 +182,9 @@ impl Scheduler {
             return Err(AdmissionError::UnknownToken { token, vocab });
         }
         let sampler = Sampler::new(request.sampling)?;
-        let room = self.context - prompt;
-        let max_tokens = request
-            .max_tokens
-            .map_or(room, |wanted| wanted.clamp(1, room));
+        let Grant { max_tokens, bytes } =
+            self.kv_memory
+                .grant(prompt, request.max_tokens, self.context)?;
         // One event a token and the last one.
         let (sender, events) = mpsc::channel(max_tokens + 1);
         let (progress_sender, progress) = watch::channel(Progress::default());
@@ -176,6 +195,7 @@ impl Scheduler {
             request,
             sampler,
             max_tokens,
+            kv_bytes: bytes,
             events: sender,
             progress: progress_sender,
             cancelled: flag,

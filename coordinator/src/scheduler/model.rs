@@ -5,6 +5,8 @@
 
 use std::sync::atomic::AtomicBool;
 
+use super::kv_memory::BytesOf;
+
 /// Which rows of logits a chunk wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -66,6 +68,10 @@ pub trait StepModel: Send + 'static {
         &mut self,
         chunks: &mut [StepChunk<'_, Self::Sequence>],
     ) -> Result<Self::Output<'_>, StepError>;
+
+    /// Bytes that a sequence takes at most, by its tokens, if no step adds more than `chunk` of
+    /// them to it.
+    fn sequence_bytes(&self, chunk: usize) -> BytesOf;
 
     /// Logits per row.
     fn vocab(&self) -> usize;

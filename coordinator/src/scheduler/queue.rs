@@ -21,6 +21,8 @@ pub(super) struct Job {
     pub(super) sampler: Sampler,
     /// `max_tokens` cut to what the context leaves.
     pub(super) max_tokens: usize,
+    /// Bytes that its caches may come to take.
+    pub(super) kv_bytes: u64,
     /// Has a place for every event that the request can produce, so that sending never waits.
     pub(super) events: mpsc::Sender<Event>,
     pub(super) progress: watch::Sender<Progress>,
@@ -132,9 +134,10 @@ impl Queue {
             .clamp(1.0, 60.0) as u64
     }
 
-    /// Takes up to `places` waiting jobs. With `wait`, sleeps until there is one or the gate
-    /// closes.
-    pub(super) fn take(&self, places: usize, wait: bool) -> Vec<Job> {
+    /// Takes up to `places` waiting jobs whose caches fit into `kv_bytes` together. One that does
+    /// not fit keeps its turn: those behind it wait too. With `wait`, sleeps until there is one or
+    /// the gate closes.
+    pub(super) fn take(&self, places: usize, kv_bytes: u64, wait: bool) -> Vec<Job> {
         let mut state = self.lock();
         state.drop_cancelled();
         while wait && state.waiting.is_empty() && state.gate == Gate::Open {
@@ -144,7 +147,13 @@ impl Queue {
                 .unwrap_or_else(PoisonError::into_inner);
             state.drop_cancelled();
         }
-        let n = places.min(state.waiting.len());
+        let mut left = kv_bytes;
+        let fits = |job: &&Job| {
+            let rest = left.checked_sub(job.kv_bytes);
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        let n = state.waiting.iter().take(places).take_while(fits).count();
         state.waiting.drain(..n).collect()
     }
 
@@ -244,6 +253,7 @@ mod tests {
             sampler: Sampler::new(request.sampling).unwrap(),
             request,
             max_tokens: 1,
+            kv_bytes: 10,
             events,
             progress,
             cancelled: Arc::default(),
@@ -261,7 +271,7 @@ mod tests {
             queue.push(job),
             Err(AdmissionError::QueueFull { waiting: 3, .. })
         ));
-        assert_eq!(queue.take(2, false).len(), 2);
+        assert_eq!(queue.take(2, 1000, false).len(), 2);
         assert!(matches!(
             queue.push(job),
             Err(AdmissionError::QueueFull { waiting: 1, .. })
@@ -304,11 +314,28 @@ mod tests {
         flags[3].store(true, Ordering::Relaxed);
         let ids = |jobs: Vec<Job>| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
         // No place is free, but those who left are forgotten all the same.
-        assert!(queue.take(0, false).is_empty());
+        assert!(queue.take(0, 1000, false).is_empty());
         assert_eq!(queue.counts(), (3, 0));
-        assert_eq!(ids(queue.take(2, true)), [1, 2]);
-        assert_eq!(ids(queue.take(2, true)), [4]);
+        assert_eq!(ids(queue.take(2, 1000, true)), [1, 2]);
+        assert_eq!(ids(queue.take(2, 1000, true)), [4]);
         assert_eq!(queue.counts(), (0, 3));
+    }
+
+    #[test]
+    fn jobs_wait_for_memory_in_their_turn() {
+        let queue = Queue::new(8, 8);
+        for bytes in [10, 30, 10] {
+            let job = |id| Job {
+                kv_bytes: bytes,
+                ..job(id)
+            };
+            queue.push(job).unwrap();
+        }
+        let ids = |jobs: Vec<Job>| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+        assert_eq!(ids(queue.take(8, 39, true)), [0]);
+        // The last one would fit, but the one before it would never get its turn.
+        assert!(queue.take(8, 29, false).is_empty());
+        assert_eq!(ids(queue.take(8, 40, false)), [1, 2]);
     }
 
     #[test]
@@ -317,10 +344,10 @@ mod tests {
         for _ in 0..3 {
             queue.push(job).unwrap();
         }
-        let running = queue.take(1, false);
+        let running = queue.take(1, 1000, false);
         queue.close(Gate::Aborting);
         assert!(running[0].is_cancelled());
-        let waiting = queue.take(5, false);
+        let waiting = queue.take(5, 1000, false);
         assert_eq!(waiting.len(), 2);
         assert!(waiting.iter().all(Job::is_cancelled));
         queue.close(Gate::Draining);
@@ -349,7 +376,7 @@ mod tests {
         let queue = Arc::new(Queue::new(1, 1));
         let waiter = {
             let queue = Arc::clone(&queue);
-            std::thread::spawn(move || queue.take(1, true).len())
+            std::thread::spawn(move || queue.take(1, 1000, true).len())
         };
         queue.close(Gate::Draining);
         assert_eq!(waiter.join().unwrap(), 0);

@@ -123,6 +123,17 @@ pub enum AdmissionError {
          must be left for the answer"
     )]
     PromptTooLong { prompt: usize, context: usize },
+    #[error(
+        "a prompt of {prompt} tokens and an answer of {answer} take {bytes} bytes of KV cache; the \
+         server has {budget}, enough for {longest} tokens"
+    )]
+    KvMemory {
+        prompt: usize,
+        answer: usize,
+        bytes: u64,
+        budget: u64,
+        longest: usize,
+    },
     #[error("the prompt is empty")]
     EmptyPrompt,
     #[error("token id {token} is outside the vocabulary of {vocab}")]
@@ -133,6 +144,15 @@ pub enum AdmissionError {
     ShuttingDown,
     #[error("the engine has stopped; the server must be restarted")]
     Stopped,
+}
+
+/// Why there is no scheduler.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the scheduler's thread could not be started: {0}")]
+    Thread(#[from] std::io::Error),
+    #[error("{budget} bytes of KV cache hold no sequence, which takes at least {least}")]
+    KvMemory { budget: u64, least: u64 },
 }
 
 /// Why a request that was taken did not finish.

@@ -42,6 +42,8 @@ pub(super) struct Runner<M: StepModel> {
     places: usize,
     limits: BatchLimits,
     max_wait: Duration,
+    /// Bytes that the caches of all that run may come to take.
+    kv_budget: u64,
     running: Vec<Running<M::Sequence>>,
 }
 
@@ -52,7 +54,7 @@ impl Drop for Epitaph {
     fn drop(&mut self) {
         self.0.close(Gate::Stopped);
         self.0.clear();
-        measures::load(0, 0);
+        measures::load(0, 0, 0);
     }
 }
 
@@ -64,6 +66,7 @@ impl<M: StepModel> Runner<M> {
         places: usize,
         limits: BatchLimits,
         max_wait: Duration,
+        kv_budget: u64,
     ) -> Self {
         Runner {
             model,
@@ -72,6 +75,7 @@ impl<M: StepModel> Runner<M> {
             places,
             limits,
             max_wait,
+            kv_budget,
             running: Vec::new(),
         }
     }
@@ -96,8 +100,15 @@ impl<M: StepModel> Runner<M> {
     /// Reports the load; returns how many requests wait.
     fn note_load(&self) -> usize {
         let (waiting, running) = self.queue.counts();
-        measures::load(waiting, running);
+        measures::load(waiting, running, self.kv_reserved());
         waiting
+    }
+
+    fn kv_reserved(&self) -> u64 {
+        self.running
+            .iter()
+            .map(|running| running.job.kv_bytes)
+            .sum()
     }
 
     /// Fills free places; sleeps when there is nothing at all to do.
@@ -107,7 +118,9 @@ impl<M: StepModel> Runner<M> {
             send(&job, Event::Failed(error));
         }
         let free = self.places - self.running.len();
-        for job in self.queue.take(free, self.running.is_empty()) {
+        // Never less than nothing: who runs was let in by this sum.
+        let kv_free = self.kv_budget.saturating_sub(self.kv_reserved());
+        for job in self.queue.take(free, kv_free, self.running.is_empty()) {
             let now = Instant::now();
             measures::queued(now - job.submitted);
             let total = job.request.prompt.len();

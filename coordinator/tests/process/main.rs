@@ -179,13 +179,17 @@ fn a_running_answer_is_finished_and_a_second_signal_does_not_wait() {
 }
 
 #[test]
-fn a_server_that_waits_for_its_nodes_can_be_stopped() {
+fn a_server_that_waits_for_its_nodes_says_so_and_can_be_stopped() {
     // Nothing listens on the discard port.
     let args = ["serve", "--listen", "127.0.0.1:0", "--nodes", "127.0.0.1:9"];
     let mut process = Process::start(&args);
     let stderr = process.0.stderr.take().expect("piped");
-    let line = Process::line(stderr, "127.0.0.1:9");
-    assert!(line.contains("waiting"), "{line}");
+    let line = Process::line(stderr, "listening on http://");
+    let address = line.split_once("http://").expect("a URL").1;
+    let address = address.split_once(',').expect("more").0;
+    let health = get(address.parse().expect("an address"), "/health");
+    assert!(health.starts_with("HTTP/1.1 503"), "{health}");
+    assert!(health.contains("\"loading\""), "{health}");
     process.signal("INT");
     assert_eq!(process.ended().code(), Some(0));
 }
@@ -236,7 +240,9 @@ fn what_cannot_be_is_said_in_one_line() {
             "/nowhere.gguf",
         ),
         (vec!["chat", "-m", "/dev/null"], "/dev/null"),
+        (vec!["chat", "--kv-memory", "64KiB"], "64.0 KiB"),
     ] {
+        let args = [args, vec!["--log", "error"]].concat();
         let (status, out, err) = Process::start(&args).output();
         assert_eq!(status.code(), Some(1), "{args:?}: {err}");
         assert_eq!(

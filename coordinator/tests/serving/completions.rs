@@ -35,12 +35,14 @@ async fn token_ids_are_taken_as_they_are() {
     let server = Server::start().await;
     let ids: Vec<u32> = "say:xyz".bytes().map(u32::from).collect();
     let answer = server
-        .complete(json!({"prompt": ids, "max_tokens": 9}))
+        .complete(json!({"prompt": ids.clone(), "max_tokens": 9}))
         .await;
     assert_eq!(answer["choices"][0]["text"], "xyz");
     assert_eq!(answer["usage"]["prompt_tokens"], 7);
     let one = server.complete(json!({"prompt": ["say:one"]})).await;
     assert_eq!(one["choices"][0]["text"], "one");
+    let one = server.complete(json!({"prompt": [ids]})).await;
+    assert_eq!(one["choices"][0]["text"], "xyz");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod chat;
 mod completions;
+mod connections;
 mod errors;
 mod lifecycle;
 mod metrics;

@@ -52,7 +52,12 @@ async fn requests_and_tokens_are_counted() {
         let grown = after[&name] - before.get(&name).unwrap_or(&0.0);
         assert!(grown >= least, "{name} grew by {grown}");
     }
-    for name in ["ds4_requests_running", "ds4_requests_waiting"] {
+    for name in [
+        "ds4_requests_running",
+        "ds4_requests_waiting",
+        "ds4_kv_memory_budget_bytes",
+        "ds4_kv_memory_reserved_bytes",
+    ] {
         assert!(after.contains_key(name));
     }
     let infinite = after.keys().any(|name| {

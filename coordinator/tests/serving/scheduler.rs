@@ -11,7 +11,9 @@ use ds4_coordinator::scheduler::{
     SchedulerLimits,
 };
 
-use crate::script::{CONTEXT, Controls, EXPERTS_FAIL, Scripted, vocabulary};
+use crate::script::{
+    CONTEXT, Controls, EXPERTS_FAIL, SEQUENCE_BYTES, Scripted, TOKEN_BYTES, vocabulary,
+};
 
 fn start(limits: SchedulerLimits) -> (Scheduler, Arc<Controls>) {
     let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
@@ -169,6 +171,65 @@ async fn a_client_that_does_not_read_slows_nobody_down() {
     }
     // Everything is there when it finally reads.
     assert_eq!(text(lazy).await.unwrap().len(), 900);
+}
+
+#[tokio::test]
+async fn requests_run_together_only_while_their_caches_fit() {
+    // Room for two sequences of 60 tokens.
+    let kv_memory = 2 * (SEQUENCE_BYTES + 60 * TOKEN_BYTES);
+    let (scheduler, controls) = start(SchedulerLimits {
+        kv_memory,
+        ..SchedulerLimits::default()
+    });
+    let limited = |text: &str, max_tokens| GenerateRequest {
+        max_tokens: Some(max_tokens),
+        ..request(text)
+    };
+    controls.hold();
+    let begun = limited("say:0", 55);
+    let begun = scheduler.submit(begun).unwrap();
+    controls.wait_busy().await;
+    let others: Vec<Generation> = (1..6)
+        .map(|i| limited(&format!("say:{i}{}", "x".repeat(20)), 35))
+        .map(|request| scheduler.submit(request).unwrap())
+        .collect();
+    controls.release();
+    assert_eq!(text(begun).await.unwrap(), "0");
+    for (i, other) in (1..).zip(others) {
+        assert_eq!(text(other).await.unwrap(), format!("{i}{}", "x".repeat(20)));
+    }
+    let steps = controls.steps.lock().unwrap();
+    assert_eq!(steps.iter().map(Vec::len).max(), Some(2), "{steps:?}");
+    drop(steps);
+
+    let longest = ((kv_memory - SEQUENCE_BYTES) / TOKEN_BYTES) as usize;
+    assert_eq!(scheduler.context(), longest);
+    let too_long = scheduler.submit(limited("say:x", longest)).err();
+    let expected = AdmissionError::KvMemory {
+        prompt: 5,
+        answer: longest,
+        bytes: kv_memory + 5 * TOKEN_BYTES,
+        budget: kv_memory,
+        longest,
+    };
+    assert_eq!(too_long, Some(expected));
+    let prompt = request(&"x".repeat(longest));
+    assert!(matches!(
+        scheduler.submit(prompt).err(),
+        Some(AdmissionError::KvMemory { answer: 1, .. })
+    ));
+}
+
+#[tokio::test]
+async fn memory_for_no_request_at_all_is_refused() {
+    let model = Scripted::new(vocabulary(), Arc::default());
+    let limits = SchedulerLimits {
+        kv_memory: SEQUENCE_BYTES + TOKEN_BYTES,
+        ..SchedulerLimits::default()
+    };
+    let error = Scheduler::start(model, vocabulary(), limits).unwrap_err();
+    assert!(error.to_string().contains("110 bytes"), "{error}");
+    assert!(error.to_string().contains("at least 120"), "{error}");
 }
 
 #[tokio::test]

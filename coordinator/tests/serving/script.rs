@@ -13,11 +13,16 @@ use ds4_coordinator::prompt::markers::{
     ASSISTANT, BOS, DSML, END_THINK, EOS, LATEST_REMINDER, THINK, USER,
 };
 use ds4_coordinator::prompt::{Segment, Tokenizer};
-use ds4_coordinator::scheduler::{StepChunk, StepError, StepModel, StepResult, Vocabulary, Want};
+use ds4_coordinator::scheduler::{
+    BytesOf, StepChunk, StepError, StepModel, StepResult, Vocabulary, Want,
+};
 
 /// Layers of a step, between which cancellation is looked at.
 const LAYERS: usize = 8;
 pub(crate) const CONTEXT: usize = 2000;
+/// What a sequence takes of the memory for caches, and each of its tokens.
+pub(crate) const SEQUENCE_BYTES: u64 = 100;
+pub(crate) const TOKEN_BYTES: u64 = 10;
 /// A prompt holding this makes the step fail that reads it.
 pub(crate) const EXPERTS_FAIL: &str = "experts-fail";
 /// ... makes the step panic that reads it.
@@ -241,6 +246,10 @@ impl StepModel for Scripted {
             .fetch_add(cancelled, Ordering::Relaxed);
         controls.busy.store(false, Ordering::SeqCst);
         Ok(self)
+    }
+
+    fn sequence_bytes(&self, _: usize) -> BytesOf {
+        Box::new(|tokens| SEQUENCE_BYTES + TOKEN_BYTES * tokens as u64)
     }
 
     fn vocab(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ds4_coordinator::http::{self, App, HttpSettings, ModelCard};
+use ds4_coordinator::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
 use ds4_coordinator::prompt::Dialect;
 use ds4_coordinator::scheduler::{Scheduler, SchedulerLimits};
 use reqwest::{Client, Response, StatusCode};
@@ -42,6 +42,14 @@ impl Server {
     }
 
     pub(crate) async fn with(limits: SchedulerLimits, settings: HttpSettings) -> Self {
+        Self::connected(limits, settings, ConnectionLimits::default()).await
+    }
+
+    pub(crate) async fn connected(
+        limits: SchedulerLimits,
+        settings: HttpSettings,
+        connections: ConnectionLimits,
+    ) -> Self {
         let metrics = http::install_recorder().unwrap();
         let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
         let model = Scripted::new(Arc::clone(&vocabulary), Arc::clone(&controls));
@@ -57,7 +65,9 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (close, closing) = oneshot::channel::<()>();
-        tokio::spawn(http::serve(listener, Arc::new(app), async {
+        let site = Site::default();
+        site.open(Arc::new(app));
+        tokio::spawn(http::serve(listener, site, connections, async {
             let _ = closing.await;
         }));
         let client = Client::builder()

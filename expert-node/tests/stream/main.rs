@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
-use ds4_common::tiles::{Grid, TileRect, TileSet};
+use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::{Compute, Identity};
 use ds4_expert_node::node::{COMPUTE_SERVICE, NodeSettings, RunningNode};
 use ds4_proto::limits::PROTOCOL_VERSION;
@@ -83,7 +83,11 @@ async fn node_with(settings: NodeSettings) -> Node {
         model: "echo".to_owned(),
         fingerprint: FINGERPRINT,
         shape: SHAPE,
-        held: TileSet::new(GRID, GRID.cut(2, 1).expect("cut")[..1].to_vec()).expect("tiles"),
+        held: Holdings::uniform(
+            GRID,
+            SHAPE.layers,
+            TileSet::new(GRID, GRID.cut(2, 1).expect("cut")[..1].to_vec()).expect("tiles"),
+        ),
         kernels: "none".to_owned(),
         weight_bytes: 11,
         resident_bytes: 11,
@@ -112,7 +116,7 @@ struct Talk {
 
 impl Talk {
     async fn open(address: &str) -> Self {
-        let greeting = Kind::Hello(hello(&FINGERPRINT, &SHAPE));
+        let greeting = Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION));
         let (to_node, mut from_node) = begin(address, greeting).await.expect("stream");
         let first = from_node
             .message()
@@ -230,13 +234,20 @@ async fn a_node_describes_itself_and_counts_its_work() {
 #[tokio::test]
 async fn coordinators_that_do_not_fit_are_told_why() {
     let node = node().await;
-    let mut other_version = hello(&FINGERPRINT, &SHAPE);
+    let mut other_version = hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION);
     other_version.protocol_version = PROTOCOL_VERSION + 1;
+    other_version.oldest_version = PROTOCOL_VERSION + 1;
     for (greeting, parts) in [
-        (other_version, ["version 2", "version 3"].map(str::to_owned)),
-        (hello(&[4; 32], &SHAPE), ["03".repeat(32), "04".repeat(32)]),
         (
-            hello(&FINGERPRINT, &Shape { used: 9, ..SHAPE }),
+            other_version,
+            ["version 2 to 3", "version 4"].map(str::to_owned),
+        ),
+        (
+            hello(&[4; 32], &SHAPE, PROTOCOL_VERSION),
+            ["03".repeat(32), "04".repeat(32)],
+        ),
+        (
+            hello(&FINGERPRINT, &Shape { used: 9, ..SHAPE }, PROTOCOL_VERSION),
             ["computes 1 experts", "chooses 9"].map(str::to_owned),
         ),
     ] {
@@ -292,7 +303,7 @@ async fn a_stream_that_breaks_the_protocol_ends_and_harms_no_other() {
     let mut bystander = Talk::open(&node.address).await;
     node.delay_ms.store(100, Ordering::SeqCst);
     for messages in [
-        vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE))],
+        vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))],
         vec![Kind::Work(work(5, 1.0)), Kind::Work(work(5, 1.0))],
     ] {
         let mut talk = Talk::open(&node.address).await;
@@ -399,7 +410,7 @@ async fn a_coordinator_that_reads_nothing_does_not_hold_up_the_stop() {
     let (to_node, requests) = mpsc::channel(256);
     let mut invalid = work(1, 1.0);
     invalid.layer = 77;
-    let mut messages = vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE))];
+    let mut messages = vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))];
     messages.extend(vec![Kind::Work(invalid); 200]);
     for kind in messages {
         let message = pb::ComputeRequest { kind: Some(kind) };

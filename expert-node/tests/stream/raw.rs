@@ -1,7 +1,7 @@
 //! Bytes that no coordinator of this software would send.
 
 use bytes::{Buf, BufMut};
-use ds4_proto::limits::MAX_MESSAGE_BYTES;
+use ds4_proto::limits::{MAX_CONNECTIONS, MAX_MESSAGE_BYTES};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Request;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -76,11 +76,13 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let node = node().await;
     let mut bystander = Talk::open(&node.address).await;
     let garbage = Bytes::from(vec![0xff; 300]);
-    let oversize = Bytes::from(vec![0; MAX_MESSAGE_BYTES + 1]);
+    // More than this model's calls can take, although others' could.
+    assert!(SHAPE.request_bytes() < MAX_MESSAGE_BYTES / 10);
+    let oversize = Bytes::from(vec![0; SHAPE.request_bytes() + 1]);
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
     let greeting = pb::ComputeRequest {
-        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE))),
+        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))),
     };
     let greeting = Bytes::from(prost::Message::encode_to_vec(&greeting));
     let status = refusal_of(&node.address, vec![greeting, oversize]).await;
@@ -99,6 +101,27 @@ async fn garbage_and_oversize_end_one_stream_only() {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     bystander.send(Kind::Work(work(1, 4.0))).await;
     assert_eq!(floats(&bystander.rows().await), [4.0; 4]);
+}
+
+/// Idle connections take places, and free ones are given to who waits.
+#[tokio::test]
+async fn connections_beyond_the_bound_wait() {
+    let node = node().await;
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut socket = TcpStream::connect(&node.address).await.expect("connection");
+        // The node's first bytes show that the connection was taken.
+        socket.read_u8().await.expect("settings");
+        idle.push(socket);
+    }
+    let mut late = TcpStream::connect(&node.address).await.expect("connection");
+    let early = tokio::time::timeout(Duration::from_millis(100), late.read_u8()).await;
+    assert!(early.is_err(), "the bound does not hold");
+    drop(idle);
+    late.read_u8().await.expect("settings");
+    let mut talk = Talk::open(&node.address).await;
+    talk.send(Kind::Work(work(1, 4.0))).await;
+    assert_eq!(floats(&talk.rows().await), [4.0; 4]);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ pub mod compute_request {
         Cancel(super::Cancel),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ComputeReply {
     /// Exactly one is set; the coordinator drops a stream that carries none.
     #[prost(oneof = "compute_reply::Kind", tags = "1, 2, 3")]
@@ -28,7 +28,7 @@ pub struct ComputeReply {
 /// Nested message and enum types in `ComputeReply`.
 pub mod compute_reply {
     /// Exactly one is set; the coordinator drops a stream that carries none.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         /// First message of a stream, never again after it.
         #[prost(message, tag = "1")]
@@ -42,7 +42,8 @@ pub mod compute_reply {
 /// What the coordinator expects of the node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
-    /// The coordinator's protocol version. Node: must equal its own.
+    /// The newest protocol version that the coordinator speaks, or the node's newest if that is
+    /// older. The stream speaks the older one of both sides' newest. Node: not below its own oldest.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// Digest of the model, 32 bytes. Node: must equal its own.
@@ -54,20 +55,41 @@ pub struct Hello {
     /// Experts that the coordinator's router chooses for a token. Node: must equal its own.
     #[prost(uint32, tag = "4")]
     pub used: u32,
+    /// The oldest protocol version that the coordinator speaks; none means `protocol_version`. Node:
+    /// not above its own newest.
+    #[prost(uint32, tag = "5")]
+    pub oldest_version: u32,
+}
+/// The tiles of some layers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeldLayers {
+    /// First layer and one past the last. Both sides: ascending over the entries of a message,
+    /// disjoint, not empty, inside the model. A layer that no entry names holds nothing.
+    #[prost(uint32, tag = "1")]
+    pub first_layer: u32,
+    #[prost(uint32, tag = "2")]
+    pub end_layer: u32,
+    /// As `Welcome.held`.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub rects: ::prost::bytes::Bytes,
 }
 /// The node accepts.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Welcome {
     /// Work items that the node takes at once from this stream; more are refused as BUSY.
     /// Coordinator: 1 to 1024.
     #[prost(uint32, tag = "1")]
     pub max_in_flight: u32,
-    /// Tiles that the node holds, in every layer: rectangles of the model's tile grid, 16 bytes each,
-    /// as u32 first expert, one past the last, first 256-wide block of the experts' inner width, one
-    /// past the last. Both sides, wherever there are tiles: whole rectangles, 1 to 1024, disjoint,
-    /// not empty, inside the grid.
+    /// Tiles that the node holds, if they are the same in every layer: rectangles of the model's tile
+    /// grid, 16 bytes each, as u32 first expert, one past the last, first 256-wide block of the
+    /// experts' inner width, one past the last. Both sides, wherever there are tiles: whole
+    /// rectangles, 1 to 1024, disjoint, not empty, inside the grid.
     #[prost(bytes = "bytes", tag = "2")]
     pub held: ::prost::bytes::Bytes,
+    /// Tiles that the node holds, layer by layer, instead of `held`; from version 3 on. At most 4096
+    /// rectangles in all.
+    #[prost(message, repeated, tag = "3")]
+    pub held_layers: ::prost::alloc::vec::Vec<HeldLayers>,
 }
 /// The routed experts of one layer for some tokens: a pure function of this message and the
 /// weights, so that it may be sent again, anywhere.
@@ -95,7 +117,8 @@ pub struct Work {
     /// Whether the inner activation is quantised before a quantised down projection.
     #[prost(bool, tag = "7")]
     pub round: bool,
-    /// Tiles to compute, like `Welcome.held`; the reply keeps their order. Node: held here.
+    /// Tiles to compute, like `Welcome.held`; the reply keeps their order. Node: each lies within one
+    /// rectangle that it holds in the layer.
     #[prost(bytes = "bytes", tag = "8")]
     pub rects: ::prost::bytes::Bytes,
     /// Milliseconds from receipt after which nobody wants the answer. Node: 1 to 600000.
@@ -146,9 +169,9 @@ pub struct Failure {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeReply {
-    /// The node's protocol version.
+    /// The newest protocol version that the node speaks.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The node's software version.
@@ -172,7 +195,7 @@ pub struct DescribeReply {
     /// 256-wide blocks of an expert's inner width.
     #[prost(uint32, tag = "8")]
     pub grid_blocks: u32,
-    /// Tiles held, like `Welcome.held`.
+    /// Tiles held, like `Welcome.held` and, below, `Welcome.held_layers`.
     #[prost(bytes = "bytes", tag = "9")]
     pub held: ::prost::bytes::Bytes,
     /// Instruction set of the kernels in use.
@@ -192,6 +215,11 @@ pub struct DescribeReply {
     /// Experts that the router chooses for a token.
     #[prost(uint32, tag = "15")]
     pub used: u32,
+    /// The oldest protocol version that the node speaks; none means `protocol_version`.
+    #[prost(uint32, tag = "16")]
+    pub oldest_version: u32,
+    #[prost(message, repeated, tag = "17")]
+    pub held_layers: ::prost::alloc::vec::Vec<HeldLayers>,
 }
 /// Work since the node started. Each value only grows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,8 +7,10 @@
 //! give the same bits.
 
 mod blocks;
+mod held;
 mod node;
 mod tile_set;
+mod version;
 mod work;
 
 use ds4_common::expert::BatchError;
@@ -16,11 +18,13 @@ use ds4_common::quant::ActivationFormat;
 use ds4_common::tiles::{Grid, TileError, TileRect};
 
 pub use blocks::{bytes_from_floats, floats_from_bytes};
-pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello};
+pub use held::{EncodedHoldings, decode_held, encode_held};
+pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello, welcome};
 pub use tile_set::{decode_tiles, encode_tiles};
+pub use version::Versions;
 pub use work::{Call, EncodedBatch, decode_work};
 
-use crate::limits::{MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
+use crate::limits::{MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
 
 /// A model's fingerprint as it travels.
 pub type FingerprintBytes = [u8; crate::limits::FINGERPRINT_BYTES];
@@ -44,6 +48,15 @@ impl Shape {
     #[must_use]
     pub fn row_bytes(&self) -> usize {
         self.hidden * FLOAT_BYTES
+    }
+
+    /// Bytes of the largest request that this model gives reason to: the activations of the most
+    /// tokens in their widest format, their routes, tiles, and the rest.
+    #[must_use]
+    pub fn request_bytes(&self) -> usize {
+        // No format takes more than a float for each value.
+        let input = MAX_TOKENS.saturating_mul(self.row_bytes());
+        input.min(MAX_PAYLOAD_BYTES) + MAX_MESSAGE_BYTES - MAX_PAYLOAD_BYTES
     }
 
     /// Tokens that a call for tiles with `subtrees` maximal subtrees may hold, so that neither
@@ -89,8 +102,8 @@ pub enum WireError {
     },
     #[error("tile rectangles of {0} bytes, where one has {RECT_BYTES}")]
     Rects(usize),
-    #[error("tiles {0} are not held here")]
-    NotHeld(TileRect),
+    #[error("tiles {rect} of layer {layer} are not held here in one piece")]
+    NotHeld { rect: TileRect, layer: u32 },
     #[error(transparent)]
     Tiles(#[from] TileError),
     #[error(transparent)]

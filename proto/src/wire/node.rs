@@ -2,19 +2,26 @@
 
 use std::fmt::Write;
 
-use ds4_common::tiles::{Grid, TileSet};
+use ds4_common::tiles::{Grid, Holdings};
 
-use super::{FingerprintBytes, Shape, WireError, bound, clip, decode_tiles};
-use crate::limits::{
-    MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED, PROTOCOL_VERSION,
-};
+use super::held::{EncodedHoldings, LAYERED_HOLDINGS, decode_held, encode_held};
+use super::{FingerprintBytes, Shape, Versions, WireError, bound, clip};
+use crate::limits::{MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED};
 use crate::pb;
 
 /// Why two peers cannot work together. Each variant names both sides' values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
     #[error("the node speaks protocol version {node}, the coordinator version {coordinator}")]
-    Version { node: u32, coordinator: u32 },
+    Version {
+        node: Versions,
+        coordinator: Versions,
+    },
+    #[error(
+        "the node holds different tiles in different layers, which protocol version {version} \
+         cannot say"
+    )]
+    LayeredHoldings { version: u32 },
     #[error(
         "the node serves the model with fingerprint {}, the coordinator the one with {}",
         hex(node),
@@ -38,18 +45,20 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// What the coordinator of a model says first.
+/// What the coordinator of a model says first to a node that speaks up to `version`.
 #[must_use]
-pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape) -> pb::Hello {
+pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape, version: u32) -> pb::Hello {
+    let ours = Versions::OURS;
     pb::Hello {
-        protocol_version: PROTOCOL_VERSION,
+        protocol_version: ours.newest.min(version).max(ours.oldest),
+        oldest_version: ours.oldest,
         fingerprint: fingerprint.to_vec().into(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         used: shape.used as u32,
     }
 }
 
-/// The node's check of a coordinator's hello.
+/// The node's check of a coordinator's hello: the version that the stream speaks.
 ///
 /// # Errors
 /// The outer error is a malformed message, the inner one a peer that does not fit.
@@ -57,13 +66,14 @@ pub fn check_hello(
     hello: &pb::Hello,
     ours: &FingerprintBytes,
     shape: &Shape,
-) -> Result<Result<(), Mismatch>, WireError> {
-    if hello.protocol_version != PROTOCOL_VERSION {
+) -> Result<Result<u32, Mismatch>, WireError> {
+    let theirs = Versions::of(hello.oldest_version, hello.protocol_version);
+    let Some(version) = Versions::OURS.common(theirs) else {
         return Ok(Err(Mismatch::Version {
-            node: PROTOCOL_VERSION,
-            coordinator: hello.protocol_version,
+            node: Versions::OURS,
+            coordinator: theirs,
         }));
-    }
+    };
     bound(
         "the software name's length",
         hello.software.len() as u64,
@@ -83,21 +93,45 @@ pub fn check_hello(
             coordinator: hello.used.into(),
         }));
     }
-    Ok(Ok(()))
+    Ok(Ok(version))
+}
+
+/// The node's answer to a hello that speaks `version`.
+///
+/// # Errors
+/// The version has no words for what the node holds.
+pub fn welcome(max_in_flight: u32, held: &Holdings, version: u32) -> Result<pb::Welcome, Mismatch> {
+    let EncodedHoldings { held, held_layers } = encode_held(held);
+    if !held_layers.is_empty() && version < LAYERED_HOLDINGS {
+        return Err(Mismatch::LayeredHoldings { version });
+    }
+    Ok(pb::Welcome {
+        max_in_flight,
+        held,
+        held_layers,
+    })
 }
 
 /// The coordinator's check of a node's welcome: the window and the tiles held.
 ///
 /// # Errors
 /// A value is outside of its bounds.
-pub fn decode_welcome(welcome: &pb::Welcome, grid: Grid) -> Result<(usize, TileSet), WireError> {
+pub fn decode_welcome(
+    welcome: &pb::Welcome,
+    shape: &Shape,
+) -> Result<(usize, Holdings), WireError> {
     bound(
         "max_in_flight",
         welcome.max_in_flight.into(),
         1,
         MAX_IN_FLIGHT.into(),
     )?;
-    let held = decode_tiles(grid, &welcome.held)?;
+    let held = decode_held(
+        shape.grid,
+        shape.layers,
+        &welcome.held,
+        &welcome.held_layers,
+    )?;
     Ok((welcome.max_in_flight as usize, held))
 }
 
@@ -108,7 +142,9 @@ pub struct NodeInfo {
     pub model: String,
     pub fingerprint: FingerprintBytes,
     pub shape: Shape,
-    pub held: TileSet,
+    pub held: Holdings,
+    /// Protocol versions that the node speaks.
+    pub versions: Versions,
     /// Instruction set of the node's kernels.
     pub kernels: String,
     pub threads: u32,
@@ -124,10 +160,11 @@ pub struct NodeInfo {
 /// # Errors
 /// The outer error is a malformed message, the inner one another protocol version.
 pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatch>, WireError> {
-    if reply.protocol_version != PROTOCOL_VERSION {
+    let versions = Versions::of(reply.oldest_version, reply.protocol_version);
+    if Versions::OURS.common(versions).is_none() {
         return Ok(Err(Mismatch::Version {
-            node: reply.protocol_version,
-            coordinator: PROTOCOL_VERSION,
+            node: versions,
+            coordinator: Versions::OURS,
         }));
     }
     bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
@@ -149,7 +186,8 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
             used: reply.used as usize,
             grid,
         },
-        held: decode_tiles(grid, &reply.held)?,
+        held: decode_held(grid, reply.layers as usize, &reply.held, &reply.held_layers)?,
+        versions,
         kernels: clip(&reply.kernels, MAX_NAME_BYTES),
         threads: reply.threads,
         weight_bytes: reply.weight_bytes,

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use ds4_common::expert::{BatchError, ExpertBatch};
 use ds4_common::quant::ActivationFormat;
-use ds4_common::tiles::TileSet;
+use ds4_common::tiles::{Holdings, TileSet};
 
 use super::blocks::{decode_input, decode_routes, encode_input, encode_routes, input_bytes};
 use super::{Shape, WireError, bound, decode_tiles, encode_tiles, length};
@@ -77,7 +77,7 @@ pub struct Call {
 ///
 /// # Errors
 /// Names the first field that is off.
-pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Call, WireError> {
+pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Call, WireError> {
     bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
     let most_ms = MAX_DEADLINE.as_millis() as u64;
     bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
@@ -95,8 +95,13 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &TileSet) -> Result<Cal
     check_input(work, tokens, format, shape)?;
 
     let rects = decode_tiles(shape.grid, &work.rects)?;
-    if let Some(rect) = rects.rects().iter().find(|rect| !held.covers(**rect)) {
-        return Err(WireError::NotHeld(*rect));
+    let here = held.layer(work.layer as usize);
+    let holder = |rect| here.and_then(|tiles| tiles.holder(rect));
+    if let Some(rect) = rects.rects().iter().find(|rect| holder(**rect).is_none()) {
+        return Err(WireError::NotHeld {
+            rect: *rect,
+            layer: work.layer,
+        });
     }
     let subtrees = rects.subtrees(shape.grid);
     if shape.tokens_per_call(subtrees, format) < tokens {

@@ -34,7 +34,7 @@ fn hanging(model: &Model, runtime: &Runtime, asked: &Arc<AtomicBool>) -> Running
         model: "hang".to_owned(),
         fingerprint,
         shape,
-        held: TileSet::new(shape.grid, vec![shape.grid.whole()]).expect("tiles"),
+        held: Holdings::uniform(shape.grid, shape.layers, TileSet::whole(shape.grid)),
         kernels: "none".to_owned(),
         weight_bytes: 0,
         resident_bytes: 0,

@@ -39,6 +39,30 @@ fn nodes_with_ragged_tiles_give_the_same_bits() {
 }
 
 #[test]
+fn nodes_that_hold_other_tiles_in_every_layer_give_the_same_bits() {
+    let strips = GRID.cut(1, 3).expect("cut");
+    let (low, high) = (vec![strips[0]], vec![strips[1], strips[2]]);
+    let nothing = Vec::new;
+    let mut cluster = Cluster::new();
+    for layers in [
+        [vec![GRID.whole()], low.clone(), nothing(), nothing()],
+        [nothing(), high.clone(), low, vec![GRID.whole()]],
+        [nothing(), nothing(), high, nothing()],
+    ] {
+        let held = Holdings::new(GRID, layers.to_vec()).expect("holdings");
+        cluster.add_holding(held, "127.0.0.1:0", &settings());
+    }
+    let backend = cluster.connect(None).expect("cluster");
+    for layer in 0..SHAPE.layers {
+        let batch = batch(layer, 9);
+        let found = compute(&backend, &batch).expect("rows");
+        assert_eq!(bits(&found), bits(&alone(&batch)), "layer {layer}");
+    }
+    let calls: Vec<u64> = cluster.nodes.iter().map(|n| n.counters().calls).collect();
+    assert_eq!(calls, [2, 3, 1]);
+}
+
+#[test]
 fn nodes_report_the_whole_work_and_share_it() {
     let cluster = Cluster::whole(3);
     let backend = cluster.connect(None).expect("cluster");

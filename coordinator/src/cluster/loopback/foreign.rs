@@ -3,11 +3,11 @@
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ds4_proto::limits::PROTOCOL_VERSION;
+use ds4_proto::limits::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::Mismatch;
+use ds4_proto::wire::{Mismatch, Versions};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -51,7 +51,7 @@ impl Impostor {
             let address = listener.local_addr().expect("address").to_string();
             let server = tonic::transport::Server::builder()
                 .add_service(NodeControlServer::new(self.clone()))
-                .add_service(ds4_proto::channel::compute_server(self));
+                .add_service(ds4_proto::channel::compute_server(self, MAX_MESSAGE_BYTES));
             tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
             address
         })
@@ -92,6 +92,7 @@ impl ExpertCompute for Impostor {
                     compute_reply::Kind::Welcome(pb::Welcome {
                         max_in_flight: 4,
                         held: held.clone(),
+                        held_layers: Vec::new(),
                     })
                 }
                 Some(compute_request::Kind::Work(work)) => answer(work),
@@ -145,8 +146,8 @@ fn another_protocol_version_is_refused_with_both_versions() {
     impostor.describe.protocol_version = PROTOCOL_VERSION + 6;
     let error = connect_to(&cluster, impostor).expect_err("another version");
     let expected = Mismatch::Version {
-        node: PROTOCOL_VERSION + 6,
-        coordinator: PROTOCOL_VERSION,
+        node: Versions::of(0, PROTOCOL_VERSION + 6),
+        coordinator: Versions::OURS,
     };
     assert!(
         matches!(&error, ClusterError::Mismatch { mismatch, .. } if *mismatch == expected),
@@ -183,7 +184,7 @@ fn tiles_that_nobody_holds_are_named() {
     assert!(
         matches!(
             &error,
-            ClusterError::Assignment(AssignmentError::Uncovered(missing)) if *missing == [strips[1]]
+            ClusterError::Assignment { layer: 0, problem: AssignmentError::Uncovered(missing) } if *missing == [strips[1]]
         ),
         "{error}"
     );

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
-use ds4_common::tiles::{Grid, TileRect, TileSet};
+use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::Identity;
 use ds4_expert_node::node::{NodeSettings, RunningNode};
 use ds4_proto::wire::Shape;
@@ -64,6 +64,15 @@ impl Cluster {
     }
 
     fn add(&mut self, rects: &[TileRect], address: &str, settings: &NodeSettings) {
+        let layers = vec![rects.to_vec(); SHAPE.layers];
+        self.add_holding(
+            Holdings::new(GRID, layers).expect("tiles"),
+            address,
+            settings,
+        );
+    }
+
+    fn add_holding(&mut self, held: Holdings, address: &str, settings: &NodeSettings) {
         let script = Box::new(Script {
             grid: GRID,
             knobs: Arc::clone(&self.knobs),
@@ -72,7 +81,7 @@ impl Cluster {
             model: "script".to_owned(),
             fingerprint: FINGERPRINT,
             shape: SHAPE,
-            held: TileSet::new(GRID, rects.to_vec()).expect("tiles"),
+            held,
             kernels: "scripted".to_owned(),
             weight_bytes: 0,
             resident_bytes: 0,

@@ -17,14 +17,27 @@ pub(crate) struct CompressorState {
 
 impl CompressorState {
     pub(crate) fn new(dim: usize, ratio: usize) -> Self {
-        let overlap = overlap(ratio);
-        let elements = ratio * overlap * dim * overlap;
+        let elements = Self::elements(dim, ratio);
         CompressorState {
             dim,
             ratio,
             values: vec![0.0; elements],
             scores: vec![f32::NEG_INFINITY; elements],
         }
+    }
+
+    /// Values, and as many scores.
+    fn elements(dim: usize, ratio: usize) -> usize {
+        ratio * overlap(ratio) * Self::width(dim, ratio)
+    }
+
+    /// Bytes of a state.
+    pub(crate) fn bytes(dim: usize, ratio: usize) -> usize {
+        2 * size_of::<f32>() * Self::elements(dim, ratio)
+    }
+
+    pub(crate) fn held_bytes(&self) -> usize {
+        size_of_val(self.values.as_slice()) + size_of_val(self.scores.as_slice())
     }
 
     pub(crate) fn ratio(&self) -> usize {

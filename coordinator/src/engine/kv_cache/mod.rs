@@ -65,6 +65,48 @@ impl Sequence {
         }
     }
 
+    /// Bytes of a sequence of `tokens` tokens at its largest, which is inside of a step, if no step
+    /// adds more than `chunk` of them. Of rows that are held, not of what their lists reserve and
+    /// have not touched.
+    pub(crate) fn most_bytes(
+        hp: &HyperParams,
+        numerics: Numerics,
+        tokens: usize,
+        chunk: usize,
+    ) -> u64 {
+        let half = numerics.rounds_cache();
+        let rows = |count: usize, width| (count as u64) * Rows::row_bytes(width, half) as u64;
+        let compressed = |width, ratio| {
+            rows(tokens / ratio, width) + CompressorState::bytes(width, ratio) as u64
+        };
+        // What trimming leaves, and the rows of the next chunk.
+        let window = tokens.min((2 * hp.window).saturating_sub(1).saturating_add(chunk));
+        let layers = hp.compress_ratios.iter().map(|&ratio| {
+            let keys = if ratio == 0 {
+                0
+            } else {
+                compressed(hp.head_dim, ratio)
+            };
+            let index = if ratio == 4 {
+                compressed(hp.index_dim, ratio)
+            } else {
+                0
+            };
+            rows(window, hp.head_dim) + keys + index
+        });
+        layers.fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of everything that is held now.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let compressed = |c: &Option<Compressed>| c.as_ref().map_or(0, Compressed::bytes);
+        let layer = |layer: &LayerCache| {
+            layer.window.bytes() + compressed(&layer.compressed) + compressed(&layer.index)
+        };
+        self.layers.iter().map(|l| layer(l) as u64).sum()
+    }
+
     /// Tokens taken in so far.
     #[must_use]
     pub fn position(&self) -> usize {
@@ -78,6 +120,12 @@ impl Sequence {
     }
 }
 
+impl Compressed {
+    fn bytes(&self) -> usize {
+        self.rows.bytes() + self.state.held_bytes()
+    }
+}
+
 impl LayerCache {
     /// Forgets window rows that no later token can see. Moves memory once a window at most.
     pub(crate) fn trim_window(&mut self, window: usize) {
@@ -88,5 +136,23 @@ impl LayerCache {
             self.window_start += drop;
             self.window.shrink_to(4 * window);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ds4_common::model::synthetic::presets;
+
+    /// The figures that operators plan with.
+    #[test]
+    fn a_full_context_of_flash_takes_about_seven_gigabytes() {
+        let hp = presets::flash(43);
+        let bytes = |tokens| Sequence::most_bytes(&hp, Numerics::Full, tokens, 512);
+        // 21 layers of ratio 4 and 20 of ratio 128, half floats.
+        let of_tokens = 21 * (512 + 128) * 2 / 4 + 20 * 512 * 2 / 128;
+        assert_eq!((bytes(1 << 20) - bytes(1 << 19)) >> 19, of_tokens);
+        assert!((7_200_000_000..7_300_000_000).contains(&bytes(1 << 20)));
+        assert_eq!(bytes(0), Sequence::new(&hp, Numerics::Full).bytes());
     }
 }

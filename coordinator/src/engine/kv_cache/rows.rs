@@ -24,6 +24,24 @@ impl Rows {
         Rows { width, store }
     }
 
+    /// Bytes of a row.
+    pub(crate) fn row_bytes(width: usize, half: bool) -> usize {
+        width
+            * if half {
+                size_of::<f16>()
+            } else {
+                size_of::<f32>()
+            }
+    }
+
+    /// Bytes of all rows held.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.store {
+            Store::F16(v) => size_of_val(v.as_slice()),
+            Store::F32(v) => size_of_val(v.as_slice()),
+        }
+    }
+
     pub(crate) fn len(&self) -> usize {
         let elements = match &self.store {
             Store::F16(v) => v.len(),
