@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod commands;
 pub mod engine;
 pub mod http;
+pub mod plan;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
