@@ -97,6 +97,7 @@ fn script(folder: &Path, answer: Answer) -> Script {
     Script {
         offer: pb::OfferReply {
             protocol_version: PROTOCOL_VERSION,
+            oldest_version: 0,
             software: "script".to_owned(),
             head: head.encode().expect("head").into(),
             file_bytes: head.file_bytes(),

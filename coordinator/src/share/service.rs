@@ -4,9 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_proto::limits::{MAX_NAME_BYTES, PROTOCOL_VERSION};
+use ds4_proto::limits::MAX_NAME_BYTES;
 use ds4_proto::pb::slice_source_server::SliceSource;
-use ds4_proto::wire::{SliceMismatch, check_offer_request, clip, decode_hash};
+use ds4_proto::wire::{SliceMismatch, Versions, check_offer_request, clip, decode_hash};
 use ds4_proto::{channel, pb};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -107,7 +107,8 @@ impl SliceSource for SliceShare {
         );
         let head = share.head.encode();
         Ok(Response::new(pb::OfferReply {
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: Versions::OURS.newest,
+            oldest_version: Versions::OURS.oldest,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             head: head
                 .map_err(|error| Status::internal(error.to_string()))?

@@ -215,7 +215,8 @@ async fn requests_out_of_bounds_are_refused_and_an_offset_keeps_the_hash() {
     assert!(decode_offer(&longer, Path::new("offer")).is_err());
 
     let mut old = offer_request("node-0");
-    old.protocol_version += 1;
+    old.protocol_version += 9;
+    old.oldest_version += 9;
     let refused = offers.offer(old).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     let refused = offers.offer(offer_request("../node-0")).await.unwrap_err();

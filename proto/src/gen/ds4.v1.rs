@@ -924,7 +924,8 @@ pub mod node_control_server {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OfferRequest {
-    /// The node's protocol version. Coordinator: must equal its own.
+    /// The newest protocol version that the node speaks. Coordinator: some version between it and
+    /// `oldest_version` must be its own too.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The node's name in the plan. Coordinator: 1 to 63 letters, digits, '-', '_' and '.'.
@@ -933,10 +934,14 @@ pub struct OfferRequest {
     /// The node's software version, for the coordinator's log. Coordinator: at most 128 bytes.
     #[prost(string, tag = "3")]
     pub software: ::prost::alloc::string::String,
+    /// The oldest protocol version that the node speaks; none means `protocol_version`.
+    #[prost(uint32, tag = "4")]
+    pub oldest_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OfferReply {
-    /// The coordinator's protocol version. Node: must equal its own.
+    /// The newest protocol version that the coordinator speaks. Node: some version between it and
+    /// `oldest_version` must be its own too.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The coordinator's software version, for the node's log.
@@ -949,6 +954,9 @@ pub struct OfferReply {
     /// Bytes of the complete file. Node: what the head asks for.
     #[prost(uint64, tag = "4")]
     pub file_bytes: u64,
+    /// The oldest protocol version that the coordinator speaks; none means `protocol_version`.
+    #[prost(uint32, tag = "5")]
+    pub oldest_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchRequest {

@@ -4,15 +4,18 @@ use std::path::Path;
 
 use ds4_common::slice::{Hash, SliceError, SliceHead, file_name};
 
-use super::{WireError, bound};
-use crate::limits::{MAX_NAME_BYTES, MAX_SLICE_HEAD_BYTES, PROTOCOL_VERSION};
+use super::{Versions, WireError, bound};
+use crate::limits::{MAX_NAME_BYTES, MAX_SLICE_HEAD_BYTES};
 use crate::pb;
 
 /// An offer that a node cannot use, or a node that a coordinator cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum SliceMismatch {
     #[error("the node speaks protocol version {node}, the coordinator version {coordinator}")]
-    Version { node: u32, coordinator: u32 },
+    Version {
+        node: Versions,
+        coordinator: Versions,
+    },
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error(transparent)]
@@ -27,7 +30,8 @@ pub enum SliceMismatch {
 #[must_use]
 pub fn offer_request(node: &str) -> pb::OfferRequest {
     pb::OfferRequest {
-        protocol_version: PROTOCOL_VERSION,
+        protocol_version: Versions::OURS.newest,
+        oldest_version: Versions::OURS.oldest,
         node: node.to_owned(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
     }
@@ -36,12 +40,13 @@ pub fn offer_request(node: &str) -> pb::OfferRequest {
 /// The coordinator's check of it.
 ///
 /// # Errors
-/// A value is outside of its bounds, or the version is another.
+/// A value is outside of its bounds, or there is no version that both speak.
 pub fn check_offer_request(request: &pb::OfferRequest) -> Result<(), SliceMismatch> {
-    if request.protocol_version != PROTOCOL_VERSION {
+    let node = Versions::of(request.oldest_version, request.protocol_version);
+    if Versions::OURS.common(node).is_none() {
         return Err(SliceMismatch::Version {
-            node: request.protocol_version,
-            coordinator: PROTOCOL_VERSION,
+            node,
+            coordinator: Versions::OURS,
         });
     }
     let software = request.software.len() as u64;
@@ -55,12 +60,13 @@ pub fn check_offer_request(request: &pb::OfferRequest) -> Result<(), SliceMismat
 ///
 /// # Errors
 /// The head is none of a slice that this software reads and writes, contradicts the file's length,
-/// or the coordinator speaks another version.
+/// or there is no version that both speak.
 pub fn decode_offer(reply: &pb::OfferReply, from: &Path) -> Result<SliceHead, SliceMismatch> {
-    if reply.protocol_version != PROTOCOL_VERSION {
+    let coordinator = Versions::of(reply.oldest_version, reply.protocol_version);
+    if Versions::OURS.common(coordinator).is_none() {
         return Err(SliceMismatch::Version {
-            node: PROTOCOL_VERSION,
-            coordinator: reply.protocol_version,
+            node: Versions::OURS,
+            coordinator,
         });
     }
     let most = MAX_SLICE_HEAD_BYTES as u64;
