@@ -1,17 +1,24 @@
 //! The flags that say which node gets which tiles.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use clap::Args;
 use ds4_common::slice::WholeModel;
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::tiles::{GridCut, TileChoice};
 
+use crate::plan::PlanFile;
 use crate::share::Shares;
 
 /// How a model is cut.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
 pub struct CutArgs {
+    /// Cut as a plan says, as `ds4-coord plan` writes it
+    #[arg(long, value_name = "PLAN.toml")]
+    pub plan: Option<PathBuf>,
+
     /// Cut into equal shares for N nodes, node-0 to node-(N-1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub nodes: Option<u32>,
@@ -32,11 +39,20 @@ impl CutArgs {
     /// The cut does not fit the model.
     pub fn shares(&self, model: WholeModel) -> Result<Shares> {
         let nodes = self.holdings(&model)?;
-        Ok(Shares::new(model, nodes, true)?)
+        let numbered = self.plan.is_none();
+        Ok(Shares::new(model, nodes, numbered)?)
     }
 
     fn holdings(&self, model: &WholeModel) -> Result<Vec<(String, Holdings)>> {
         let grid = model.grid();
+        if let Some(path) = &self.plan {
+            let plan = PlanFile::read(path)?;
+            plan.check_model(&model.fingerprint(), model.layers(), grid)?;
+            // Who holds nothing needs no slice.
+            let mut nodes = plan.nodes();
+            nodes.retain(|(_, holdings)| !holdings.is_empty());
+            return Ok(nodes);
+        }
         let sets: Vec<TileSet> = if let Some(tiles) = &self.tiles {
             vec![tiles.resolve(grid)?]
         } else {

@@ -1,6 +1,7 @@
 //! How `serve` gives slices to nodes that have none.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -9,7 +10,7 @@ use tokio::sync::oneshot;
 
 use super::assembly::OpenModel;
 use super::cut_args::CutArgs;
-use super::model_args::ModelArgs;
+use super::model_args::{ModelArgs, count};
 use crate::share::{self, ShareSettings, SliceShare};
 
 /// Where nodes get slices, and of which cut.
@@ -20,15 +21,27 @@ pub struct JoinArgs {
         long,
         env = "DS4_JOIN_LISTEN",
         value_name = "IP:PORT",
-        requires = "join_nodes"
+        requires = "join_cut"
     )]
     pub join_listen: Option<SocketAddr>,
+
+    /// Plan by which those slices are cut [default: by --join-nodes]
+    #[arg(
+        long,
+        env = "DS4_JOIN_PLAN",
+        value_name = "PLAN.toml",
+        group = "join_cut",
+        requires = "join_listen"
+    )]
+    pub join_plan: Option<PathBuf>,
 
     /// Nodes that the model is cut for, by --grid if that is given; NAME-0 to NAME-(N-1)
     #[arg(
         long,
         env = "DS4_JOIN_NODES",
         value_name = "N",
+        group = "join_cut",
+        requires = "join_listen",
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     pub join_nodes: Option<u32>,
@@ -38,7 +51,8 @@ pub struct JoinArgs {
         long,
         env = "DS4_JOIN_FETCHES",
         default_value_t = ShareSettings::default().fetches,
-        value_name = "N"
+        value_name = "N",
+        value_parser = count(1024)
     )]
     pub join_fetches: usize,
 }
@@ -57,6 +71,7 @@ impl Sharing {
             return Ok(None);
         };
         let cut = CutArgs {
+            plan: args.join_plan.clone(),
             nodes: args.join_nodes,
             grid: model.grid,
             tiles: None,

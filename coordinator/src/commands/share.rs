@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
 use super::cut_args::CutArgs;
-use super::model_args::ModelFiles;
+use super::model_args::{ModelFiles, count};
 use super::stop::Stop;
 use crate::share::{self, ShareSettings, SliceShare};
 
@@ -32,7 +32,12 @@ pub struct ShareArgs {
     pub listen: SocketAddr,
 
     /// Tensors that are on their way at once
-    #[arg(long, default_value_t = ShareSettings::default().fetches, value_name = "N")]
+    #[arg(
+        long,
+        default_value_t = ShareSettings::default().fetches,
+        value_name = "N",
+        value_parser = count(1024)
+    )]
     pub fetches: usize,
 }
 
