@@ -2,7 +2,7 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant` · `gguf`, `kernels` · `model`, `tiles` · `slice` · `expert`.
+//! `math`, `quant`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` · `expert`.
 
 mod digest;
 pub mod expert;
@@ -12,4 +12,5 @@ pub mod math;
 pub mod model;
 pub mod quant;
 pub mod slice;
+pub mod threads;
 pub mod tiles;

@@ -117,6 +117,7 @@ impl Shape {
         let Scratch {
             rows,
             tile: results,
+            ..
         } = scratch;
         results.resize(self.rows * self.tokens, 0.0);
         for (b, xs) in xs.chunks_exact(self.tokens).enumerate() {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::step::Madd;
 use super::{Factors, load_128, load_256, load_halves, load_i16, part};
-use super::{eight_rows, sixteen, two_bits};
+use super::{eight_rows, f16_lone, sixteen, two_bits};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::row::RowKernel;
@@ -27,6 +27,7 @@ impl Avx2 {
 }
 
 impl RowKernel for Avx2 {
+    const F16_LONE: bool = true;
     const SIXTEEN: bool = true;
     const SIXTEEN_FROM: usize = 2;
 
@@ -49,8 +50,18 @@ impl RowKernel for Avx2 {
         sixteen::prefetch(bytes);
     }
 
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { f16_lone::f16_lone_256(row, x, ahead) }
+    }
+
     fn name(self) -> &'static str {
         "avx2"
+    }
+
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { vectorised(work) }
     }
 
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
@@ -96,6 +107,11 @@ impl RowKernel for Avx2 {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -23,12 +23,17 @@ impl AvxVnni {
 impl RowKernel for AvxVnni {
     const SIXTEEN: bool = true;
     const SIXTEEN_FROM: usize = Avx2::SIXTEEN_FROM;
+    const F16_LONE: bool = true;
 
     fn name(self) -> &'static str {
         "avxvnni"
     }
 
     through_avx2!();
+
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        self.0.f16_lone(row, x, ahead)
+    }
 
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
