@@ -197,9 +197,12 @@ async fn a_stream_that_never_gives_anything_is_given_up() {
     }
 }
 
+/// What a liar does to an offer.
+type Change = fn(&mut pb::OfferReply);
+
 #[tokio::test]
 async fn offers_that_lie_are_refused_before_anything_is_written() {
-    let changes: [(fn(&mut pb::OfferReply), &str); 6] = [
+    let changes: [(Change, &str); 6] = [
         (|offer| offer.file_bytes = u64::MAX, "length"),
         (|offer| offer.file_bytes -= 1, "bytes"),
         (|offer| offer.head = Bytes::new(), "length"),
