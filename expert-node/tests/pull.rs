@@ -208,7 +208,7 @@ async fn offers_that_lie_are_refused_before_anything_is_written() {
         (|offer| offer.head = Bytes::new(), "length"),
         (
             |offer| offer.head = Bytes::from_static(b"GGUF"),
-            "ends inside",
+            "truncated",
         ),
         (|offer| offer.protocol_version += 1, "protocol version"),
         (

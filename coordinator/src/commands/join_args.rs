@@ -16,7 +16,7 @@ use crate::share::{self, ShareSettings, SliceShare};
 /// Where nodes get slices, and of which cut.
 #[derive(Args, Clone, Debug)]
 pub struct JoinArgs {
-    /// Address on which nodes without weights get their slices
+    /// Address on which nodes without weights get their slices [default: none]
     #[arg(
         long,
         env = "DS4_JOIN_LISTEN",
@@ -36,6 +36,7 @@ pub struct JoinArgs {
     pub join_plan: Option<PathBuf>,
 
     /// Nodes that the model is cut for, by --grid if that is given; NAME-0 to NAME-(N-1)
+    /// [default: by --join-plan]
     #[arg(
         long,
         env = "DS4_JOIN_NODES",
