@@ -5,6 +5,8 @@ pub mod cluster;
 pub mod commands;
 pub mod engine;
 pub mod http;
+pub mod plan;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
+pub mod share;

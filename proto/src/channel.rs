@@ -6,10 +6,13 @@ use tonic::transport::{ClientTlsConfig, Endpoint, Server};
 pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS, STREAM_WINDOW,
+    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_SLICE_HEAD_BYTES,
+    MAX_SLICE_MESSAGE_BYTES, MAX_SLICE_REQUEST_BYTES, MAX_STREAMS, STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
+use crate::pb::slice_source_client::SliceSourceClient;
+use crate::pb::slice_source_server::{SliceSource, SliceSourceServer};
 
 /// Why a text is no address of a node. No wait would make it one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -119,6 +122,31 @@ pub fn compute_server<S: ExpertCompute>(
         .max_decoding_message_size(largest_request)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     FirstMessageLimit::new(service, MAX_HELLO_BYTES)
+}
+
+/// A client that asks for offers, with this protocol's message limits.
+pub fn offer_client(
+    channel: tonic::transport::Channel,
+) -> SliceSourceClient<tonic::transport::Channel> {
+    SliceSourceClient::new(channel)
+        .max_decoding_message_size(MAX_SLICE_HEAD_BYTES + 1024)
+        .max_encoding_message_size(MAX_SLICE_REQUEST_BYTES)
+}
+
+/// A client that fetches tensors, with this protocol's message limits.
+pub fn fetch_client(
+    channel: tonic::transport::Channel,
+) -> SliceSourceClient<tonic::transport::Channel> {
+    SliceSourceClient::new(channel)
+        .max_decoding_message_size(MAX_SLICE_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_SLICE_REQUEST_BYTES)
+}
+
+/// A source of slices with this protocol's message limits.
+pub fn slice_server<S: SliceSource>(service: S) -> SliceSourceServer<S> {
+    SliceSourceServer::new(service)
+        .max_decoding_message_size(MAX_SLICE_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_SLICE_HEAD_BYTES + 1024)
 }
 
 #[cfg(test)]

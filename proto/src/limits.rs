@@ -105,3 +105,18 @@ pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Time to answer a ping before the connection counts as dead.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a slice's head that a node takes.
+pub const MAX_SLICE_HEAD_BYTES: usize = 16 << 20;
+
+/// Bytes of a tensor in one message.
+pub const SLICE_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes of a request for a slice or a part of one.
+pub const MAX_SLICE_REQUEST_BYTES: usize = 1024;
+
+/// Bytes of a message with a part of a slice.
+pub const MAX_SLICE_MESSAGE_BYTES: usize = SLICE_CHUNK_BYTES + 64;
+
+/// Time between two parts of a tensor after which the other side counts as gone.
+pub const SLICE_STALL: Duration = Duration::from_secs(60);

@@ -7,4 +7,5 @@ mod engine;
 mod formats;
 mod golden;
 mod mtls;
+mod slices;
 mod variants;

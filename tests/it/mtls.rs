@@ -7,11 +7,11 @@ use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{Role, TlsFiles};
 use ds4_tests::golden::Reference;
-use ds4_tests::process::run;
+use ds4_tests::process::{Server, run};
 
 use crate::bad_input::{Place, text};
 use crate::certs::{certs, files};
-use crate::cluster::{NODE, logits, node};
+use crate::cluster::{COORD, NODE, logits, node, start_node};
 
 const MODEL: Reference = Reference("tiny-w");
 
@@ -129,6 +129,59 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         let to = ["--nodes", address, "--wait-for-nodes", "1"];
         place.assert_logits_refused("[1]", &[&to[..], tls].concat(), parts);
     }
+}
+
+/// A node that fetches its slice is the client, and its certificate a server's.
+#[test]
+fn slices_come_over_mutual_tls_and_to_members_alone() {
+    let place = Place::new();
+    let (home, abroad) = (place.path("home"), place.path("abroad"));
+    certs(&["--out", text(&home), "--node", "node-0,127.0.0.1"]);
+    certs(&["--out", text(&abroad), "--node", "node-0,127.0.0.1"]);
+    let coordinator = files(&home, "coordinator");
+    let model = MODEL.model();
+    let share = ["share", "-m", text(&model), "--listen=127.0.0.1:0"];
+    let share = [&share[..], &["--nodes", "1"], &flags(&coordinator)].concat();
+    let share = Server::start(COORD, &share).expect("a source of slices");
+    let mut words = share.ready.split_whitespace();
+    let address = words.nth(2).expect("an address");
+    let source = address.replace("127.0.0.1", "localhost");
+    let data = place.path("data");
+    let join = |source: &str, files: Option<&TlsFiles>| {
+        let pull = ["--data-dir", text(&data), "--name", "node-0", "--join"];
+        let rest = [source, "--join-timeout", "1", "--listen", "127.0.0.1:0"];
+        let tls = files.map(|files| flags(files).to_vec()).unwrap_or_default();
+        [&pull[..], &rest, &tls]
+            .concat()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let member = files(&home, "node-0");
+    for (source, tls, part) in [
+        (
+            source.as_str(),
+            Some(&files(&abroad, "node-0")),
+            "not signed",
+        ),
+        (&source, None, "it speaks TLS"),
+        (address, Some(&member), "not for 127.0.0.1"),
+        ("192.0.2.1:7", None, "--insecure"),
+    ] {
+        let args = join(source, tls);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let all = [&["serve", "--log", "off"], &args[..]].concat();
+        let output = run(NODE, &all).expect("it ends");
+        let error = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+        assert!(error.contains(part) && error.contains(source), "{error}");
+    }
+    let args = join(&source, Some(&member));
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (_node, node) = start_node(&args);
+    let to_node = [&["--nodes", node.as_str()], &flags(&coordinator)[..]].concat();
+    assert!(logits(MODEL, &to_node) == logits(MODEL, &["--embedded", "0"]));
 }
 
 #[test]

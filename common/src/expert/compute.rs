@@ -12,7 +12,7 @@ use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
 use crate::math::silu;
 use crate::quant::ActivationFormat;
-use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
+use crate::tiles::{Grid, Span, TileRect};
 
 /// Rows of down that one task computes for all pairs, and how many where there are few pairs: a
 /// longer run of rows is a longer stream from memory, a shorter one keeps contributions in cache.
@@ -192,8 +192,8 @@ impl Call<'_> {
         };
         tasks.par_iter_mut().enumerate().try_for_each(|(i, task)| {
             let group = &self.schedule.groups[i / self.blocks];
-            let block = self.rect.blocks.start as usize + i % self.blocks;
-            let features = block * BLOCK_WIDTH..((block + 1) * BLOCK_WIDTH).min(self.layer.width);
+            let block = self.rect.blocks.start + (i % self.blocks) as u32;
+            let features = self.layer.features(Span::new(block, block + 1));
             let width = features.len();
             let pairs = group.pairs.clone();
             let count = pairs.len();
@@ -285,11 +285,10 @@ impl Call<'_> {
 
     /// The columns of down that belong to the rectangle, of every group.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
-        let start = self.rect.blocks.start as usize * BLOCK_WIDTH;
-        let end = (self.rect.blocks.end as usize * BLOCK_WIDTH).min(self.layer.width);
+        let features = self.layer.features(self.rect.blocks);
         let strip = |expert| {
             let down = self.layer.down.expert(expert)?;
-            self.layer.down.strip(&down, start..end)
+            self.layer.down.strip(&down, features.clone())
         };
         self.schedule
             .groups

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, certs, chat, inspect, logits, serve, synth};
+use super::{bench, certs, chat, inspect, logits, serve, share, slice, synth, verify};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -44,7 +44,13 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Make the certificates with which coordinator and nodes know each other
     Certs(certs::CertsArgs),
-    /// Describe a model
+    /// Cut a model into one file a node
+    Slice(slice::SliceArgs),
+    /// Give nodes their slices over the network
+    Share(share::ShareArgs),
+    /// Check slices against their hashes
+    Verify(verify::VerifyArgs),
+    /// Describe a model or a slice
     Inspect(inspect::InspectArgs),
     /// Write a model of random weights, to measure with
     Synth(synth::SynthArgs),
@@ -83,6 +89,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Certs(args) => certs::run(&args),
+            Command::Slice(args) => slice::run(&args),
+            Command::Share(args) => share::run(args).await,
+            Command::Verify(args) => verify::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),
         }

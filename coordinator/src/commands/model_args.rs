@@ -16,9 +16,9 @@ use ds4_proto::tls::Role;
 use super::reference_model;
 use crate::engine::Numerics;
 
-/// Model, experts and threads.
+/// Which model.
 #[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
+pub struct ModelFiles {
     /// GGUF file, one of its split files, or all of its layer shards, comma-separated [default:
     /// the small reference model in the source tree]
     #[arg(
@@ -29,6 +29,25 @@ pub struct ModelArgs {
         value_delimiter = ','
     )]
     pub model: Vec<PathBuf>,
+}
+
+impl ModelFiles {
+    /// # Errors
+    /// No model was named and the reference model is gone.
+    pub fn paths(&self) -> Result<Vec<PathBuf>> {
+        if self.model.is_empty() {
+            Ok(vec![reference_model::path()?])
+        } else {
+            Ok(self.model.clone())
+        }
+    }
+}
+
+/// Model, experts and threads.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub files: ModelFiles,
 
     /// Expert nodes that compute the routed experts, comma-separated [default: none]
     #[arg(
@@ -92,16 +111,6 @@ pub struct ModelArgs {
 }
 
 impl ModelArgs {
-    /// # Errors
-    /// No model was named and the reference model is gone.
-    pub fn paths(&self) -> Result<Vec<PathBuf>> {
-        if self.model.is_empty() {
-            Ok(vec![reference_model::path()?])
-        } else {
-            Ok(self.model.clone())
-        }
-    }
-
     /// # Errors
     /// The instruction set is unknown or this CPU lacks it.
     pub fn kernels(&self) -> Result<Kernels> {
