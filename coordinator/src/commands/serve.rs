@@ -67,6 +67,8 @@ pub struct ServeArgs {
 /// # Errors
 /// The model, a node or the address can't be used, or the engine stopped.
 pub async fn run(args: ServeArgs) -> Result<()> {
+    // Before anybody can know of the process, and ask it to end.
+    let mut stop = Stop::new()?;
     let metrics = http::install_recorder()?;
     // Before the model: a taken port should not cost a load.
     let listener = TcpListener::bind(args.listen)
@@ -92,7 +94,6 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // A dropped sender means the same.
         let _ = closing.await;
     }));
-    let mut stop = Stop::new()?;
     // On a task of its own: the work between its waits would keep this one from seeing signals.
     let for_start = args.service.clone();
     let start = tokio::spawn(async move { Service::start(&for_start).await });
