@@ -71,6 +71,8 @@ pub struct ServeArgs {
 /// # Errors
 /// The model, a node or the address can't be used, or the engine stopped.
 pub async fn run(args: ServeArgs) -> Result<()> {
+    // Before anybody can know of the process, and ask it to end.
+    let mut stop = Stop::new()?;
     let metrics = http::install_recorder()?;
     // Before the model: a taken port should not cost a load.
     let listener = TcpListener::bind(args.listen)
@@ -96,7 +98,6 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // A dropped sender means the same.
         let _ = closing.await;
     }));
-    let mut stop = Stop::new()?;
     // Before the nodes are waited for: they may have to get their slices first.
     let sharing = tokio::select! {
         sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
