@@ -32,10 +32,10 @@ pub enum Security {
 )]
 pub struct PlainText(String);
 
-/// Why a node is not to be connected to.
+/// Why a peer is not to be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
-    #[error("'{address}' is no node address: {reason}")]
+    #[error("'{address}' is no address to connect to: {reason}")]
     Address {
         address: String,
         reason: AddressError,
