@@ -192,8 +192,7 @@ impl Call<'_> {
         };
         tasks.par_iter_mut().enumerate().try_for_each(|(i, task)| {
             let group = &self.schedule.groups[i / self.blocks];
-            let block = self.rect.blocks.start + (i % self.blocks) as u32;
-            let features = self.layer.features(Span::new(block, block + 1));
+            let features = self.features(i);
             let width = features.len();
             let pairs = group.pairs.clone();
             let count = pairs.len();
@@ -225,14 +224,19 @@ impl Call<'_> {
         })
     }
 
+    /// Where the block of inner task `i` is in what the layer holds.
+    fn features(&self, i: usize) -> Range<usize> {
+        let block = self.rect.blocks.start + (i % self.blocks) as u32;
+        self.layer.features(Span::new(block, block + 1))
+    }
+
     /// The rows of gate that task `i` of the inner ones begins with.
     fn gate_rows(&self, i: usize) -> Result<Option<Matrix<'_>>, BatchError> {
         let Some(group) = self.schedule.groups.get(i / self.blocks) else {
             return Ok(None);
         };
-        let start = (self.rect.blocks.start as usize + i % self.blocks) * BLOCK_WIDTH;
-        let rows = start..(start + BLOCK_WIDTH).min(self.layer.width);
-        Ok(Some(self.layer.gate.expert(group.expert)?.row_range(rows)))
+        let gate = self.layer.gate.expert(group.expert)?;
+        Ok(Some(gate.row_range(self.features(i))))
     }
 
     /// Down rows in tiles, each for all pairs, added by the tree.
