@@ -44,7 +44,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the tiles of a model until SIGTERM or ctrl-c
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Print a model's shape, its tile grid or a slice's tiles, and the kernels of this machine
     Inspect(InspectArgs),
     /// Measure the expert function against this machine's memory and cores
@@ -275,7 +275,7 @@ mod tests {
 
     fn serve(args: &str) -> ServeArgs {
         match parse(&format!("serve {args}")).expect(args).command {
-            Command::Serve(args) => args,
+            Command::Serve(args) => *args,
             other => panic!("{other:?}"),
         }
     }
