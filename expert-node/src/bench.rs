@@ -208,7 +208,7 @@ impl<'a> Bench<'a> {
     fn expert_bytes(&self) -> usize {
         let experts = self.store.grid().experts as usize;
         let layer = self.store.weights(0);
-        layer.iter().map(|w| w.len()).sum::<usize>() / experts.max(1)
+        layer.map(<[u8]>::len).sum::<usize>() / experts.max(1)
     }
 
     fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
