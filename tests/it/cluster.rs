@@ -63,7 +63,7 @@ fn counters(address: &str) -> Counters {
             .connect()
             .await?;
         let mut client = NodeControlClient::new(channel);
-        let reply = client.describe(DescribeRequest {}).await?;
+        let reply = client.describe(DescribeRequest::default()).await?;
         anyhow::Ok(reply.into_inner().counters.unwrap_or_default())
     };
     let limit = Duration::from_secs(20);

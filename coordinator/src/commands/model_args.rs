@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
 use ds4_proto::channel;
 
 use super::reference_model;
+use crate::cluster::NodeSpec;
 use crate::engine::Numerics;
 
 /// Model, experts and threads.
@@ -27,7 +28,8 @@ pub struct ModelArgs {
     )]
     pub model: Vec<PathBuf>,
 
-    /// Expert nodes that compute the routed experts, comma-separated [default: none]
+    /// Expert nodes that compute the routed experts, comma-separated; dns:HOST:PORT stands for
+    /// every address of a name, which is asked for again every few seconds [default: none]
     #[arg(
         long,
         env = "DS4_NODES",
@@ -62,7 +64,17 @@ pub struct ModelArgs {
     #[arg(long, env = "DS4_CONTEXT", default_value_t = 0, value_name = "TOKENS")]
     pub context: usize,
 
-    /// Time for all expert nodes to be there at the start
+    /// Whether the coordinator computes experts that no node can from its own model file: auto
+    /// (if the file has them), or never
+    #[arg(
+        long,
+        env = "DS4_LOCAL_FALLBACK",
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
+    pub local_fallback: LocalFallback,
+
+    /// Time at the start for the expert nodes to hold all tiles together
     #[arg(
         long,
         env = "DS4_WAIT_FOR_NODES",
@@ -79,6 +91,13 @@ pub struct ModelArgs {
         value_name = "SECONDS"
     )]
     pub call_timeout: u64,
+}
+
+/// When experts are computed from the coordinator's own file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LocalFallback {
+    Auto,
+    Never,
 }
 
 impl ModelArgs {
@@ -107,7 +126,7 @@ impl ModelArgs {
 
 /// Here, so that a slip of the pen costs no load of a model and no wait for a node.
 fn node_address(text: &str) -> Result<String, channel::AddressError> {
-    channel::endpoint(text).map(|_| text.to_owned())
+    text.parse().map(|_: NodeSpec| text.to_owned())
 }
 
 /// 1 to `most`.

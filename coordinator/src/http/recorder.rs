@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::meter;
-use crate::cluster::node_metrics;
+use crate::cluster::{dispatch, node_metrics};
 use crate::scheduler::measures;
 
 /// Installs the recorder, once; later calls return the same handle.
@@ -27,6 +27,7 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     measures::describe();
     meter::describe();
     node_metrics::describe();
+    dispatch::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 

@@ -13,7 +13,6 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
-use crate::cluster::AssignmentError;
 
 /// A node that describes itself as told and answers each work item with `answer`.
 #[derive(Clone)]
@@ -129,7 +128,7 @@ fn another_model_is_refused_with_both_fingerprints() {
     };
     let error = cluster
         .runtime
-        .block_on(ClusterBackend::connect(&options, &expected))
+        .block_on(ClusterBackend::connect(&options, &expected, None))
         .expect_err("another model");
     let text = error.to_string();
     assert!(text.contains(&cluster.addresses()[0]), "{text}");
@@ -184,7 +183,7 @@ fn tiles_that_nobody_holds_are_named() {
     assert!(
         matches!(
             &error,
-            ClusterError::Assignment { layer: 0, problem: AssignmentError::Uncovered(missing) } if *missing == [strips[1]]
+            ClusterError::Uncovered { layer: 0, tiles } if *tiles == [strips[1]]
         ),
         "{error}"
     );

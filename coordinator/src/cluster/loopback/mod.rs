@@ -2,13 +2,16 @@
 
 mod cancel;
 mod cuts;
+mod failover;
 mod faults;
 mod foreign;
+mod members;
 mod real;
+mod relay;
 mod script;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
@@ -20,7 +23,7 @@ use tokio::runtime::Runtime;
 
 use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation};
 use crate::engine::{ExpertBackend, ExpertError};
-use script::{Knobs, Script};
+use script::{Knobs, OwnScript, Script};
 
 const GRID: Grid = Grid {
     experts: 6,
@@ -38,7 +41,10 @@ const FINGERPRINT: [u8; 32] = [5; 32];
 struct Cluster {
     runtime: Runtime,
     nodes: Vec<RunningNode>,
+    /// Of all nodes.
     knobs: Arc<Knobs>,
+    /// Of each node, in the order in which they were added.
+    own: Vec<Arc<Knobs>>,
 }
 
 impl Cluster {
@@ -47,6 +53,7 @@ impl Cluster {
             runtime: Runtime::new().expect("runtime"),
             nodes: Vec::new(),
             knobs: Arc::default(),
+            own: Vec::new(),
         }
     }
 
@@ -72,14 +79,32 @@ impl Cluster {
         );
     }
 
+    /// A node of another model.
+    fn add_model(&mut self, fingerprint: [u8; 32], address: &str) {
+        let held = Holdings::uniform(GRID, SHAPE.layers, TileSet::whole(GRID));
+        self.start(fingerprint, held, address, &settings());
+    }
+
     fn add_holding(&mut self, held: Holdings, address: &str, settings: &NodeSettings) {
+        self.start(FINGERPRINT, held, address, settings);
+    }
+
+    fn start(
+        &mut self,
+        fingerprint: [u8; 32],
+        held: Holdings,
+        address: &str,
+        settings: &NodeSettings,
+    ) {
+        let own = Arc::<Knobs>::default();
+        self.own.push(Arc::clone(&own));
         let script = Box::new(Script {
             grid: GRID,
-            knobs: Arc::clone(&self.knobs),
+            knobs: [Arc::clone(&self.knobs), own],
         });
         let identity = Identity {
             model: "script".to_owned(),
-            fingerprint: FINGERPRINT,
+            fingerprint,
             shape: SHAPE,
             held,
             kernels: "scripted".to_owned(),
@@ -108,7 +133,21 @@ impl Cluster {
 
     fn connect_with(&self, options: &ClusterOptions) -> Result<ClusterBackend, ClusterError> {
         self.runtime
-            .block_on(ClusterBackend::connect(options, &expectation()))
+            .block_on(ClusterBackend::connect(options, &expectation(), None))
+    }
+
+    /// With a coordinator that can compute everything itself.
+    fn connect_with_own(&self, options: &ClusterOptions) -> (ClusterBackend, Arc<OwnScript>) {
+        let own = Arc::<OwnScript>::default();
+        let connect = ClusterBackend::connect(options, &expectation(), Some(Arc::clone(&own) as _));
+        (self.runtime.block_on(connect).expect("cluster"), own)
+    }
+
+    fn options(&self) -> ClusterOptions {
+        ClusterOptions {
+            nodes: self.addresses(),
+            ..quick()
+        }
     }
 }
 
@@ -178,6 +217,30 @@ fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<
         .begin(Arc::clone(batch))?
         .finish(&|| false, &mut out)?;
     Ok(out)
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Computes batches of all layers until `done`, and checks each.
+fn work_until(what: &str, backend: &dyn ExpertBackend, mut done: impl FnMut() -> bool) {
+    let mut layer = 0;
+    wait_until(what, || {
+        check(backend, &batch(layer % SHAPE.layers, 1 + layer % 3));
+        layer += 1;
+        done()
+    });
+}
+
+/// The right bits, whoever computes them.
+fn check(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) {
+    let found = compute(backend, batch).expect("rows");
+    assert_eq!(bits(&found), bits(&alone(batch)), "layer {}", batch.layer);
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

@@ -154,7 +154,7 @@ fn embedded_nodes_and_cuts_in_process_give_the_same_bits() {
                 ..quick()
             };
             let backend = runtime
-                .block_on(ClusterBackend::connect(&options, &model.expectation))
+                .block_on(ClusterBackend::connect(&options, &model.expectation, None))
                 .expect("cluster");
             for (batch, wanted) in batches.iter().zip(&wanted) {
                 assert_eq!(&model.compute(&backend, batch), wanted, "{name} {tiles:?}");

@@ -1,12 +1,16 @@
 //! Scripted experts that keep to the canonical tree.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
 use ds4_common::tiles::{Grid, Subtree, TileRect, fold_axis};
 use ds4_expert_node::compute::Compute;
+
+use crate::cluster::OwnExperts;
+use crate::engine::ExpertError;
 
 /// What a test turns while nodes run.
 #[derive(Debug, Default)]
@@ -20,7 +24,7 @@ pub(super) struct Knobs {
 #[derive(Debug)]
 pub(super) struct Script {
     pub(super) grid: Grid,
-    pub(super) knobs: Arc<Knobs>,
+    pub(super) knobs: [Arc<Knobs>; 2],
 }
 
 impl Compute for Script {
@@ -30,12 +34,46 @@ impl Compute for Script {
         rects: &[TileRect],
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
-        self.knobs.begun.fetch_add(1, Ordering::SeqCst);
-        let delay = self.knobs.delay_ms.load(Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(delay));
+        for knobs in &self.knobs {
+            knobs.begun.fetch_add(1, Ordering::SeqCst);
+        }
+        let begun = Instant::now();
+        // Looked at again and again, so that a node that hangs can be let go.
+        let delays = |knobs: &Arc<Knobs>| {
+            let delay = Duration::from_millis(knobs.delay_ms.load(Ordering::SeqCst));
+            begun.elapsed() < delay
+        };
+        while self.knobs.iter().any(delays) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let (rows, products) = rows(self.grid, batch, rects);
         *out = rows;
         Ok(products)
+    }
+}
+
+/// The coordinator's own file, scripted like the nodes.
+#[derive(Debug, Default)]
+pub(super) struct OwnScript {
+    /// Rectangles that were computed.
+    pub(super) computed: AtomicU64,
+    pub(super) delay_ms: AtomicU64,
+}
+
+impl OwnExperts for OwnScript {
+    fn compute(
+        &self,
+        batch: &ExpertBatch,
+        tokens: Range<usize>,
+        rect: TileRect,
+        out: &mut Vec<f32>,
+    ) -> Result<(), ExpertError> {
+        self.computed.fetch_add(1, Ordering::SeqCst);
+        let delay = self.delay_ms.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(delay));
+        let grid = crate::cluster::loopback::GRID;
+        *out = rows(grid, &batch.part(tokens), &[rect]).0;
+        Ok(())
     }
 }
 
