@@ -2,7 +2,7 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
+//! `math`, `quant`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
 
 pub mod expert;
 pub mod gguf;
@@ -10,4 +10,5 @@ pub mod kernels;
 pub mod math;
 pub mod model;
 pub mod quant;
+pub mod threads;
 pub mod tiles;

@@ -16,8 +16,9 @@ use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::{ActivationFormat, GgmlType};
+use ds4_common::threads::Threads;
+use rayon::ThreadPool;
 use rayon::prelude::*;
-use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde_json::{Value, json};
 
 use crate::lifecycle::print;
@@ -47,6 +48,9 @@ pub struct BenchArgs {
     /// Compute threads; 0 takes one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = crate::cli::threads)]
     pub threads: usize,
+    /// Keep each compute thread on a core of its own
+    #[arg(long, env = "DS4_PIN")]
+    pub pin: bool,
     /// Kernels to measure; all of this machine without it
     #[arg(long, value_parser = crate::cli::kernels)]
     pub isa: Option<Kernels>,
@@ -75,8 +79,8 @@ fn tokens(text: &str) -> Result<usize, String> {
 /// # Errors
 /// The model can't be used, or there is no memory for random experts.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(args.threads)
+    let pool = Threads::new(args.threads, args.pin)
+        .pool()
         .build()
         .context("no compute threads")?;
     let store = pool.install(|| open(args))?;
@@ -451,10 +455,7 @@ mod tests {
             ty: GgmlType::Q4K,
         };
         let store = ExpertStore::in_memory(shape, |bytes| fill(3, bytes)).expect("store");
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(2)
-            .build()
-            .expect("pool");
+        let pool = Threads::new(2, false).pool().build().expect("pool");
         let mut bench = Bench::new(&store, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
         let batch = bench.batch(5);

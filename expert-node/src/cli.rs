@@ -80,6 +80,9 @@ pub struct ServeArgs {
     /// Compute threads; 0 takes one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
+    /// Keep each compute thread on a core of its own
+    #[arg(long, env = "DS4_PIN")]
+    pub pin: bool,
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
     /// [default: all]
     #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
@@ -139,6 +142,7 @@ impl ServeArgs {
             },
             settings: NodeSettings {
                 threads: self.threads,
+                pin: self.pin,
                 queue: self.queue,
                 in_flight: self.in_flight,
                 memory: self.call_memory << 20,
@@ -242,7 +246,7 @@ mod tests {
     #[test]
     fn flags_become_a_config() {
         let cli = parse(
-            "serve -m a.gguf --grid 2x4 --index 3 --threads 7 --call-memory 300 --drain-timeout 5",
+            "serve -m a.gguf --grid 2x4 --index 3 --threads 7 --pin --call-memory 300 --drain-timeout 5",
         );
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
@@ -259,6 +263,7 @@ mod tests {
             }
         );
         assert_eq!(config.settings.threads, 7);
+        assert!(config.settings.pin);
         assert_eq!(config.settings.memory, 300 << 20);
         assert_eq!(config.settings.drain_timeout, Duration::from_secs(5));
         assert!(config.model.populate);

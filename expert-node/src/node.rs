@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ds4_common::threads::Threads;
 use ds4_proto::channel;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
@@ -30,6 +31,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct NodeSettings {
     /// Compute threads; 0 takes one a core.
     pub threads: usize,
+    /// Whether each compute thread stays on a core of its own.
+    pub pin: bool,
     /// Work items that wait, of all coordinators together.
     pub queue: usize,
     /// Work items in flight on one coordinator's stream.
@@ -44,6 +47,7 @@ impl Default for NodeSettings {
     fn default() -> Self {
         NodeSettings {
             threads: 0,
+            pin: false,
             queue: 64,
             in_flight: 8,
             memory: 1 << 30,
@@ -89,12 +93,10 @@ impl RunningNode {
         listener: TcpListener,
     ) -> Result<Self, NodeError> {
         let address = listener.local_addr().map_err(NodeError::Address)?;
-        let threads = match settings.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
+        let pool = Threads::new(settings.threads, settings.pin);
+        let threads = pool.count();
         let stats = Arc::new(Stats::default());
-        let (queue, worker) = Worker::start(compute, threads, settings.queue, Arc::clone(&stats))
+        let (queue, worker) = Worker::start(compute, pool, settings.queue, Arc::clone(&stats))
             .map_err(NodeError::Threads)?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));

@@ -26,13 +26,14 @@ const FEW_PAIRS: usize = 64;
 const ROWS_AHEAD: usize = 16;
 
 /// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
+#[inline(always)]
 pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
     for (g, &u) in gate.iter_mut().zip(up) {
         *g = swiglu_one(*g, u, clamp, weight);
     }
 }
 
-#[inline]
+#[inline(always)]
 fn swiglu_one(gate: f32, up: f32, clamp: f32, weight: f32) -> f32 {
     let gate = if gate > clamp { clamp } else { gate };
     // Spelled out, since f32::max would turn NaN into a number.

@@ -40,7 +40,7 @@ pub(super) fn run<K: RowKernel>(
         })
         .collect();
     match wide {
-        Some(xs) if w.ty() == GgmlType::Q4K && K::SIXTEEN => {
+        Some(xs) if w.ty() == GgmlType::Q4K && K::SIXTEEN && tokens >= K::SIXTEEN_FROM => {
             let done = shape.sixteens(k, w, &xs, out);
             shape.row_by_row(k, w, done, &xs, out);
         }
@@ -117,6 +117,7 @@ impl Shape {
         let Scratch {
             rows,
             tile: results,
+            ..
         } = scratch;
         results.resize(self.rows * self.tokens, 0.0);
         for (b, xs) in xs.chunks_exact(self.tokens).enumerate() {

@@ -1,13 +1,15 @@
 //! A block of weight rows times activations, on the calling thread.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
+use super::q8_panel::PanelScratch;
 use super::row::RowKernel;
 use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
-use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
+use crate::quant::{Mxfp4, Q3K, Q5K, Q6K, Q8_0};
 
 /// The most activations that meet all rows of a tile before the next ones do.
 const TOKENS_AT_ONCE: usize = 64;
@@ -16,8 +18,11 @@ const TOKENS_AT_ONCE: usize = 64;
 /// second-level cache.
 const TOKEN_BYTES: usize = 320 << 10;
 
-/// Weight rows that meet an f32 activation together where there are fewer activations than this.
+/// Weight rows that meet f32 activations together where there are fewer activations than this.
 const ROWS_AT_ONCE: usize = 4;
+
+/// The same where there are more.
+const GRID_ROWS: usize = 8;
 
 /// Buffers of one thread, kept between calls.
 #[derive(Default)]
@@ -26,6 +31,7 @@ pub(super) struct Scratch {
     pub(super) rows: Vec<f32>,
     /// Results of a tile before they are spread over the output.
     pub(super) tile: Vec<f32>,
+    pub(super) panel: PanelScratch,
 }
 
 thread_local! {
@@ -33,24 +39,25 @@ thread_local! {
 }
 
 /// Where the activations come from, without making a list of them.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) enum Tokens<'a> {
     Rows(&'a [ActRow<'a>]),
-    All(&'a Activations),
+    /// Some columns of some rows.
+    Of(&'a Activations, Range<usize>, Range<usize>),
 }
 
 impl<'a> Tokens<'a> {
-    pub(super) fn len(self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Tokens::Rows(rows) => rows.len(),
-            Tokens::All(all) => all.rows(),
+            Tokens::Of(_, rows, _) => rows.len(),
         }
     }
 
-    fn get(self, i: usize) -> ActRow<'a> {
+    fn get(&self, i: usize) -> ActRow<'a> {
         match self {
             Tokens::Rows(rows) => rows[i],
-            Tokens::All(all) => all.row(i),
+            Tokens::Of(all, rows, columns) => all.part(rows.start + i, columns.clone()),
         }
     }
 }
@@ -141,7 +148,7 @@ struct Part<'p, 'w> {
 impl Part<'_, '_> {
     fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
         let done = match self.w.ty() {
-            GgmlType::Q4K if K::SIXTEEN => self.sixteens(k, xs),
+            GgmlType::Q4K if K::SIXTEEN && xs.len() >= K::SIXTEEN_FROM => self.sixteens(k, xs),
             _ => 0,
         };
         let ty = self.w.ty();
@@ -196,14 +203,21 @@ impl Part<'_, '_> {
         if cols == 0 {
             return self.each_row(0, xs.len(), |_, out| out.fill(0.0));
         }
-        if buffer.len() < ROWS_AT_ONCE * cols {
-            buffer.resize(ROWS_AT_ONCE * cols, 0.0);
+        if buffer.len() < GRID_ROWS * cols {
+            buffer.resize(GRID_ROWS * cols, 0.0);
         }
         if xs.len() >= ROWS_AT_ONCE {
-            return self.each_row(0, xs.len(), |row, out| {
-                widen_row(k, w.ty(), row, &mut buffer[..cols]);
-                k.dots_f32(&buffer[..cols], xs, out);
-            });
+            for first in (0..w.rows()).step_by(GRID_ROWS) {
+                let count = GRID_ROWS.min(w.rows() - first);
+                for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
+                    widen_row(k, w.ty(), w.row(first + i), wide);
+                }
+                let wide: [&[f32]; GRID_ROWS] =
+                    std::array::from_fn(|i| &buffer[i * cols..][..cols]);
+                let out = &mut self.out[first * self.tokens + self.start..];
+                k.dots_grid(&wide[..count], xs, out, self.tokens);
+            }
+            return;
         }
         for first in (0..w.rows()).step_by(ROWS_AT_ONCE) {
             let count = ROWS_AT_ONCE.min(w.rows() - first);
@@ -240,11 +254,11 @@ pub(super) fn q8_k_row<K: RowKernel>(
 ) {
     match ty {
         GgmlType::Q4K => k.q4_k(row, xs, out),
-        GgmlType::Q2K => k.super_blocks::<Q2K>(row, xs, out),
+        GgmlType::Q2K => k.q2_k(row, xs, out),
         GgmlType::Q3K => k.super_blocks::<Q3K>(row, xs, out),
         GgmlType::Q5K => k.super_blocks::<Q5K>(row, xs, out),
         GgmlType::Q6K => k.super_blocks::<Q6K>(row, xs, out),
-        GgmlType::Iq2Xxs => k.super_blocks::<Iq2Xxs>(row, xs, out),
+        GgmlType::Iq2Xxs => k.iq2_xxs(row, xs, out),
         ty => panic!("{ty} weights do not meet Q8_K activations"),
     }
 }

@@ -121,6 +121,7 @@ impl Assembly {
             kernels,
             numerics: args.numerics,
             threads: args.threads,
+            pin: args.pin,
             context: args.context,
         };
         // Before anything that takes long.
@@ -195,6 +196,7 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
         },
         settings: NodeSettings {
             threads: threads.div_ceil(count),
+            pin: args.pin,
             ..NodeSettings::default()
         },
     };

@@ -52,6 +52,10 @@ pub struct ModelArgs {
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = up_to(1024))]
     pub threads: usize,
 
+    /// Keep each compute thread on a core of its own
+    #[arg(long, env = "DS4_PIN")]
+    pub pin: bool,
+
     /// Instruction set of the kernels: auto, or one that --version lists
     #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME")]
     pub isa: String,

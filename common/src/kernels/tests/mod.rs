@@ -1,5 +1,6 @@
 //! What the tests of the kernels share: random weights and activations of every type.
 
+mod dense;
 mod equal;
 mod shapes;
 mod values;

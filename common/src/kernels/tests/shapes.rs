@@ -107,6 +107,9 @@ fn kernels_are_found_by_name() {
         Kernels::named("auto").unwrap().name(),
         Kernels::detect().name()
     );
+    let summary = Kernels::summary();
+    assert!(summary.starts_with("scalar"), "{summary}");
+    assert!(summary.contains(Kernels::detect().name()), "{summary}");
     let error = Kernels::named("mmx").unwrap_err().to_string();
     assert!(
         error.contains("\"mmx\"") && error.contains("scalar"),

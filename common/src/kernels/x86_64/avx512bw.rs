@@ -7,6 +7,7 @@ use super::avx2::Avx2;
 use super::part;
 use super::sixteen::{Head, nibbles, words};
 use super::through_avx2;
+use super::{f16_lone, f32_grid};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
@@ -31,6 +32,7 @@ impl Avx512Bw {
 
 impl RowKernel for Avx512Bw {
     const SIXTEEN: bool = true;
+    const F16_LONE: bool = true;
 
     fn name(self) -> &'static str {
         "avx512"
@@ -38,12 +40,19 @@ impl RowKernel for Avx512Bw {
 
     through_avx2!();
 
-    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        self.0.q4_k(row, xs, out);
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f16_lone::f16_lone(row, x, ahead) }
     }
 
-    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-        self.0.small_blocks::<F>(row, xs, out);
+    fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::dots_grid(a, b, out, stride) }
+    }
+
+    fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
     }
 
     fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {

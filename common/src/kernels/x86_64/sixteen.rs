@@ -50,7 +50,14 @@ pub(super) fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
-    // Lane l of `rows[i]` is row 4 l + i, so that the unpacking below ends in the rows' order.
+    transpose(load)
+}
+
+/// Sixteen loads of four words, as four vectors of one word a load.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn transpose(load: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
+    // Lane l of `rows[i]` is load 4 l + i, so that the unpacking below ends in the loads' order.
     let mut rows = [_mm512_setzero_si512(); 4];
     for (i, rows) in rows.iter_mut().enumerate() {
         let all = _mm512_castsi128_si512(load(i));
