@@ -16,25 +16,25 @@ pub(super) fn list(rects: &[TileRect]) -> String {
 
 /// Somebody who may compute tiles.
 #[derive(Clone, Copy, Debug)]
-pub struct Holder<'a> {
+pub(super) struct Holder<'a> {
     /// What it holds of the layer.
-    pub tiles: Option<&'a TileSet>,
+    pub(super) tiles: Option<&'a TileSet>,
     /// A tile goes to a holder of the lowest tier that holds it.
-    pub tier: u8,
+    pub(super) tier: u8,
     /// Its part of what it holds together with others of its tier, at least 1.
-    pub weight: u32,
+    pub(super) weight: u32,
 }
 
 /// Who computes what.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shares {
+pub(super) struct Shares {
     /// Of each holder, possibly nothing.
-    pub of: Vec<Vec<TileRect>>,
+    pub(super) of: Vec<Vec<TileRect>>,
     /// What nobody holds.
-    pub missing: Vec<TileRect>,
+    pub(super) missing: Vec<TileRect>,
     /// The most maximal subtrees that a rectangle has which all holders hold or do not hold as a
     /// whole.
-    pub most_subtrees: usize,
+    pub(super) most_subtrees: usize,
 }
 
 /// Shares a layer's grid out: each tile to exactly one holder. Rectangles of a holder are merged
@@ -46,7 +46,7 @@ pub struct Shares {
 ///
 /// # Errors
 /// The grid has no such cut.
-pub fn share_out(
+pub(super) fn share_out(
     grid: Grid,
     holders: &[Holder<'_>],
     cut: Option<(u32, u32)>,
@@ -91,9 +91,8 @@ pub fn share_out(
 
 /// What none of `held` holds of the grid, merged.
 #[must_use]
-pub fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> {
-    let holder = |tiles: &Option<&'_ TileSet>| held_by(tiles.as_ref().copied());
-    let holders: Vec<Holder<'_>> = held.iter().map(holder).collect();
+pub(super) fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> {
+    let holders: Vec<Holder<'_>> = held.iter().copied().map(held_by).collect();
     let cells = cells(grid, &holders, &[grid.whole()]);
     let missing = cells
         .into_iter()

@@ -13,7 +13,8 @@ use super::dispatch::{DispatchSettings, Dispatcher, Standing};
 use super::fabric::Fabric;
 use super::link::{self, Target};
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeState, NodeStatus, Table, follow, wait_ready,
+    ClusterError, EntryId, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver,
+    Table, follow, wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::own_file::OwnExperts;
@@ -28,8 +29,15 @@ pub struct ClusterOptions {
     pub grid: Option<(u32, u32)>,
     /// Time for the nodes to be there at the start.
     pub patience: Duration,
-    /// Time for one layer's experts, lost connections and retries included.
+    /// Whether to begin although no node holds some tiles, if this process can compute them.
+    pub begin_incomplete: bool,
+    /// Time for one layer's experts, lost connections and retries included. What is missing then
+    /// is computed from the coordinator's own file; without one it is an error.
     pub deadline: Duration,
+    /// Who knows the addresses of DNS names.
+    pub resolver: Arc<dyn Resolver>,
+    /// Time between two questions for the addresses of a name.
+    pub resolve_interval: Duration,
 }
 
 impl Default for ClusterOptions {
@@ -38,7 +46,11 @@ impl Default for ClusterOptions {
             nodes: Vec::new(),
             grid: None,
             patience: Duration::from_secs(60),
+            begin_incomplete: false,
             deadline: Duration::from_secs(60),
+            resolver: Arc::new(SystemResolver),
+            // A headless service's records change within seconds of a pod.
+            resolve_interval: Duration::from_secs(3),
         }
     }
 }
@@ -62,8 +74,8 @@ struct Nodes {
 }
 
 impl ClusterBackend {
-    /// Looks for the nodes and waits until they hold all tiles, as far as `own` does not compute
-    /// what they lack.
+    /// Looks for the nodes and waits until they hold all tiles. From then on `own` computes what
+    /// they lack.
     ///
     /// # Errors
     /// Names the node that is missing or does not fit, or the tiles that nobody holds.
@@ -88,13 +100,14 @@ impl ClusterBackend {
                     nodes.join(&address)?;
                 }
                 NodeSpec::Dns(name) => {
-                    nodes.watch(name);
+                    nodes.watch(name, options);
                     resolving = true;
                 }
             }
         }
         let (table, shape) = (&nodes.table, expected.shape);
-        wait_ready(table, shape, own.is_some(), resolving, options.patience).await?;
+        let fallback = own.is_some() && options.begin_incomplete;
+        wait_ready(table, shape, fallback, resolving, options.patience).await?;
         let settings = DispatchSettings {
             cut: options.grid,
             deadline: options.deadline,
@@ -183,7 +196,7 @@ impl Nodes {
     }
 
     /// Keeps one link for each address of `name`.
-    fn watch(self: &Arc<Self>, name: String) {
+    fn watch(self: &Arc<Self>, name: String, options: &ClusterOptions) {
         // Not strong: the tasks belong to the nodes.
         let nodes = Arc::downgrade(self);
         let links: Mutex<BTreeMap<SocketAddr, EntryId>> = Mutex::default();
@@ -194,7 +207,8 @@ impl Nodes {
             let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
             nodes.update(&mut links, addresses);
         };
-        self.spawn(follow(name, found));
+        let (resolver, interval) = (Arc::clone(&options.resolver), options.resolve_interval);
+        self.spawn(async move { follow(name, &*resolver, interval, found).await });
     }
 
     fn update(&self, links: &mut BTreeMap<SocketAddr, EntryId>, addresses: &BTreeSet<SocketAddr>) {

@@ -99,11 +99,6 @@ impl Cover {
         })
     }
 
-    /// The most subtrees that one holder has.
-    pub(super) fn most_subtrees(&self) -> usize {
-        self.subtrees.iter().map(Range::len).max().unwrap_or(0)
-    }
-
     /// The rows of the tokens in `tokens`: holder by holder, subtree by subtree, tokens ascending.
     pub(super) fn rows(&self, batch: &ExpertBatch, tokens: Range<usize>) -> RowMap {
         let mut row = Vec::with_capacity(self.reduction.subtrees().len() * tokens.len());

@@ -35,10 +35,23 @@ pub struct View {
     pub absent: Vec<(Arc<str>, String)>,
 }
 
-/// Clock, membership and waiting.
-pub trait Fabric: Send + Sync + fmt::Debug {
+/// Tells the time.
+pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> Instant;
+}
 
+/// The system's monotonic clock.
+#[derive(Clone, Copy, Debug)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+/// Clock, membership and waiting.
+pub trait Fabric: Clock {
     /// The nodes now. Cheap.
     fn view(&self) -> Arc<View>;
 

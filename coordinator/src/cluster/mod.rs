@@ -26,5 +26,7 @@ mod loopback;
 pub use backend::{ClusterBackend, ClusterOptions};
 pub use link::inspect;
 pub use local::LocalBackend;
-pub use membership::{ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, Table};
+pub use membership::{
+    ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver, Table,
+};
 pub use own_file::{OwnExperts, OwnFile};

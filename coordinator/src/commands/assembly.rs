@@ -142,7 +142,9 @@ impl Assembly {
                 nodes,
                 grid: args.grid.map(|cut| (cut.groups, cut.strips)),
                 patience: Duration::from_secs(args.wait_for_nodes),
+                begin_incomplete: args.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.call_timeout),
+                ..ClusterOptions::default()
             };
             let own = own_experts(args.local_fallback, &model, kernels)?;
             let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
@@ -168,7 +170,7 @@ fn own_experts(
 ) -> Result<Option<Arc<dyn OwnExperts>>> {
     match fallback {
         LocalFallback::Never => Ok(None),
-        LocalFallback::Auto => {
+        LocalFallback::Auto | LocalFallback::Always => {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Ok(Some(Arc::new(OwnFile::new(store, kernels))))
         }

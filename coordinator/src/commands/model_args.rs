@@ -69,7 +69,8 @@ pub struct ModelArgs {
     pub context: usize,
 
     /// Whether the coordinator computes experts that no node can from its own model file: auto
-    /// (if the file has them), or never
+    /// (once it has begun with nodes for all of them), always (it begins without them too), or
+    /// never
     #[arg(
         long,
         env = "DS4_LOCAL_FALLBACK",
@@ -87,7 +88,8 @@ pub struct ModelArgs {
     )]
     pub wait_for_nodes: u64,
 
-    /// Time for one layer's experts, lost connections and retries included
+    /// Time for one layer's experts, lost connections and retries included; what is missing then is
+    /// computed from the own model file, or is an error without --local-fallback
     #[arg(
         long,
         env = "DS4_CALL_TIMEOUT",
@@ -101,6 +103,7 @@ pub struct ModelArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LocalFallback {
     Auto,
+    Always,
     Never,
 }
 

@@ -3,7 +3,7 @@
 /// A share of the calls, and a burst on top: each call earns a part of a hedge, saved hedges are
 /// bounded. Where everything is late, hedging everything would make it later.
 #[derive(Clone, Debug)]
-pub struct HedgeBudget {
+pub(super) struct HedgeBudget {
     saved: f64,
     share: f64,
     burst: f64,
@@ -13,7 +13,7 @@ impl HedgeBudget {
     /// `share` hedges a call in the long run; `burst` at most at once, which is there from the
     /// start.
     #[must_use]
-    pub fn new(share: f64, burst: f64) -> Self {
+    pub(super) fn new(share: f64, burst: f64) -> Self {
         HedgeBudget {
             saved: burst,
             share,
@@ -22,12 +22,12 @@ impl HedgeBudget {
     }
 
     /// A call was made that is no hedge.
-    pub fn earn(&mut self) {
+    pub(super) fn earn(&mut self) {
         self.saved = (self.saved + self.share).min(self.burst);
     }
 
     /// Whether `calls` more may be made; they count as made then.
-    pub fn spend(&mut self, calls: usize) -> bool {
+    pub(super) fn spend(&mut self, calls: usize) -> bool {
         let calls = calls as f64;
         let enough = self.saved >= calls;
         if enough {

@@ -41,7 +41,7 @@ struct Estimate {
 
 /// What is known about one node's answers.
 #[derive(Clone, Debug)]
-pub struct Latency {
+pub(super) struct Latency {
     by_size: [Option<Estimate>; SIZES],
 }
 
@@ -59,7 +59,7 @@ fn size(products: u64) -> usize {
 
 impl Latency {
     /// Learns from an answer that took `took`.
-    pub fn record(&mut self, products: u64, took: Duration) {
+    pub(super) fn record(&mut self, products: u64, took: Duration) {
         let took = took.as_secs_f64();
         let slot = &mut self.by_size[size(products)];
         *slot = Some(match *slot {
@@ -77,7 +77,7 @@ impl Latency {
     /// Usual time of a call; `None` before the first answer. A size that was never seen takes no
     /// longer than a larger one, and no longer than in proportion to a smaller one.
     #[must_use]
-    pub fn expected(&self, products: u64) -> Option<Duration> {
+    pub(super) fn expected(&self, products: u64) -> Option<Duration> {
         self.estimate(products)
             .map(|e| Duration::from_secs_f64(e.mean.max(0.0)))
     }
@@ -106,7 +106,7 @@ impl Latency {
 
     /// Time after which an answer is late.
     #[must_use]
-    pub fn late_after(&self, products: u64, limits: &LatenessLimits) -> Duration {
+    pub(super) fn late_after(&self, products: u64, limits: &LatenessLimits) -> Duration {
         let Some(Estimate { mean, deviation }) = self.estimate(products) else {
             let products = u32::try_from(products).unwrap_or(u32::MAX);
             let more = limits.per_product.saturating_mul(products);

@@ -52,7 +52,8 @@ pub struct DispatchSettings {
     pub shape: Shape,
     /// Expert groups x block strips; `None` cuts by who holds what.
     pub cut: Option<(u32, u32)>,
-    /// Time for one layer's experts, whatever happens on the way.
+    /// Time for one layer's experts, whatever happens on the way. What is missing then is computed
+    /// from the coordinator's own file, if it has one.
     pub deadline: Duration,
     pub lateness: LatenessLimits,
     /// Hedges a call in the long run.

@@ -22,6 +22,8 @@ pub(super) struct PendingLayer<'a> {
     parts: Vec<Part>,
     /// Why what is not answered when this is dropped is no longer awaited.
     forgotten: Forgotten,
+    /// Whether this process computes all that is missing, since the deadline has passed.
+    at_home: bool,
 }
 
 impl<'a> PendingLayer<'a> {
@@ -47,6 +49,7 @@ impl<'a> PendingLayer<'a> {
             },
             parts: Vec::new(),
             forgotten: Forgotten::Cancelled,
+            at_home: false,
         };
         let parts = tokens.div_ceil(most);
         for i in 0..parts {
@@ -127,8 +130,15 @@ impl<'a> PendingLayer<'a> {
             if give_up() {
                 return Err(ExpertError::GivenUp);
             }
-            if now >= self.shared.deadline {
-                return Err(self.late());
+            if now >= self.shared.deadline && !self.at_home {
+                if self.shared.dispatcher.own.is_none() {
+                    return Err(self.late());
+                }
+                // However long that takes: nothing is waited for any more.
+                self.at_home = true;
+                for part in &mut self.parts {
+                    part.bring_home(&self.shared, now);
+                }
             }
             self.shared.dispatcher.look();
             for part in &mut self.parts {

@@ -31,6 +31,8 @@ pub(super) struct Piece {
     /// Nodes that failed since somebody was last waited for.
     pub(super) failed: Vec<NodeId>,
     pub(super) fault: Option<Fault>,
+    /// Whether every failure was final since the piece was last offered to all; `None` without one.
+    hopeless: Option<bool>,
     pub(super) state: PieceState,
     /// The next pause, if nobody takes it.
     pause: Duration,
@@ -51,8 +53,6 @@ pub(super) enum PieceState {
 pub(super) struct Fault {
     pub(super) node: Arc<str>,
     pub(super) error: CallError,
-    /// Whether every failure since somebody was last waited for was final.
-    pub(super) hopeless: bool,
 }
 
 /// One way of computing a piece.
@@ -126,6 +126,7 @@ impl Piece {
             attempts: Vec::new(),
             failed: Vec::new(),
             fault: None,
+            hopeless: None,
             state: match rows {
                 0 => PieceState::Empty,
                 _ => PieceState::Open,
@@ -140,13 +141,25 @@ impl Piece {
     }
 
     pub(super) fn failed_at(&mut self, node: &ViewNode, error: CallError) {
-        let hopeless = self.fault.as_ref().is_none_or(|fault| fault.hopeless) && error.is_final();
+        self.hopeless = Some(self.hopeless.unwrap_or(true) && error.is_final());
         self.failed.push(node.id);
         self.fault = Some(Fault {
             node: Arc::clone(&node.name),
             error,
-            hopeless,
         });
+    }
+
+    /// What ends the request if nobody is left to ask: all who could compute it were asked, and
+    /// would say the same again.
+    pub(super) fn verdict(&self) -> Option<&Fault> {
+        self.fault.as_ref().filter(|_| self.hopeless == Some(true))
+    }
+
+    /// A part of `whole`, for other places than those that failed it.
+    pub(super) fn inherit(&mut self, whole: &Piece) {
+        self.failed.clone_from(&whole.failed);
+        self.fault.clone_from(&whole.fault);
+        self.hopeless = whole.hopeless;
     }
 
     /// Nobody takes it now.
@@ -159,9 +172,7 @@ impl Piece {
     pub(super) fn retry(&mut self) {
         self.state = PieceState::Open;
         self.failed.clear();
-        if let Some(fault) = &mut self.fault {
-            fault.hopeless = true;
-        }
+        self.hopeless = None;
     }
 }
 

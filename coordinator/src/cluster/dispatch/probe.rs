@@ -11,7 +11,7 @@ use ds4_proto::wire::EncodedBatch;
 use super::piece::products;
 use super::{Dispatcher, counters};
 use crate::cluster::combine::count_rows;
-use crate::cluster::fabric::{Call, NodeId, ViewNode};
+use crate::cluster::fabric::{Call, CallId, Forgotten, ViewNode};
 
 /// A node that has no answer by then is to drop the probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
@@ -25,9 +25,18 @@ pub(super) struct Probes {
 
 #[derive(Debug)]
 struct Probe {
-    node: NodeId,
+    node: ViewNode,
+    call: CallId,
     sent: Instant,
     products: u64,
+}
+
+impl Probes {
+    fn take_overdue(&mut self, now: Instant) -> Vec<Probe> {
+        let overdue = |_: &u64, probe: &mut Probe| now >= probe.sent + PROBE_DEADLINE;
+        let taken = self.open.extract_if(.., overdue);
+        taken.map(|(_, probe)| probe).collect()
+    }
 }
 
 impl Dispatcher {
@@ -39,13 +48,23 @@ impl Dispatcher {
             let Some(probe) = self.probes().open.remove(&arrival.slot) else {
                 continue;
             };
-            let mut router = self.router();
-            router.probed(probe.node, now);
             counters::probe(arrival.rows.is_ok());
+            let mut router = self.router();
+            router.probed(probe.node.id, now);
             if arrival.rows.is_ok() {
                 let took = arrival.at.saturating_duration_since(probe.sent);
-                router.answered(probe.node, probe.products, took, now);
+                router.answered(probe.node.id, probe.products, took, now);
+            } else {
+                router.ended(probe.node.id, probe.products);
             }
+        }
+        let overdue = self.probes().take_overdue(now);
+        for probe in overdue {
+            counters::probe(false);
+            probe.node.link.cancel(probe.call, Forgotten::Late);
+            let mut router = self.router();
+            router.probed(probe.node.id, now);
+            router.ended(probe.node.id, probe.products);
         }
         let due = self.router().due_probes(now);
         for node in due {
@@ -55,6 +74,7 @@ impl Dispatcher {
         }
     }
 
+    /// Returns whether the probe is on its way.
     fn send_probe(&self, batch: &ExpertBatch, node: &ViewNode, now: Instant) -> bool {
         let grid = self.settings.shape.grid;
         let held = node.held.rects(batch.layer).iter();
@@ -67,20 +87,12 @@ impl Dispatcher {
         let Some(tiles) = rect.and_then(|rect| TileSet::new(grid, vec![rect]).ok()) else {
             return false;
         };
-        let (slot, products) = {
-            let mut probes = self.probes();
-            probes.last += 1;
-            let slot = probes.last;
-            let products = products(batch, 0..1, tiles.rects());
-            let probe = Probe {
-                node: node.id,
-                sent: now,
-                products,
-            };
-            probes.open.insert(slot, probe);
-            (slot, products)
-        };
+        let products = products(batch, 0..1, tiles.rects());
         let rows = count_rows(grid, batch, 0..1, tiles.rects());
+        // Until the probe is in the list its answer must not be looked for.
+        let mut probes = self.probes();
+        probes.last += 1;
+        let slot = probes.last;
         let sent = node.link.send(Call {
             encoded: EncodedBatch::new(batch, 0..1),
             tiles: Arc::new(tiles),
@@ -89,10 +101,17 @@ impl Dispatcher {
             slot,
             to: self.probe_answers.clone(),
         });
-        if sent.is_err() {
-            self.probes().open.remove(&slot);
+        let Ok(call) = sent else {
             return false;
-        }
+        };
+        let probe = Probe {
+            node: node.clone(),
+            call,
+            sent: now,
+            products,
+        };
+        probes.open.insert(slot, probe);
+        drop(probes);
         self.router().sent(node.id, products);
         true
     }

@@ -236,12 +236,11 @@ impl Router {
             .min_by_key(|&i| self.preference(&holders, i));
         // A part may have a better holder than the whole: the tiers come first.
         let cells = parts(grid, &holders, rects);
-        let worst = cells
+        let tiers = cells
             .iter()
-            .filter_map(|(_, by)| by.first().map(|&i| holders[i].tier))
-            .max();
+            .filter_map(|(_, by)| Some(holders[*by.first()?].tier));
         if let Some(whole) = whole
-            && Some(holders[whole].tier) <= worst
+            && Some(holders[whole].tier) <= tiers.min()
         {
             return vec![(self.place(whole), rects.to_vec())];
         }

@@ -10,7 +10,7 @@ use ds4_proto::pb::{self, compute_reply, compute_request};
 use ds4_proto::wire::clip;
 use tokio::sync::mpsc;
 
-use crate::cluster::fabric::{Arrival, Call, CallError, CallId, Forgotten, Link};
+use crate::cluster::fabric::{Arrival, Call, CallError, CallId, Clock, Forgotten, Link};
 use crate::cluster::node_metrics::{NodeMetrics, Outcome};
 
 /// Calls that may wait for one node. A coordinator has a handful; more means that the node takes
@@ -55,17 +55,20 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Calls {
     metrics: Arc<NodeMetrics>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
 impl Calls {
     pub(super) fn new(
         metrics: Arc<NodeMetrics>,
+        clock: Arc<dyn Clock>,
         outbound: mpsc::Sender<pb::ComputeRequest>,
         window: usize,
     ) -> Self {
         Calls {
             metrics,
+            clock,
             state: Mutex::new(State {
                 outbound,
                 window,
@@ -89,16 +92,17 @@ impl Calls {
 
     /// Sends waiting calls as far as the node's window and the connection allow.
     fn pump(&self, state: &mut State) {
-        let now = Instant::now();
+        let now = self.clock.now();
+        for waiting in state.take_overdue(now) {
+            self.metrics.count(Outcome::Deadline);
+            waiting.fail(CallError::Expired, now);
+        }
         for (&id, waiting) in state.waiting.iter_mut().filter(|(_, w)| !w.on_wire) {
             if state.draining || state.on_wire.len() >= state.window {
                 return;
             }
             let call = &waiting.call;
             let left = call.deadline.saturating_duration_since(now);
-            if left.is_zero() {
-                continue;
-            }
             let work = call.encoded.work(id, &call.tiles, left);
             let bytes = work.routes.len() + work.input.len();
             let message = pb::ComputeRequest {
@@ -118,9 +122,10 @@ impl Calls {
         self.with(|state| {
             state.lost = Some(fault.to_owned());
             state.on_wire.clear();
+            let now = self.clock.now();
             for waiting in std::mem::take(&mut state.waiting).into_values() {
                 self.metrics.count(Outcome::Lost);
-                waiting.fail(CallError::Lost(fault.to_owned()));
+                waiting.fail(CallError::Lost(fault.to_owned()), now);
             }
         });
     }
@@ -135,7 +140,7 @@ impl Calls {
     /// # Errors
     /// The node broke the protocol; the stream is to be dropped.
     pub(super) fn reply(&self, kind: Option<compute_reply::Kind>) -> Result<Next, String> {
-        let at = Instant::now();
+        let at = self.clock.now();
         match kind {
             Some(compute_reply::Kind::Rows(rows)) => {
                 self.metrics.received(rows.rows.len());
@@ -156,10 +161,10 @@ impl Calls {
                 // A node that refuses everything is not worth hurrying back to.
                 state.useful |= !matches!(error, CallError::Draining | CallError::Busy);
                 if let Some(waiting) = waiting {
-                    waiting.fail(error);
+                    waiting.fail(error, at);
                 }
                 if state.draining {
-                    state.refuse_unsent();
+                    state.refuse_unsent(at);
                 }
                 self.pump(state);
                 Ok(state.next())
@@ -178,7 +183,7 @@ impl Calls {
         }
         self.metrics.count(Outcome::Malformed);
         let reason = format!("{} bytes of rows instead of {expected}", rows.len());
-        waiting.fail(CallError::Malformed(reason));
+        waiting.fail(CallError::Malformed(reason), at);
     }
 
     fn error(&self, failure: &pb::Failure) -> CallError {
@@ -216,7 +221,7 @@ impl Link for Calls {
             state.next_id += 1;
             let waiting = Waiting {
                 call,
-                began: Instant::now(),
+                began: self.clock.now(),
                 on_wire: false,
             };
             state.waiting.insert(id, waiting);
@@ -256,11 +261,18 @@ impl State {
     }
 
     /// What was not sent yet never will be.
-    fn refuse_unsent(&mut self) {
+    fn refuse_unsent(&mut self, now: Instant) {
         let unsent = self.waiting.extract_if(.., |_, waiting| !waiting.on_wire);
         for (_, waiting) in unsent {
-            waiting.fail(CallError::Draining);
+            waiting.fail(CallError::Draining, now);
         }
+    }
+
+    /// Calls that waited for room on the wire until nobody wanted their answers any more.
+    fn take_overdue(&mut self, now: Instant) -> Vec<Waiting> {
+        let overdue = |_: &CallId, w: &mut Waiting| !w.on_wire && w.call.deadline <= now;
+        let taken = self.waiting.extract_if(.., overdue);
+        taken.map(|(_, waiting)| waiting).collect()
     }
 
     fn next(&self) -> Next {
@@ -273,8 +285,8 @@ impl State {
 }
 
 impl Waiting {
-    fn fail(self, error: CallError) {
-        self.call.deliver(Err(error), Instant::now());
+    fn fail(self, error: CallError, now: Instant) {
+        self.call.deliver(Err(error), now);
     }
 }
 

@@ -19,6 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use describe::inspect;
 
+use super::fabric::SystemClock;
 use super::membership::{ClusterError, EntryId, Expectation, Table};
 use super::node_metrics::NodeMetrics;
 use calls::{Calls, Next};
@@ -191,7 +192,12 @@ impl Drop for Live<'_> {
 /// Works until the connection ends; says why it did, and whether it was of use.
 async fn serve(target: &Target, stream: Stream) -> (Fault, bool) {
     let metrics = Arc::clone(&target.metrics);
-    let calls = Arc::new(Calls::new(metrics, stream.outbound, stream.window));
+    let calls = Arc::new(Calls::new(
+        metrics,
+        Arc::new(SystemClock),
+        stream.outbound,
+        stream.window,
+    ));
     let mut live = Live {
         target,
         calls: Arc::clone(&calls),

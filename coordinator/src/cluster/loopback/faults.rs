@@ -145,6 +145,9 @@ fn a_restarted_node_is_used_again() {
         .finish(&|| false, &mut out)
         .expect("rows after the restart");
     assert_eq!(bits(&out), bits(&alone(&batch)));
+    work_until("it has work", &backend, || {
+        cluster.own[2].begun.load(Ordering::SeqCst) > 0
+    });
     assert!(backend.faults().is_empty());
 }
 

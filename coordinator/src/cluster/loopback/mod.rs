@@ -139,7 +139,12 @@ impl Cluster {
     /// With a coordinator that can compute everything itself.
     fn connect_with_own(&self, options: &ClusterOptions) -> (ClusterBackend, Arc<OwnScript>) {
         let own = Arc::<OwnScript>::default();
-        let connect = ClusterBackend::connect(options, &expectation(), Some(Arc::clone(&own) as _));
+        let expected = expectation();
+        let options = &ClusterOptions {
+            begin_incomplete: true,
+            ..options.clone()
+        };
+        let connect = ClusterBackend::connect(options, &expected, Some(Arc::clone(&own) as _));
         (self.runtime.block_on(connect).expect("cluster"), own)
     }
 

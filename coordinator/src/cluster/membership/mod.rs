@@ -11,6 +11,7 @@ use ds4_proto::wire::{FingerprintBytes, Shape};
 pub use error::ClusterError;
 pub(super) use ready::wait_ready;
 pub(super) use resolve::follow;
+pub use resolve::{Resolver, SystemResolver};
 pub use spec::NodeSpec;
 pub(super) use table::EntryId;
 pub use table::{NodeState, NodeStatus, Table};

@@ -13,7 +13,7 @@ use crate::cluster::assignment::{list, uncovered};
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Waits until the nodes that are up hold all tiles and every other one was tried, or `patience`
-/// is over. What no node holds then is a message if this process can compute it (`own`).
+/// is over. What no node holds then is a message if this process is to compute it (`fallback`).
 /// `resolving` says that DNS names stand for nodes that may not be in the table yet.
 ///
 /// # Errors
@@ -22,7 +22,7 @@ const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 pub(in crate::cluster) async fn wait_ready(
     table: &Table,
     shape: Shape,
-    own: bool,
+    fallback: bool,
     resolving: bool,
     patience: Duration,
 ) -> Result<(), ClusterError> {
@@ -42,7 +42,7 @@ pub(in crate::cluster) async fn wait_ready(
             None if table.all_tried() || over => return Ok(()),
             // Nobody is left who could bring them.
             Some(missing) if over || (waiting.is_none() && !resolving) => {
-                return conclude(missing, waiting, own, patience);
+                return conclude(missing, waiting, fallback, patience);
             }
             _ => {}
         }
@@ -92,10 +92,10 @@ fn first_missing(shape: Shape, nodes: &[NodeStatus]) -> Option<(usize, Vec<TileR
 fn conclude(
     (layer, tiles): (usize, Vec<TileRect>),
     waiting: Option<&NodeStatus>,
-    own: bool,
+    fallback: bool,
     patience: Duration,
 ) -> Result<(), ClusterError> {
-    if own {
+    if fallback {
         tracing::warn!(
             layer,
             tiles = list(&tiles),

@@ -8,7 +8,7 @@ use ds4_common::tiles::Holdings;
 use tokio::sync::watch;
 
 use super::ClusterError;
-use crate::cluster::fabric::{Arrival, Fabric, Link, Mailbox, NodeId, View, ViewNode};
+use crate::cluster::fabric::{Arrival, Clock, Fabric, Link, Mailbox, NodeId, View, ViewNode};
 use crate::cluster::node_metrics::NodeMetrics;
 
 /// A node's place in the table.
@@ -237,11 +237,13 @@ impl std::fmt::Display for NodeState {
     }
 }
 
-impl Fabric for Table {
+impl Clock for Table {
     fn now(&self) -> Instant {
         Instant::now()
     }
+}
 
+impl Fabric for Table {
     fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }

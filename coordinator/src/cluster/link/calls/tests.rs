@@ -6,7 +6,7 @@ use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
 use ds4_common::tiles::{Grid, TileSet};
 use ds4_proto::wire::EncodedBatch;
 
-use crate::cluster::fabric::Mailbox;
+use crate::cluster::fabric::{Mailbox, SystemClock};
 
 const GRID: Grid = Grid {
     experts: 1,
@@ -21,8 +21,9 @@ struct Bench {
 
 fn bench(window: usize) -> Bench {
     let (outbound, wire) = mpsc::channel(64);
+    let metrics = Arc::new(NodeMetrics::new("node"));
     Bench {
-        calls: Calls::new(Arc::new(NodeMetrics::new("node")), outbound, window),
+        calls: Calls::new(metrics, Arc::new(SystemClock), outbound, window),
         wire,
         mailbox: Mailbox::default(),
     }
@@ -136,9 +137,10 @@ fn cancelled_calls_hold_their_place_until_the_node_has_answered() {
 }
 
 #[test]
-fn what_is_due_already_is_not_sent() {
+fn what_is_due_already_is_not_sent_and_makes_room() {
     let mut bench = bench(8);
     bench.send(0, Duration::ZERO).expect("taken");
+    assert_eq!(bench.arrived(), [(0, Some(CallError::Expired))]);
     bench.send(1, LONG).expect("taken");
     assert_eq!(bench.written(), [2]);
 }
