@@ -1,7 +1,7 @@
 //! One task a node: it owns the connection, brings it up, and brings it up again. Each time the
 //! node is asked anew what it is, since it may have changed meanwhile.
 
-mod calls;
+pub(super) mod calls;
 mod describe;
 
 use std::sync::Arc;

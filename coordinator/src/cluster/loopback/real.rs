@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertInput, ExpertStore, Route};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
