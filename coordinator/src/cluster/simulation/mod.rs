@@ -6,6 +6,7 @@
 
 mod clock;
 mod faults;
+mod network;
 mod node;
 mod random;
 mod scenario;
