@@ -2,6 +2,7 @@ mod api;
 mod bad_flags;
 mod bad_input;
 mod cluster;
+mod deploy;
 mod engine;
 mod formats;
 mod golden;
