@@ -72,12 +72,13 @@ impl Base {
         }
     }
 
-    pub(super) fn of_kind<'b>(&'b self, kind: &'b str) -> impl Iterator<Item = &'b Object> {
+    pub(super) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &Object> {
         self.objects.iter().filter(move |o| o.kind() == kind)
     }
 
     pub(super) fn find(&self, kind: &str, name: &str) -> Option<&Object> {
-        self.of_kind(kind).find(|object| object.name() == name)
+        let mut objects = self.objects.iter();
+        objects.find(|object| object.kind() == kind && object.name() == name)
     }
 
     /// The pods: coordinator, then expert nodes.

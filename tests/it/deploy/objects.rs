@@ -49,11 +49,12 @@ fn ports_are_those_that_the_programs_listen_on() {
 fn probes_ask_where_health_is_answered() {
     let base = Base::load();
     let probes = ["startupProbe", "readinessProbe", "livenessProbe"];
-    let health = base.experts().ports()["health"];
+    let [coordinator, experts] = base.workloads();
+    let health = experts.ports()["health"];
     for probe in probes {
-        let asked = &base.experts().container()[probe];
+        let asked = &experts.container()[probe];
         assert_eq!(asked["grpc"], json!({"port": health}), "{probe}");
-        let asked = &base.coordinator().container()[probe];
+        let asked = &coordinator.container()[probe];
         assert_eq!(asked["httpGet"], json!({"path": "/health", "port": "http"}));
     }
 }

@@ -14,6 +14,7 @@ use ds4_tests::process::{PATIENCE, Server};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -237,7 +238,8 @@ fn serving(pod: &Pod, port: u64) -> Result<()> {
             .build()?;
         let asked = async {
             let address = format!("http://{}:{port}", pod.address);
-            let mut client = HealthClient::connect(address).await?;
+            let channel = Endpoint::from_shared(address)?.connect().await?;
+            let mut client = HealthClient::new(channel);
             let service = String::new();
             let reply = client.check(HealthCheckRequest { service }).await?;
             anyhow::Ok(reply.into_inner().status())
@@ -265,8 +267,9 @@ fn the_base_serves_while_nodes_come_and_go() {
 
     // All at once: nobody is ready without the others.
     let (coord, mut nodes) = std::thread::scope(|scope| {
+        let (cluster, experts, name) = (&cluster, &experts, &name);
         let coord = scope.spawn(|| cluster.start(&coordinator, "ds4-coord-0"));
-        let start = |number| scope.spawn(|| cluster.start(&experts, &name(number)));
+        let start = |number| scope.spawn(move || cluster.start(experts, &name(number)));
         let nodes: Vec<_> = (0..count).map(|n| (n, start(n))).collect();
         let nodes = nodes.into_iter().map(|(number, node)| {
             let node = node.join().expect("no panic").expect("a node");
