@@ -100,5 +100,5 @@ fn the_commands_of_the_instructions_are_the_programs_own() {
             panic!("{words:?}: {error}");
         }
     }
-    assert!(seen > 1, "{seen} commands");
+    assert!(seen > 0, "no command");
 }
