@@ -10,6 +10,8 @@ use anyhow::{Context, Result, ensure};
 /// The name server's address, on the switch.
 pub(super) const NAME_SERVER: &str = "10.77.0.1";
 
+const SWITCH: &str = "02:00:00:00:00:01";
+
 /// What programs in pods find in their `/etc/resolv.conf`, which is what makes short names work.
 const SEARCH: &str = "ds4.svc.cluster.local svc.cluster.local cluster.local";
 
@@ -32,7 +34,7 @@ pub(super) struct Namespace {
 
 impl Namespace {
     fn new(role: &str) -> Result<Self> {
-        let name = format!("ds4-deploy-{}-{role}", std::process::id());
+        let name = format!("ds4-{}-deploy-{role}", std::process::id());
         ip(&["netns", "add", &name])?;
         let namespace = Namespace { name };
         std::fs::create_dir_all(namespace.settings())?;
@@ -75,7 +77,9 @@ pub(super) struct Network {
 impl Network {
     pub(super) fn new() -> Result<Self> {
         let switch = Namespace::new("switch")?;
-        switch.ip(&["link", "add", "switch", "type", "bridge"])?;
+        // An address of its own, not that of whichever machine came first: it must stay when that
+        // one goes, as the others remember it.
+        switch.ip(&["link", "add", "switch", "address", SWITCH, "type", "bridge"])?;
         let address = format!("{NAME_SERVER}/24");
         switch.ip(&["address", "add", &address, "dev", "switch"])?;
         switch.ip(&["link", "set", "switch", "up"])?;
