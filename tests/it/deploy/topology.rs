@@ -57,13 +57,15 @@ impl Cluster {
         let network = Network::new()?;
         let volumes = TempDir::new()?;
         certificates::make(volumes.path())?;
-        Ok(Cluster {
+        let cluster = Cluster {
             base: Base::load(),
             names: NameServer::start(&network)?,
             pods: Mutex::default(),
             network,
             volumes,
-        })
+        };
+        cluster.bring_model()?;
+        Ok(cluster)
     }
 
     /// The folder of a volume of a pod, which outlives the pod if it is a claim.
@@ -137,6 +139,41 @@ impl Cluster {
             server,
             machine,
             address,
+        })
+    }
+
+    /// Puts the model where the coordinator has it, as whoever sets a cluster up does.
+    fn bring_model(&self) -> Result<()> {
+        let coordinator = self.base.coordinator();
+        let claim = self.volume(&coordinator, "", "model")?;
+        let variables = coordinator.variables("");
+        let model = variables.iter().find(|(name, _)| name == "DS4_MODEL");
+        let (_, path) = model.context("DS4_MODEL")?;
+        let file = Path::new(path).file_name().context("a file")?;
+        std::os::unix::fs::symlink(MODEL.model(), claim.join(file))?;
+        Ok(())
+    }
+
+    /// All pods at once, since nobody is ready without the others: the coordinator, and `count`
+    /// nodes by number.
+    fn start_all(
+        &self,
+        count: usize,
+        name: &(impl Fn(usize) -> String + Sync),
+    ) -> Result<(Pod, BTreeMap<usize, Pod>)> {
+        let (coordinator, experts) = (self.base.coordinator(), &self.base.experts());
+        std::thread::scope(|scope| {
+            let coord = scope.spawn(|| self.start(&coordinator, "ds4-coord-0"));
+            let start = |number| scope.spawn(move || self.start(experts, &name(number)));
+            let nodes: Vec<_> = (0..count).map(|n| (n, start(n))).collect();
+            let joined =
+                |(number, node): (usize, std::thread::ScopedJoinHandle<'_, Result<Pod>>)| {
+                    let node = node.join().map_err(|_| anyhow!("a panic"))??;
+                    anyhow::Ok((number, node))
+                };
+            let nodes = nodes.into_iter().map(joined).collect::<Result<_>>()?;
+            let coord = coord.join().map_err(|_| anyhow!("a panic"))??;
+            Ok((coord, nodes))
         })
     }
 
@@ -258,26 +295,10 @@ fn the_base_serves_while_nodes_come_and_go() {
     }
     let cluster = Cluster::new().expect("network");
     let (coordinator, experts) = (cluster.base.coordinator(), cluster.base.experts());
-    let claim = cluster.volume(&coordinator, "", "model").expect("volume");
-    let (_, model) = coordinator.variables("").swap_remove(0);
-    let model = Path::new(&model).file_name().expect("a file");
-    std::os::unix::fs::symlink(MODEL.model(), claim.join(model)).expect("model");
     let count = experts.replicas();
     let name = |number: usize| format!("{}-{number}", experts.name());
 
-    // All at once: nobody is ready without the others.
-    let (coord, mut nodes) = std::thread::scope(|scope| {
-        let (cluster, experts, name) = (&cluster, &experts, &name);
-        let coord = scope.spawn(|| cluster.start(&coordinator, "ds4-coord-0"));
-        let start = |number| scope.spawn(move || cluster.start(experts, &name(number)));
-        let nodes: Vec<_> = (0..count).map(|n| (n, start(n))).collect();
-        let nodes = nodes.into_iter().map(|(number, node)| {
-            let node = node.join().expect("no panic").expect("a node");
-            (number, node)
-        });
-        let nodes: BTreeMap<usize, Pod> = nodes.collect();
-        (coord.join().expect("no panic").expect("coordinator"), nodes)
-    });
+    let (coord, mut nodes) = cluster.start_all(count, &name).expect("all pods");
     let port = coordinator.ports()["http"];
     let client = Client {
         machine: Some(&coord.machine),
