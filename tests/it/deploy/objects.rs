@@ -84,8 +84,9 @@ fn service_of<'b>(base: &'b Base, workload: &Workload, address: &str) -> &'b Val
     let service = base.find("Service", host);
     let service = service.unwrap_or_else(|| panic!("no Service {host}"));
     assert!(selects(service.at("/spec/selector"), workload), "{host}");
+    let port: u64 = port.parse().expect("a number");
     let ports = items(service.at("/spec/ports"));
-    let known = ports.iter().any(|p| p["port"].to_string() == port);
+    let known = ports.iter().any(|p| p["port"] == port);
     assert!(known, "{address}");
     service.at("/spec")
 }
