@@ -2,12 +2,13 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
+//! `math`, `quant`, `memory_limit` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
 
 pub mod expert;
 pub mod gguf;
 pub mod kernels;
 pub mod math;
+pub mod memory_limit;
 pub mod model;
 pub mod quant;
 pub mod tiles;

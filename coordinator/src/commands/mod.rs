@@ -6,7 +6,6 @@ pub mod chat;
 pub mod cli;
 pub mod inspect;
 pub mod logits;
-pub mod memory_limit;
 pub mod model_args;
 pub mod out_file;
 pub mod reference_model;
