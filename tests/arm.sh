@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests of ds4-common for 64-bit ARM, on any x86-64 Debian, under emulation.
 #
-#     tests/arm.sh                 the kernels' tests on every CPU model below
-#     tests/arm.sh all             all unit tests of ds4-common instead
-#     tests/arm.sh golden          a model's logits against the golden ones, on the newest CPU
-#     tests/arm.sh build           only build; prints the programs
+#     tests/arm.sh                 the unit tests of ds4-common on every CPU model below
+#     tests/arm.sh golden          instead, that a model's logits are the same with all kernels
 #
 # What is needed comes from Debian alone: a cross linker and QEMU are installed (as root, unless
 # they are there). Where the project's toolchain lacks the standard library for ARM, Debian's
@@ -22,7 +20,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-readonly what=${1:-kernels}
+readonly what=${1:-common}
 readonly target=aarch64-unknown-linux-gnu
 readonly models=(max=i8mm neoverse-n1=dotprod cortex-a72=neon)
 readonly cache=$PWD/target/arm
@@ -41,11 +39,20 @@ install_tools() {
     command -v apt-get >/dev/null || skip "no apt-get to install a cross compiler and QEMU with"
     [ "$(id -u)" = 0 ] ||
         skip "install gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user-static, or run as root"
-    {
-        apt-get update -qq
-        apt-get install -y -qq --no-install-recommends \
-            gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
-    } >"$cache/install.log" 2>&1 || skip "cannot install the cross compiler and QEMU: $cache/install.log"
+    (apt-get update -qq && apt-get install -y -qq --no-install-recommends \
+        gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static) \
+        >"$cache/install.log" 2>&1 || skip "cannot install the cross compiler and QEMU: $cache/install.log"
+}
+
+# The version is part of the library's name and moves with Debian.
+download_compiler() {
+    local library llvm
+    apt-get update -qq || return
+    library=$(apt-cache depends libstd-rust-web-dev |
+        sed -n 's/.*Depends: \(libstd-rust-web-[0-9].*\)/\1/p')
+    llvm=$(apt-cache depends "$library" | sed -n 's/.*Depends: \(libllvm[0-9]*\)$/\1/p')
+    [ -n "$library" ] && [ -n "$llvm" ] && cd "$cache/debs" &&
+        apt-get download rustc-web libstd-rust-web-dev "$library" "$llvm" libstd-rust-web-dev:arm64
 }
 
 # Debian's compiler for this machine and its library for both, without installing them.
@@ -53,7 +60,7 @@ unpack_compiler() {
     if [ -e "$root/complete" ]; then
         return
     fi
-    rm -rf "$root" "$cache/apt"
+    rm -rf "$root" "$cache/apt" "$cache/debs"
     mkdir -p "$root" "$cache/apt/lists" "$cache/apt/archives/partial" "$cache/debs"
     cat >"$cache/apt.conf" <<CONF
 APT::Architectures { "amd64"; "arm64"; };
@@ -61,22 +68,12 @@ APT::Sandbox::User "root";
 Dir::State::lists "$cache/apt/lists";
 Dir::Cache "$cache/apt";
 CONF
-    export APT_CONFIG=$cache/apt.conf
-    {
-        apt-get update -qq
-        local library packages
-        # The version is part of the library's name and moves with Debian.
-        library=$(apt-cache depends libstd-rust-web-dev |
-            sed -n 's/.*Depends: \(libstd-rust-web-[0-9].*\)/\1/p')
-        packages=(rustc-web libstd-rust-web-dev "$library" libstd-rust-web-dev:arm64)
-        packages+=($(apt-cache depends "$library" | sed -n 's/.*Depends: \(libllvm[0-9]*\)$/\1/p'))
-        (cd "$cache/debs" && apt-get download "${packages[@]}")
-        local deb
-        for deb in "$cache/debs"/*.deb; do
-            dpkg -x "$deb" "$root"
-        done
-    } >"$cache/unpack.log" 2>&1 || skip "cannot get Debian's Rust compiler: $cache/unpack.log"
-    unset APT_CONFIG
+    (APT_CONFIG=$cache/apt.conf && export APT_CONFIG && download_compiler) \
+        >"$cache/unpack.log" 2>&1 || skip "cannot get Debian's Rust compiler: $cache/unpack.log"
+    local deb
+    for deb in "$cache/debs"/*.deb; do
+        dpkg -x "$deb" "$root"
+    done
     rm -rf "$cache/debs" "$cache/apt"
     touch "$root/complete"
 }
@@ -123,25 +120,20 @@ if ! own_compiler; then
 fi
 
 case $what in
-build)
-    build -p ds4-common --lib
-    ;;
 golden)
     program=$(build -p ds4-tests --test it)
     cd tests
-    run_on max=i8mm "$program" golden
+    run_on max=i8mm "$program" golden::instruction_sets
     ;;
-kernels | all)
+common)
     program=$(build -p ds4-common --lib)
-    filter=(kernels::)
-    [ "$what" = all ] && filter=()
     cd common
     for model in "${models[@]}"; do
-        run_on "$model" "$program" "${filter[@]}"
+        run_on "$model" "$program"
     done
     ;;
 *)
-    sed -n '2,/^set -/s/^# \{0,1\}//p' "$0" >&2
+    echo "arm.sh: no tests named $what" >&2
     exit 2
     ;;
 esac

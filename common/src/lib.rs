@@ -2,8 +2,10 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `memory_limit` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
+//! `math`, `quant`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` ·
+//! `expert`.
 
+mod digest;
 pub mod expert;
 pub mod gguf;
 pub mod kernels;
@@ -11,4 +13,6 @@ pub mod math;
 pub mod memory_limit;
 pub mod model;
 pub mod quant;
+pub mod slice;
+pub mod threads;
 pub mod tiles;

@@ -1,5 +1,6 @@
 //! The coordinator: from prompt to token.
 
+pub mod authority;
 pub mod cluster;
 pub mod commands;
 pub mod engine;
@@ -8,3 +9,4 @@ pub mod plan;
 pub mod prompt;
 pub mod sampling;
 pub mod scheduler;
+pub mod share;

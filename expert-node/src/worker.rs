@@ -7,6 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
+use ds4_common::threads::Threads;
 use ds4_proto::wire::Call;
 
 use crate::compute::Compute;
@@ -76,13 +77,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a compute thread whose pool has `threads` threads, itself included.
+    /// Starts a compute thread whose pool is `threads`, itself included.
     ///
     /// # Errors
     /// The threads could not be made.
     pub fn start(
         mut compute: Box<dyn Compute>,
-        threads: usize,
+        threads: Threads,
         queue: usize,
         stats: Arc<Stats>,
     ) -> std::io::Result<(WorkQueue, Worker)> {
@@ -93,8 +94,9 @@ impl Worker {
             .name("ds4-compute".to_owned())
             .spawn(move || {
                 // The compute thread is part of its pool, so that a call needs no hand-over.
-                let pool = rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads.max(1))
+                threads.place(0);
+                let pool = threads
+                    .pool()
                     .thread_name(|i| format!("ds4-compute-{i}"))
                     .use_current_thread()
                     .build();
@@ -239,7 +241,9 @@ mod tests {
             gate: opened,
         });
         let stats = Arc::new(Stats::default());
-        let (queue, worker) = Worker::start(script, 2, queue, Arc::clone(&stats)).expect("worker");
+        let (queue, worker) =
+            Worker::start(script, Threads::new(2, false), queue, Arc::clone(&stats))
+                .expect("worker");
         Bench {
             seen,
             gate,

@@ -11,11 +11,11 @@ use ds4_tests::process::{Server, resident_kilobytes, run};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
-const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
-const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
+pub(crate) const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
+pub(crate) const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
 /// Runs `ds4-coord logits` on the model's `rand` tokens; the bytes of the file it wrote.
-fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
+pub(crate) fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
     let folder = TempDir::new().expect("folder");
     let out = folder.path().join("logits.npy");
     let tokens = reference.folder().join("rand.tokens.json");
@@ -32,21 +32,21 @@ fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
 }
 
 /// A node process and its address.
-fn node(reference: Reference, args: &[&str]) -> (Server, String) {
+pub(crate) fn node(reference: Reference, args: &[&str]) -> (Server, String) {
     node_at(reference, "127.0.0.1:0", args)
 }
 
 fn node_at(reference: Reference, listen: &str, args: &[&str]) -> (Server, String) {
     let model = reference.model();
-    let mut all = vec![
-        "serve",
-        "-m",
-        model.to_str().expect("utf-8"),
-        "--listen",
-        listen,
-    ];
+    let mut all = vec!["-m", model.to_str().expect("utf-8"), "--listen", listen];
     all.extend(args);
-    let server = Server::start(NODE, &all).expect("node");
+    start_node(&all)
+}
+
+/// A node process with all its flags given, and its address.
+pub(crate) fn start_node(args: &[&str]) -> (Server, String) {
+    let args = [&["serve"], args].concat();
+    let server = Server::start(NODE, &args).expect("node");
     let address = server.ready.split(&[' ', ':'][..]).collect::<Vec<_>>();
     let at = address
         .iter()

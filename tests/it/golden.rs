@@ -31,6 +31,7 @@ fn engine_with(reference: Reference, numerics: Numerics, kernels: Kernels) -> En
         kernels,
         numerics,
         threads: 0,
+        pin: false,
         context: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")
@@ -48,6 +49,7 @@ pub(crate) fn engine_on(
         kernels,
         numerics,
         threads: 0,
+        pin: false,
         context: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")

@@ -30,6 +30,7 @@ pub(crate) fn open(paths: &[PathBuf], numerics: Numerics, kernels: Kernels) -> E
         kernels,
         numerics,
         threads: 0,
+        pin: false,
         context: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")

@@ -1,11 +1,19 @@
 //! The right-hand sides of the products: rows of activations in the format that the weights want.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
+use super::Kernels;
+use super::q8_lone::Sixteen;
+use super::q8_panel::{self, Group, PackedBlock};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
 
 /// Rows times columns above which quantising is worth waking other threads for.
 const PARALLEL_VALUES: usize = 1 << 16;
+
+/// Blocks that are packed by one task, of each row of a group.
+const PACKED_AT_ONCE: usize = 32;
 
 /// One row of activations.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +62,10 @@ pub struct Activations {
     cols: usize,
     f32: Vec<f32>,
     q8: Vec<BlockQ8>,
+    /// The same, as panels of weight rows want them: groups of tokens, in each block by block.
+    packed: Vec<PackedBlock>,
+    /// A lone row of them, as single weight rows want it.
+    lone: Vec<Sixteen>,
     q8_k: Vec<BlockQ8K>,
 }
 
@@ -73,6 +85,8 @@ impl Activations {
             cols: 0,
             f32: Vec::new(),
             q8: Vec::new(),
+            packed: Vec::new(),
+            lone: Vec::new(),
             q8_k: Vec::new(),
         }
     }
@@ -83,6 +97,20 @@ impl Activations {
     /// `values` is no whole number of rows, or `cols` no whole number of blocks of the format
     /// (32 for Q8, 256 for Q8_K).
     pub fn set(&mut self, format: ActivationFormat, cols: usize, values: &[f32]) {
+        self.set_with(Kernels::scalar(), format, cols, values);
+    }
+
+    /// As [`Activations::set`], with the instructions of `kernels`.
+    ///
+    /// # Panics
+    /// As [`Activations::set`].
+    pub fn set_with(
+        &mut self,
+        kernels: Kernels,
+        format: ActivationFormat,
+        cols: usize,
+        values: &[f32],
+    ) {
         assert!(
             values.is_empty() || cols > 0 && values.len().is_multiple_of(cols),
             "{} values are no rows of {cols}",
@@ -99,14 +127,71 @@ impl Activations {
             ActivationFormat::Q8 => {
                 assert!(cols.is_multiple_of(32), "{cols} columns in blocks of 32");
                 self.q8.resize(values.len() / 32, BlockQ8::ZERO);
-                quantize_in_parallel(values, &mut self.q8, 32, quantize_q8);
+                quantize_in_parallel(values, &mut self.q8, 32, |values, blocks| {
+                    kernels.vectorised(|| quantize_q8(values, blocks));
+                });
+                self.pack();
             }
             ActivationFormat::Q8K => {
                 assert!(cols.is_multiple_of(256), "{cols} columns in blocks of 256");
                 self.q8_k.resize(values.len() / 256, BlockQ8K::ZERO);
-                quantize_in_parallel(values, &mut self.q8_k, 256, quantize_q8_k);
+                quantize_in_parallel(values, &mut self.q8_k, 256, |values, blocks| {
+                    kernels.vectorised(|| quantize_q8_k(values, blocks));
+                });
             }
         }
+    }
+
+    /// Lays a lone row out for single rows; puts blocks of several rows side by side that meet the
+    /// same weights.
+    fn pack(&mut self) {
+        let (rows, blocks) = (self.rows, self.cols / 32);
+        if rows < 2 {
+            Sixteen::lay_out(&self.q8, &mut self.lone);
+            return;
+        }
+        self.packed.resize(rows * blocks, PackedBlock::ZERO);
+        let q8 = &self.q8;
+        let groups = self.packed.par_chunks_mut(q8_panel::TOKENS * blocks);
+        groups.enumerate().for_each(|(g, packed)| {
+            let tokens = packed.len() / blocks;
+            let first = g * q8_panel::TOKENS * blocks;
+            packed
+                .par_chunks_mut(tokens)
+                .with_min_len(PACKED_AT_ONCE)
+                .enumerate()
+                .for_each(|(b, packed)| {
+                    for (t, to) in packed.iter_mut().enumerate() {
+                        *to = PackedBlock::new(&q8[first + t * blocks + b]);
+                    }
+                });
+        });
+    }
+
+    /// Group `g` of [`q8_panel::TOKENS`] rows, of which the columns `columns`; `None` unless these
+    /// are two or more rows of Q8.
+    pub(super) fn group(&self, g: usize, columns: Range<usize>) -> Option<Group<'_>> {
+        if self.format != ActivationFormat::Q8 || self.rows < 2 {
+            return None;
+        }
+        let blocks = self.cols / 32;
+        let first = g * q8_panel::TOKENS;
+        let tokens = q8_panel::TOKENS.min(self.rows.checked_sub(first)?);
+        let group = &self.packed[first * blocks..][..tokens * blocks];
+        Some(Group {
+            blocks: &group[columns.start / 32 * tokens..columns.end / 32 * tokens],
+            tokens,
+        })
+    }
+
+    /// Some columns of a lone row of Q8; `None` of other activations, and unless the columns start
+    /// on a whole sixteen of blocks and end on one or with the row.
+    pub(super) fn lone(&self, columns: Range<usize>) -> Option<&[Sixteen]> {
+        const WIDTH: usize = 32 * 16;
+        let whole = columns.start.is_multiple_of(WIDTH)
+            && (columns.end.is_multiple_of(WIDTH) || columns.end == self.cols);
+        let lone = self.format == ActivationFormat::Q8 && self.rows == 1 && whole;
+        lone.then(|| &self.lone[columns.start / WIDTH..columns.end.div_ceil(WIDTH)])
     }
 
     /// Makes room for `rows` of `cols` plain values, which the caller fills.
@@ -148,17 +233,26 @@ impl Activations {
     /// `i` is not a row.
     #[must_use]
     pub fn row(&self, i: usize) -> ActRow<'_> {
+        self.part(i, 0..self.cols)
+    }
+
+    /// The columns `columns` of row `i`, which start and end on a block.
+    ///
+    /// # Panics
+    /// `i` is not a row, or `columns` are not within it.
+    pub(super) fn part(&self, i: usize, columns: Range<usize>) -> ActRow<'_> {
         assert!(i < self.rows, "activation row {i} of {}", self.rows);
         match self.format {
-            ActivationFormat::F32 => ActRow::F32(nth(&self.f32, i, self.cols)),
-            ActivationFormat::Q8 => ActRow::Q8(nth(&self.q8, i, self.cols / 32)),
-            ActivationFormat::Q8K => ActRow::Q8K(nth(&self.q8_k, i, self.cols / 256)),
+            ActivationFormat::F32 => ActRow::F32(nth(&self.f32, i, self.cols, columns, 1)),
+            ActivationFormat::Q8 => ActRow::Q8(nth(&self.q8, i, self.cols, columns, 32)),
+            ActivationFormat::Q8K => ActRow::Q8K(nth(&self.q8_k, i, self.cols, columns, 256)),
         }
     }
 }
 
-fn nth<T>(all: &[T], i: usize, len: usize) -> &[T] {
-    &all[i * len..][..len]
+/// Some columns of row `i` of `all`, in blocks of `block`.
+fn nth<T>(all: &[T], i: usize, cols: usize, columns: Range<usize>, block: usize) -> &[T] {
+    &all[i * (cols / block)..][..cols / block][columns.start / block..columns.end / block]
 }
 
 /// Blocks do not know each other, so cutting anywhere gives the same blocks.
@@ -166,7 +260,7 @@ fn quantize_in_parallel<B: Send>(
     values: &[f32],
     blocks: &mut [B],
     block: usize,
-    quantize: fn(&[f32], &mut [B]),
+    quantize: impl Fn(&[f32], &mut [B]) + Sync,
 ) {
     if values.len() < PARALLEL_VALUES {
         return quantize(values, blocks);

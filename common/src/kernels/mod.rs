@@ -24,6 +24,9 @@ mod matmul;
 mod matrix;
 mod parts;
 mod probe;
+mod q4_k;
+mod q8_lone;
+mod q8_panel;
 mod row;
 mod scalar;
 mod sixteen;
@@ -41,6 +44,7 @@ use scalar::Scalar;
 use tile::{SCRATCH, Tokens};
 
 pub use activations::{ActRow, Activations};
+pub use matmul::Product;
 pub use matrix::{Matrix, ShapeError};
 
 /// An instruction set that is unknown or that this CPU lacks.
@@ -101,8 +105,12 @@ impl Kernels {
     /// The fastest kernels of this CPU.
     #[must_use]
     pub fn detect() -> Self {
-        let scalar = Self(Isa::Scalar(Scalar));
-        Self::available().last().copied().unwrap_or(scalar)
+        Self::available().last().copied().unwrap_or(Self::scalar())
+    }
+
+    /// Those that every CPU has.
+    fn scalar() -> Self {
+        Self(Isa::Scalar(Scalar))
     }
 
     /// The kernels of that name, or the fastest ones of this CPU for `auto`.
@@ -231,10 +239,29 @@ impl Kernels {
         });
     }
 
+    /// As [`Kernels::tile`], but token by token: `out[t * rows.len() + r - rows.start]`. `then` is
+    /// what this thread will read next, of which the first rows are asked for in time.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`].
+    pub fn tile_by_token(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
+        out: &mut [f32],
+    ) {
+        let part = w.row_range(rows);
+        SCRATCH.with_borrow_mut(
+            |scratch| with_kernel!(self, k => parts::run_whole(k, &part, xs, then, scratch, out)),
+        );
+    }
+
     /// The rows `rows` of `w` times activations, every block of 256 columns apart, on this thread:
     /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
     /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
-    /// `b` of activation `t`.
+    /// `b` of activation `t`. `then` is what this thread will read next.
     ///
     /// The rows are read from one end to the other, unlike strip by strip.
     ///
@@ -245,11 +272,12 @@ impl Kernels {
         w: &Matrix<'_>,
         rows: Range<usize>,
         xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
         out: &mut [f32],
     ) {
         let part = w.row_range(rows);
         SCRATCH.with_borrow_mut(
-            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, scratch, out)),
+            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, then, scratch, out)),
         );
     }
 
@@ -259,11 +287,73 @@ impl Kernels {
     }
 
     /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current
-    /// rayon pool. Allocates nothing once the threads' buffers have grown.
+    /// rayon pool.
     ///
     /// # Panics
     /// As [`Kernels::tile`].
     pub fn matmul(self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
-        with_kernel!(self, k => matmul::run(k, w, x, out));
+        self.matmul_all(&mut [Product::new(*w, x, out)]);
+    }
+
+    /// Several products at once, on the threads of the current rayon pool: they wait for each
+    /// other once, not after each.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`]; a matrix of a product has not the columns of its activations, or no
+    /// whole number of rows for each of its groups.
+    pub fn matmul_all(self, products: &mut [Product<'_>]) {
+        with_kernel!(self, k => matmul::run(k, products));
+    }
+
+    /// `out[i * stride + j] = a[i] · b[j]`, each with the bits of [`Kernels::dot_f32`].
+    ///
+    /// # Panics
+    /// The lengths differ, or `out` is too short or `stride` too small for all products.
+    pub fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        let (Some(last), Some(first)) = (a.len().checked_sub(1), a.first()) else {
+            return;
+        };
+        assert!(
+            b.len() <= stride && last * stride + b.len() <= out.len(),
+            "places for {} x {} dot products",
+            a.len(),
+            b.len()
+        );
+        assert!(
+            a.iter().chain(b).all(|row| row.len() == first.len()),
+            "lengths of dot products"
+        );
+        if !b.is_empty() {
+            with_kernel!(self, k => k.dots_grid(a, b, out, stride));
+        }
+    }
+
+    /// `ys[h] += factors[h * stride + i] * xs[i]` for each `i` in turn and every row `h` of `ys`,
+    /// which are as long as those of `xs`; elementwise and unfused.
+    ///
+    /// # Panics
+    /// The lengths differ, or there are too few factors.
+    pub fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        let Some(dim) = xs.first().map(|x| x.len()).filter(|&dim| dim > 0) else {
+            return;
+        };
+        let heads = ys.len() / dim;
+        assert!(
+            ys.len() == heads * dim && xs.iter().all(|x| x.len() == dim),
+            "lengths of scaled additions"
+        );
+        if let Some(last) = heads.checked_sub(1) {
+            assert!(
+                xs.len() <= stride && last * stride + xs.len() <= factors.len(),
+                "factors of scaled additions"
+            );
+            with_kernel!(self, k => k.add_scaled_grid(factors, stride, xs, ys));
+        }
+    }
+
+    /// Runs `work` with everything that is inlined into it compiled for these instructions. The
+    /// compiler then neither fuses nor reorders float operations, so results stay the same.
+    pub fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        with_kernel!(self, k => k.vectorised(work))
     }
 }

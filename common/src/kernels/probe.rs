@@ -1,5 +1,7 @@
 //! What the machine can do at most: loops that only read, and loops that only multiply.
 
+use rayon::prelude::*;
+
 use super::{Isa, Kernels};
 
 impl Kernels {
@@ -47,6 +49,25 @@ impl Kernels {
             #[cfg(target_arch = "aarch64")]
             Isa::I8mm(k) => Some(k.multiply(rounds)),
         }
+    }
+
+    /// [`Kernels::read_through`] with an equal part of `bytes` for each thread of the current
+    /// rayon pool.
+    #[must_use]
+    pub fn read_on_all_threads(self, bytes: &[u8]) -> u64 {
+        let part = bytes.len().div_ceil(rayon::current_num_threads()).max(1);
+        let parts = bytes.par_chunks(part).with_max_len(1);
+        let sum = parts.map(|part| self.read_through(part));
+        std::hint::black_box(sum.reduce(|| 0, |a, b| a ^ b))
+    }
+
+    /// [`Kernels::multiply_bytes`] on every thread of the current rayon pool; the operations of
+    /// all of them.
+    #[must_use]
+    pub fn multiply_on_all_threads(self, rounds: u32) -> Option<u64> {
+        rayon::broadcast(|_| self.multiply_bytes(rounds))
+            .into_iter()
+            .sum()
     }
 }
 

@@ -1,13 +1,15 @@
 //! A block of weight rows times activations, on the calling thread.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
+use super::q4_k;
+use super::q8_panel::PanelScratch;
 use super::row::RowKernel;
-use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
-use crate::quant::{Iq2Xxs, Mxfp4, Q2K, Q3K, Q5K, Q6K, Q8_0};
+use crate::quant::{Mxfp4, Q3K, Q5K, Q6K, Q8_0};
 
 /// The most activations that meet all rows of a tile before the next ones do.
 const TOKENS_AT_ONCE: usize = 64;
@@ -16,8 +18,11 @@ const TOKENS_AT_ONCE: usize = 64;
 /// second-level cache.
 const TOKEN_BYTES: usize = 320 << 10;
 
-/// Weight rows that meet an f32 activation together where there are fewer activations than this.
+/// Weight rows that meet f32 activations together where there are fewer activations than this.
 const ROWS_AT_ONCE: usize = 4;
+
+/// The same where there are more.
+const GRID_ROWS: usize = 8;
 
 /// Buffers of one thread, kept between calls.
 #[derive(Default)]
@@ -26,6 +31,8 @@ pub(super) struct Scratch {
     pub(super) rows: Vec<f32>,
     /// Results of a tile before they are spread over the output.
     pub(super) tile: Vec<f32>,
+    pub(super) panel: PanelScratch,
+    pub(super) q4_k: q4_k::Scratch,
 }
 
 thread_local! {
@@ -33,24 +40,25 @@ thread_local! {
 }
 
 /// Where the activations come from, without making a list of them.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) enum Tokens<'a> {
     Rows(&'a [ActRow<'a>]),
-    All(&'a Activations),
+    /// Some columns of some rows.
+    Of(&'a Activations, Range<usize>, Range<usize>),
 }
 
 impl<'a> Tokens<'a> {
-    pub(super) fn len(self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Tokens::Rows(rows) => rows.len(),
-            Tokens::All(all) => all.rows(),
+            Tokens::Of(_, rows, _) => rows.len(),
         }
     }
 
-    fn get(self, i: usize) -> ActRow<'a> {
+    fn get(&self, i: usize) -> ActRow<'a> {
         match self {
             Tokens::Rows(rows) => rows[i],
-            Tokens::All(all) => all.row(i),
+            Tokens::Of(all, rows, columns) => all.part(rows.start + i, columns.clone()),
         }
     }
 }
@@ -140,52 +148,22 @@ struct Part<'p, 'w> {
 
 impl Part<'_, '_> {
     fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
-        let done = match self.w.ty() {
-            GgmlType::Q4K if K::SIXTEEN => self.sixteens(k, xs),
-            _ => 0,
-        };
         let ty = self.w.ty();
-        self.each_row(done, xs.len(), |row, out| q8_k_row(k, ty, row, xs, out));
-    }
-
-    /// Whole sixteens of rows; returns how many rows that were.
-    fn sixteens<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) -> usize {
-        let done = self.w.rows() / sixteen::ROWS * sixteen::ROWS;
-        if done == 0 {
-            return 0;
-        }
-        let blocks = self.w.cols() / 256;
-        let list: Vec<&BlockQ8K> = (0..blocks)
-            .flat_map(|b| xs.iter().map(move |x| &x[b]))
-            .collect();
-        let mut sums = [[0.0; sixteen::ROWS]; TOKENS_AT_ONCE];
-        let sums = &mut sums[..xs.len()];
-        for first in (0..done).step_by(sixteen::ROWS) {
-            sums.fill([0.0; sixteen::ROWS]);
-            sixteen::add_rows(k, self.w, first, &list, sums);
-            for (t, sums) in sums.iter().enumerate() {
-                for (r, sum) in sums.iter().enumerate() {
-                    self.out[(first + r) * self.tokens + self.start + t] = *sum;
-                }
-            }
-        }
-        done
+        self.each_row(xs.len(), |row, out| q8_k_row(k, ty, row, xs, out));
     }
 
     fn q8<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8]]) {
         match self.w.ty() {
-            GgmlType::Q8_0 => {
-                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out))
-            }
+            GgmlType::Q8_0 => self.each_row(xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out)),
             GgmlType::Mxfp4 => {
-                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
+                self.each_row(xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
             }
             ty => panic!("{ty} weights do not meet Q8 activations"),
         }
     }
 
-    fn each_row(&mut self, first: usize, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
-        for r in first..self.w.rows() {
+    fn each_row(&mut self, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
+        for r in 0..self.w.rows() {
             let at = r * self.tokens + self.start;
             product(self.w.row(r), &mut self.out[at..at + len]);
         }
@@ -194,16 +172,23 @@ impl Part<'_, '_> {
     fn f32<K: RowKernel>(&mut self, k: K, xs: &[&[f32]], buffer: &mut Vec<f32>) {
         let (w, cols) = (self.w, self.w.cols());
         if cols == 0 {
-            return self.each_row(0, xs.len(), |_, out| out.fill(0.0));
+            return self.each_row(xs.len(), |_, out| out.fill(0.0));
         }
-        if buffer.len() < ROWS_AT_ONCE * cols {
-            buffer.resize(ROWS_AT_ONCE * cols, 0.0);
+        if buffer.len() < GRID_ROWS * cols {
+            buffer.resize(GRID_ROWS * cols, 0.0);
         }
         if xs.len() >= ROWS_AT_ONCE {
-            return self.each_row(0, xs.len(), |row, out| {
-                widen_row(k, w.ty(), row, &mut buffer[..cols]);
-                k.dots_f32(&buffer[..cols], xs, out);
-            });
+            for first in (0..w.rows()).step_by(GRID_ROWS) {
+                let count = GRID_ROWS.min(w.rows() - first);
+                for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
+                    widen_row(k, w.ty(), w.row(first + i), wide);
+                }
+                let wide: [&[f32]; GRID_ROWS] =
+                    std::array::from_fn(|i| &buffer[i * cols..][..cols]);
+                let out = &mut self.out[first * self.tokens + self.start..];
+                k.dots_grid(&wide[..count], xs, out, self.tokens);
+            }
+            return;
         }
         for first in (0..w.rows()).step_by(ROWS_AT_ONCE) {
             let count = ROWS_AT_ONCE.min(w.rows() - first);
@@ -240,11 +225,11 @@ pub(super) fn q8_k_row<K: RowKernel>(
 ) {
     match ty {
         GgmlType::Q4K => k.q4_k(row, xs, out),
-        GgmlType::Q2K => k.super_blocks::<Q2K>(row, xs, out),
+        GgmlType::Q2K => k.q2_k(row, xs, out),
         GgmlType::Q3K => k.super_blocks::<Q3K>(row, xs, out),
         GgmlType::Q5K => k.super_blocks::<Q5K>(row, xs, out),
         GgmlType::Q6K => k.super_blocks::<Q6K>(row, xs, out),
-        GgmlType::Iq2Xxs => k.super_blocks::<Iq2Xxs>(row, xs, out),
+        GgmlType::Iq2Xxs => k.iq2_xxs(row, xs, out),
         ty => panic!("{ty} weights do not meet Q8_K activations"),
     }
 }

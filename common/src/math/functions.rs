@@ -4,7 +4,7 @@
 ///
 /// Branch-free, so that loops over it vectorise; the polynomial is the classic degree-6 minimax
 /// one for [-ln2/2, ln2/2].
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -41,14 +41,14 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// 1 / (1 + e^-x).
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// x · σ(x).
-#[inline]
+#[inline(always)]
 #[must_use]
 pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)

@@ -1,5 +1,6 @@
 /// Walsh–Hadamard transform in natural (Sylvester) order, scaled by 1/√n. `x.len()` is a power of
 /// two; other lengths leave `x` as it is.
+#[inline(always)]
 pub fn hadamard(x: &mut [f32]) {
     let n = x.len();
     if !n.is_power_of_two() {

@@ -1,6 +1,7 @@
 //! Root-mean-square norm. Squares are summed in f64, in eight lanes and a fixed tree.
 
 /// 1 / sqrt(mean(x²) + ε).
+#[inline(always)]
 #[must_use]
 pub fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
     let mut lanes = [0.0f64; 8];
@@ -23,6 +24,7 @@ pub fn rms_scale(x: &[f32], epsilon: f32) -> f32 {
 }
 
 /// out = x · weight / rms(x).
+#[inline(always)]
 pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let scale = rms_scale(x, epsilon);
     for ((o, &v), &w) in out.iter_mut().zip(x).zip(weight) {

@@ -12,6 +12,7 @@ pub fn round_f16(x: f32) -> f32 {
 
 /// Rounds to E4M3FN values in blocks of 64 with a power-of-two scale each; a shorter last block is
 /// a block too.
+#[inline(always)]
 pub fn round_e4m3_blocks(x: &mut [f32]) {
     for block in x.chunks_mut(64) {
         let amax = amax(block).max(1e-4);
@@ -23,6 +24,7 @@ pub fn round_e4m3_blocks(x: &mut [f32]) {
 }
 
 /// Rounds to E2M1 values in blocks of 32 with a power-of-two scale each.
+#[inline(always)]
 pub fn round_fp4_blocks(x: &mut [f32]) {
     const FLOOR: f32 = 6.0 * f32::MIN_POSITIVE;
     for block in x.chunks_mut(32) {
@@ -34,11 +36,13 @@ pub fn round_fp4_blocks(x: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 fn amax(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |m, v| v.abs().max(m))
 }
 
 /// 2^ceil(log2(x)) for finite positive x, from the bits, so that exact powers stay.
+#[inline(always)]
 fn power_of_two_at_least(x: f32) -> f32 {
     let bits = x.to_bits();
     let exponent = bits >> 23;
@@ -56,6 +60,7 @@ fn power_of_two_at_least(x: f32) -> f32 {
 }
 
 /// Nearest E4M3FN value of |x| <= 448: three mantissa bits, subnormal step 2^-9.
+#[inline(always)]
 fn nearest_e4m3(x: f32) -> f32 {
     let magnitude = x.abs();
     if magnitude < 0.015_625 {
@@ -66,6 +71,7 @@ fn nearest_e4m3(x: f32) -> f32 {
 }
 
 /// Nearest of 0, 0.5, 1, 1.5, 2, 3, 4, 6 by magnitude; ties to the even table index.
+#[inline(always)]
 fn nearest_e2m1(x: f32) -> f32 {
     let m = x.abs();
     let step = if m < 2.0 {

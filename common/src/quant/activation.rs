@@ -41,6 +41,7 @@ impl BlockQ8K {
 ///
 /// # Panics
 /// `x` is not exactly `32 * out.len()` values.
+#[inline(always)]
 pub fn quantize_q8(x: &[f32], out: &mut [BlockQ8]) {
     assert_eq!(x.len(), 32 * out.len(), "values for whole Q8 blocks");
     for (values, block) in x.as_chunks::<32>().0.iter().zip(out) {
@@ -54,6 +55,7 @@ pub fn quantize_q8(x: &[f32], out: &mut [BlockQ8]) {
 ///
 /// # Panics
 /// `x` is not exactly `256 * out.len()` values.
+#[inline(always)]
 pub fn quantize_q8_k(x: &[f32], out: &mut [BlockQ8K]) {
     assert_eq!(x.len(), 256 * out.len(), "values for whole Q8_K blocks");
     for (values, block) in x.as_chunks::<256>().0.iter().zip(out) {
@@ -61,6 +63,7 @@ pub fn quantize_q8_k(x: &[f32], out: &mut [BlockQ8K]) {
     }
 }
 
+#[inline(always)]
 fn quantize_block_q8(x: &[f32; 32]) -> BlockQ8 {
     let Some(amax) = finite_magnitude(x) else {
         return BlockQ8 {
@@ -80,6 +83,7 @@ fn quantize_block_q8(x: &[f32; 32]) -> BlockQ8 {
     BlockQ8 { d, q }
 }
 
+#[inline(always)]
 fn quantize_block_q8_k(x: &[f32; 256]) -> BlockQ8K {
     let Some(amax) = finite_magnitude(x) else {
         return BlockQ8K {
@@ -107,6 +111,7 @@ fn quantize_block_q8_k(x: &[f32; 256]) -> BlockQ8K {
 
 /// The largest magnitude, or `None` if a value is NaN or infinite. Works on the bits, whose order
 /// is that of the magnitudes, so that the loop vectorises and a NaN cannot hide.
+#[inline(always)]
 fn finite_magnitude(x: &[f32]) -> Option<f32> {
     let bits = x.iter().fold(0, |max: u32, v| max.max(v.abs().to_bits()));
     Some(f32::from_bits(bits)).filter(|v| v.is_finite())

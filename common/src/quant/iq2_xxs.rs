@@ -2,7 +2,7 @@
 //! then a word with four 7-bit sign indices and a 4-bit scale `S` on top. The factor of the 32
 //! values is `d * (2S + 1) / 8`.
 
-use super::block::{IntBlock, SuperBlock, half_at, word_at};
+use super::block::{IntBlock, SuperBlock, half_at};
 
 /// The grid of magnitudes: bits `2j` and `2j + 1` of an entry choose magnitude `j` of 8 out of 8,
 /// 25 and 43. Part of the format.
@@ -92,18 +92,30 @@ impl SuperBlock for Iq2Xxs {
             .iter()
             .zip(out.q.as_chunks_mut::<32>().0);
         for (j, (group, q)) in groups.enumerate() {
-            let word = word_at(group, 4);
-            let scale = 2 * (word >> 28) as i16 + 1;
+            let (magnitudes, masks, scale) = Self::look_up(group);
             out.scales[2 * j..2 * j + 2].fill(scale);
             for (l, q) in q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let mask = SIGN_MASKS[(word >> (7 * l) & 127) as usize];
                 // Two's complement, byte by byte: flip all bits and add one. No magnitude is zero,
                 // so no byte carries into the next.
-                let flipped = MAGNITUDES[usize::from(group[l])] ^ mask;
-                let negated = flipped + (mask & 0x0101_0101_0101_0101);
+                let negated = (magnitudes[l] ^ masks[l]) + (masks[l] & 0x0101_0101_0101_0101);
                 *q = negated.to_le_bytes().map(|b| b as i8);
             }
         }
+    }
+}
+
+impl Iq2Xxs {
+    /// The magnitudes of 32 values, one a byte; masks with all bits set in the bytes of negative
+    /// ones; and their scale.
+    #[inline(always)]
+    pub(crate) fn look_up(group: &[u8; 8]) -> ([u64; 4], [u64; 4], i16) {
+        let [a, b, c, d, word @ ..] = *group;
+        let word = u32::from_le_bytes(word);
+        (
+            [a, b, c, d].map(|index| MAGNITUDES[usize::from(index)]),
+            std::array::from_fn(|l| SIGN_MASKS[(word >> (7 * l) & 127) as usize]),
+            2 * (word >> 28) as i16 + 1,
+        )
     }
 }
 

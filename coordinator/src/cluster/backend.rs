@@ -9,6 +9,7 @@ use bytes::Bytes;
 use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::limits::MAX_DEADLINE;
+use ds4_proto::security::Security;
 use ds4_proto::wire::{EncodedBatch, Shape};
 
 use super::assignment::{AssignmentError, assign};
@@ -33,6 +34,8 @@ pub struct ClusterOptions {
     pub patience: Duration,
     /// Time for one layer's experts, lost connections and retries included.
     pub deadline: Duration,
+    /// What protects the connections to them.
+    pub security: Security,
 }
 
 impl Default for ClusterOptions {
@@ -42,6 +45,7 @@ impl Default for ClusterOptions {
             grid: None,
             patience: Duration::from_secs(60),
             deadline: Duration::from_secs(60),
+            security: Security::default(),
         }
     }
 }
@@ -76,7 +80,13 @@ impl ClusterBackend {
         expected: &Expectation,
     ) -> Result<Self, ClusterError> {
         let start = Instant::now();
-        let members = gather(&options.nodes, expected, options.patience).await?;
+        let members = gather(
+            &options.nodes,
+            expected,
+            options.patience,
+            &options.security,
+        )
+        .await?;
         let layers = plan_layers(&members, expected.shape, options.grid)?;
         let mut links = Vec::new();
         for (node, member) in members.iter().enumerate() {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use ds4_proto::channel::{self, AddressError};
+use ds4_proto::channel::AddressError;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::DescribeRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
+use ds4_proto::security::{DialError, PlainText, Security};
 use ds4_proto::wire::{FingerprintBytes, Mismatch, NodeInfo, Shape, WireError, decode_node};
 use tokio::time::Instant;
 use tonic::transport::Endpoint;
@@ -47,6 +48,8 @@ pub enum ClusterError {
         address: String,
         reason: AddressError,
     },
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
     #[error("expert node {node} was not reached within {seconds} s: {reason}")]
     Unreachable {
         node: String,
@@ -76,6 +79,15 @@ pub enum ClusterError {
     TooLarge,
 }
 
+impl From<DialError> for ClusterError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Address { address, reason } => ClusterError::Address { address, reason },
+            DialError::PlainText(error) => ClusterError::PlainText(error),
+        }
+    }
+}
+
 fn shape_text(shape: &Shape) -> String {
     let Shape {
         layers,
@@ -95,6 +107,7 @@ pub async fn gather(
     addresses: &[String],
     expected: &Expectation,
     patience: Duration,
+    security: &Security,
 ) -> Result<Vec<Member>, ClusterError> {
     if addresses.is_empty() {
         return Err(ClusterError::NoNodes);
@@ -106,7 +119,7 @@ pub async fn gather(
     }
     let asked = addresses
         .iter()
-        .map(|address| ask(address, expected, patience));
+        .map(|address| ask(address, expected, patience, security));
     futures::future::try_join_all(asked).await
 }
 
@@ -114,12 +127,10 @@ async fn ask(
     address: &str,
     expected: &Expectation,
     patience: Duration,
+    security: &Security,
 ) -> Result<Member, ClusterError> {
     let node = || address.to_owned();
-    let endpoint = channel::endpoint(address).map_err(|reason| ClusterError::Address {
-        address: node(),
-        reason,
-    })?;
+    let endpoint = security.endpoint(address)?;
     let start = Instant::now();
     let mut next_message = start;
     loop {

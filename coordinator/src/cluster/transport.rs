@@ -7,6 +7,7 @@ use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
+use ds4_proto::tls;
 use ds4_proto::wire::{FingerprintBytes, Shape, clip, decode_welcome, hello};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -191,7 +192,10 @@ async fn read(calls: &Arc<Calls>, mut inbound: Streaming<pb::ComputeReply>) -> S
 }
 
 /// An error with its causes on one line; transport errors hide the telling part in their source.
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
+pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(text) = tls::explain(error) {
+        return clip(&text, MAX_TEXT_BYTES);
+    }
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -204,8 +208,13 @@ pub(super) fn reason(error: &dyn std::error::Error) -> String {
     clip(&text, MAX_TEXT_BYTES)
 }
 
-/// A status for a person: its message, or its code where it has none.
+/// A status for a person: what the transport says below it, its message, or its code where it
+/// has none.
 pub(super) fn status_text(status: &tonic::Status) -> String {
+    // A status without a cause came from the node.
+    if std::error::Error::source(status).is_some() {
+        return reason(status);
+    }
     match status.message() {
         "" => status.code().description().to_owned(),
         message => clip(message, MAX_TEXT_BYTES),

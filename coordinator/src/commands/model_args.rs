@@ -8,14 +8,17 @@ use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
+use ds4_expert_node::tls_args::TlsArgs;
 use ds4_proto::channel;
+use ds4_proto::security::Security;
+use ds4_proto::tls::Role;
 
 use super::reference_model;
 use crate::engine::Numerics;
 
-/// Model, experts and threads.
+/// Which model.
 #[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
+pub struct ModelFiles {
     /// GGUF file, one of its split files, or all of its layer shards, comma-separated [default:
     /// the small reference model in the source tree]
     #[arg(
@@ -26,6 +29,25 @@ pub struct ModelArgs {
         value_delimiter = ','
     )]
     pub model: Vec<PathBuf>,
+}
+
+impl ModelFiles {
+    /// # Errors
+    /// No model was named and the reference model is gone.
+    pub fn paths(&self) -> Result<Vec<PathBuf>> {
+        if self.model.is_empty() {
+            Ok(vec![reference_model::path()?])
+        } else {
+            Ok(self.model.clone())
+        }
+    }
+}
+
+/// Model, experts and threads.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub files: ModelFiles,
 
     /// Expert nodes that compute the routed experts, comma-separated [default: none]
     #[arg(
@@ -36,6 +58,9 @@ pub struct ModelArgs {
         value_parser = node_address
     )]
     pub nodes: Vec<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
     /// computes experts directly [default: 1 without --nodes, else 0]
@@ -49,6 +74,10 @@ pub struct ModelArgs {
     /// Compute threads of the coordinator, and of its embedded nodes together; 0 is one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = up_to(1024))]
     pub threads: usize,
+
+    /// Keep each compute thread on a core of its own
+    #[arg(long, env = "DS4_PIN")]
+    pub pin: bool,
 
     /// Instruction set of the kernels: auto, or one that --version lists
     #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME")]
@@ -83,19 +112,22 @@ pub struct ModelArgs {
 
 impl ModelArgs {
     /// # Errors
-    /// No model was named and the reference model is gone.
-    pub fn paths(&self) -> Result<Vec<PathBuf>> {
-        if self.model.is_empty() {
-            Ok(vec![reference_model::path()?])
-        } else {
-            Ok(self.model.clone())
-        }
-    }
-
-    /// # Errors
     /// The instruction set is unknown or this CPU lacks it.
     pub fn kernels(&self) -> Result<Kernels> {
         Kernels::named(&self.isa).context("--isa")
+    }
+
+    /// What protects the connections to nodes; a node that it forbids to reach is known here,
+    /// before the model is looked at.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used, or the node that plain text would go to.
+    pub fn security(&self) -> Result<Security> {
+        let security = self.tls.security(Role::Coordinator)?;
+        for node in &self.nodes {
+            security.endpoint(node)?;
+        }
+        Ok(security)
     }
 
     /// Nodes to run inside this process.

@@ -1,4 +1,4 @@
-use ds4_common::kernels::Kernels;
+use ds4_common::kernels::{Kernels, Product};
 
 use super::operand::Operand;
 use super::weights::Linear;
@@ -19,9 +19,40 @@ impl Compute {
         x: &mut Operand,
         out: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
-        out.resize(x.rows() * w.rows(), 0.0);
-        let x = x.in_format(self.numerics.activation_format(w.ty()));
-        self.kernels.matmul(&w.matrix()?, x, out);
+        self.linears(x, vec![(w, out)])
+    }
+
+    /// Several matrices times one operand, at once.
+    pub(crate) fn linears(
+        self,
+        x: &mut Operand,
+        jobs: Vec<(&Linear, &mut Vec<f32>)>,
+    ) -> Result<(), EngineError> {
+        let format = |w: &Linear| self.numerics.activation_format(w.ty());
+        for (w, _) in &jobs {
+            x.prepare(self.kernels, format(w));
+        }
+        let mut products = Vec::with_capacity(jobs.len());
+        for (w, out) in jobs {
+            out.resize(x.rows() * w.rows(), 0.0);
+            products.push(Product::new(w.matrix()?, x.prepared(format(w)), out));
+        }
+        self.kernels.matmul_all(&mut products);
+        Ok(())
+    }
+
+    /// Each of `groups` parts of `w`'s rows times its own part of `x`'s columns, into `out`
+    /// (`x.rows() x w.rows()`).
+    pub(crate) fn grouped(
+        self,
+        w: &Linear,
+        groups: usize,
+        x: &mut Operand,
+        out: &mut [f32],
+    ) -> Result<(), EngineError> {
+        let x = x.in_format(self.kernels, self.numerics.activation_format(w.ty()));
+        let product = Product::grouped(w.matrix()?, groups, x, out);
+        self.kernels.matmul_all(&mut [product]);
         Ok(())
     }
 }

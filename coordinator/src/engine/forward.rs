@@ -174,8 +174,9 @@ impl Forward<'_> {
                 caches.push(&mut chunk.sequence.layers[index]);
             }
         }
-        attention.forward(batch, &mut caches, normed, scratch, output)?;
-        self.times.lap(Stage::Attention, mark);
+        let times = &mut *self.times;
+        let mut lap = |stage| times.lap(stage, mark);
+        attention.forward(batch, &mut caches, normed, scratch, output, &mut lap)?;
         self.mix_out();
         self.times.lap(Stage::HyperConnections, mark);
         Ok(())
@@ -211,9 +212,11 @@ impl Forward<'_> {
         let give_up = || batch.chunks.iter().all(|rows| gone(&chunks[rows.chunk]));
         pending.finish(&give_up, routed)?;
         self.times.lap(Stage::RoutedExperts, mark);
-        for (y, r) in output.iter_mut().zip(routed.iter()) {
-            *y += r;
-        }
+        let hidden = self.hp.hidden;
+        output
+            .par_chunks_mut(hidden)
+            .zip(routed.par_chunks(hidden))
+            .for_each(|(y, routed)| y.iter_mut().zip(routed).for_each(|(y, r)| *y += r));
         self.mix_out();
         self.times.lap(Stage::HyperConnections, mark);
         Ok(())
@@ -251,7 +254,7 @@ impl Forward<'_> {
             .map(|ty| self.compute.numerics.activation_format(ty));
         // Gate and up of different kinds would need two layouts: send the plain values then.
         let input = if gate == up {
-            ExpertInput::from_activations(normed.in_format(gate))
+            ExpertInput::from_activations(normed.in_format(self.compute.kernels, gate))
         } else {
             ExpertInput::F32(normed.values().to_vec())
         };
@@ -297,8 +300,10 @@ impl Forward<'_> {
             .zip(inputs)
             .for_each(|(((mix, mixed), normed), (streams, logits))| {
                 *mix = mixing(logits, &constants);
-                mix_in(streams, &mix.pre[..hp.streams], mixed);
-                rms_norm(mixed, norm, hp.rms_eps, normed);
+                self.compute.kernels.vectorised(|| {
+                    mix_in(streams, &mix.pre[..hp.streams], mixed);
+                    rms_norm(mixed, norm, hp.rms_eps, normed);
+                });
             });
         Ok(())
     }
@@ -317,7 +322,8 @@ impl Forward<'_> {
             .par_chunks_mut(width)
             .zip(streams.par_chunks(width))
             .for_each(|(out, streams)| {
-                norm_streams(streams, self.hp.rms_eps, out);
+                let norm = || norm_streams(streams, self.hp.rms_eps, out);
+                self.compute.kernels.vectorised(norm);
             });
         self.compute.linear(&hc.function, hc_input, hc_logits)
     }
@@ -335,7 +341,10 @@ impl Forward<'_> {
             .par_chunks_mut(count * hidden)
             .zip(output.par_chunks(hidden))
             .zip(mixings.par_iter())
-            .for_each(|((streams, y), mix)| mix_out(streams, y, mix, count));
+            .for_each(|((streams, y), mix)| {
+                let mix = || mix_out(streams, y, mix, count);
+                self.compute.kernels.vectorised(mix);
+            });
     }
 
     /// Logits of the wanted rows.

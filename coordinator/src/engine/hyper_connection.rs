@@ -25,6 +25,7 @@ pub(crate) struct HcConstants<'a> {
 }
 
 /// Divides all streams of one token by their common root mean square.
+#[inline(always)]
 pub(crate) fn norm_streams(streams: &[f32], epsilon: f32, out: &mut [f32]) {
     let scale = rms_scale(streams, epsilon);
     for (o, v) in out.iter_mut().zip(streams) {
@@ -79,6 +80,7 @@ fn sinkhorn(a: &mut [[f32; MAX_STREAMS]; MAX_STREAMS], n: usize, iterations: usi
 }
 
 /// out = Σ_i weights[i] · S[i].
+#[inline(always)]
 pub(crate) fn mix_in(streams: &[f32], weights: &[f32], out: &mut [f32]) {
     out.fill(0.0);
     for (stream, &w) in streams.chunks_exact(out.len()).zip(weights) {
@@ -89,20 +91,44 @@ pub(crate) fn mix_in(streams: &[f32], weights: &[f32], out: &mut [f32]) {
 }
 
 /// S'[c] = post_c · y + Σ_r A[r][c] · S[r], in place.
+#[inline(always)]
 pub(crate) fn mix_out(streams: &mut [f32], y: &[f32], mix: &Mixing, count: usize) {
     let hidden = y.len();
-    for d in 0..hidden {
-        let mut old = [0.0; MAX_STREAMS];
-        for (r, o) in old.iter_mut().enumerate().take(count) {
-            *o = streams[r * hidden + d];
-        }
-        for c in 0..count {
-            let mut sum = mix.post[c] * y[d];
-            for (r, o) in old.iter().enumerate().take(count) {
-                sum += mix.streams[r][c] * o;
+    let (whole, rest) = y.as_chunks::<COLUMNS>();
+    for (i, y) in whole.iter().enumerate() {
+        mix_columns(streams, hidden, i * COLUMNS, y, mix, count);
+    }
+    for (i, y) in rest.iter().enumerate() {
+        let at = whole.len() * COLUMNS + i;
+        mix_columns(streams, hidden, at, std::array::from_ref(y), mix, count);
+    }
+}
+
+/// Columns that [`mix_out`] treats together, so that they are vectors.
+const COLUMNS: usize = 16;
+
+#[inline(always)]
+fn mix_columns<const N: usize>(
+    streams: &mut [f32],
+    hidden: usize,
+    at: usize,
+    y: &[f32; N],
+    mix: &Mixing,
+    count: usize,
+) {
+    let mut old = [[0.0; N]; MAX_STREAMS];
+    for (r, old) in old.iter_mut().enumerate().take(count) {
+        old.copy_from_slice(&streams[r * hidden + at..][..N]);
+    }
+    for c in 0..count {
+        let mut sum = y.map(|y| mix.post[c] * y);
+        for (r, old) in old.iter().enumerate().take(count) {
+            let factor = mix.streams[r][c];
+            for (sum, o) in sum.iter_mut().zip(old) {
+                *sum += factor * o;
             }
-            streams[c * hidden + d] = sum;
         }
+        streams[c * hidden + at..][..N].copy_from_slice(&sum);
     }
 }
 

@@ -17,6 +17,7 @@ mod operand;
 mod rope;
 mod stage;
 mod weights;
+mod work;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,12 +25,14 @@ use std::sync::atomic::AtomicBool;
 
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{HyperParams, ModelTensors};
+use ds4_common::threads::Threads;
 
 pub use backend::{ExpertBackend, ExpertError, PendingExperts};
 pub use error::EngineError;
 pub use kv_cache::Sequence;
 pub use numerics::Numerics;
 pub use stage::{Stage, StageTimes};
+pub use work::StageWork;
 
 use batch::Ropes;
 use compute::Compute;
@@ -44,6 +47,8 @@ pub struct EngineConfig {
     pub numerics: Numerics,
     /// Compute threads; 0 takes one for each core.
     pub threads: usize,
+    /// Whether each compute thread stays on a core of its own.
+    pub pin: bool,
     /// Longest sequence in tokens; 0 takes the model's own limit.
     pub context: usize,
 }
@@ -144,8 +149,8 @@ impl Engine {
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
         let weights = Weights::new(&hp, tensors)?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(config.threads)
+        let pool = Threads::new(config.threads, config.pin)
+            .pool()
             .thread_name(|i| format!("engine-{i}"))
             .build()
             .map_err(|e| EngineError::Threads(e.to_string()))?;

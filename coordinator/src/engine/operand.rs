@@ -1,6 +1,6 @@
 //! An activation matrix that meets weights of several types: each layout is made at most once.
 
-use ds4_common::kernels::Activations;
+use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::quant::ActivationFormat;
 
 /// `rows x cols` activations, quantised on demand and once per layout.
@@ -34,18 +34,34 @@ impl Operand {
         self.plain.rows()
     }
 
-    pub(crate) fn in_format(&mut self, format: ActivationFormat) -> &Activations {
+    /// Makes the layout of `format` unless it is there.
+    pub(crate) fn prepare(&mut self, kernels: Kernels, format: ActivationFormat) {
         let layout = match format {
-            ActivationFormat::F32 => return &self.plain,
+            ActivationFormat::F32 => return,
             ActivationFormat::Q8 => &mut self.q8,
             ActivationFormat::Q8K => &mut self.q8k,
         };
         if !layout.ready {
             layout
                 .activations
-                .set(format, self.plain.cols(), self.plain.plain());
+                .set_with(kernels, format, self.plain.cols(), self.plain.plain());
             layout.ready = true;
         }
+    }
+
+    /// The layout of `format`, which [`Operand::prepare`] made for these values.
+    pub(crate) fn prepared(&self, format: ActivationFormat) -> &Activations {
+        let layout = match format {
+            ActivationFormat::F32 => return &self.plain,
+            ActivationFormat::Q8 => &self.q8,
+            ActivationFormat::Q8K => &self.q8k,
+        };
+        debug_assert!(layout.ready, "{format:?} was not prepared");
         &layout.activations
+    }
+
+    pub(crate) fn in_format(&mut self, kernels: Kernels, format: ActivationFormat) -> &Activations {
+        self.prepare(kernels, format);
+        self.prepared(format)
     }
 }

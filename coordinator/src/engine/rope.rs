@@ -66,6 +66,7 @@ fn yarn_ramp(pair: usize, dims: usize, base: f64, yarn: &Yarn) -> f64 {
 }
 
 /// Rotates the last `2 * angles.len()` values of `row`.
+#[inline(always)]
 pub(crate) fn rotate(row: &mut [f32], angles: &[(f32, f32)]) {
     let start = row.len() - 2 * angles.len();
     for (pair, &(sin, cos)) in row[start..].chunks_exact_mut(2).zip(angles) {

@@ -5,7 +5,16 @@ use std::time::{Duration, Instant};
 pub enum Stage {
     Embedding,
     HyperConnections,
+    /// Every projection of a layer's normed input: queries, keys, compressors, index weights.
+    AttentionInput,
+    /// Queries of attention and of the indexer out of their latent, and the keys of new rows.
+    Queries,
+    Compressor,
+    /// Scores of compressed rows and the choice among them.
+    Indexer,
+    /// Scores, softmax and values of every head.
     Attention,
+    AttentionOutput,
     Router,
     SharedExpert,
     /// Waiting for, or computing, what the expert backend had not finished in the shadow of the
@@ -15,10 +24,15 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Stage; 7] = [
+    pub const ALL: [Stage; 12] = [
         Stage::Embedding,
         Stage::HyperConnections,
+        Stage::AttentionInput,
+        Stage::Queries,
+        Stage::Compressor,
+        Stage::Indexer,
         Stage::Attention,
+        Stage::AttentionOutput,
         Stage::Router,
         Stage::SharedExpert,
         Stage::RoutedExperts,
@@ -30,7 +44,12 @@ impl Stage {
         match self {
             Stage::Embedding => "embedding",
             Stage::HyperConnections => "hyper-connections",
+            Stage::AttentionInput => "attention input",
+            Stage::Queries => "queries and keys",
+            Stage::Compressor => "compressor",
+            Stage::Indexer => "indexer",
             Stage::Attention => "attention",
+            Stage::AttentionOutput => "attention output",
             Stage::Router => "router",
             Stage::SharedExpert => "shared expert",
             Stage::RoutedExperts => "routed experts",

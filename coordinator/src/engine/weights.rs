@@ -50,6 +50,15 @@ impl Linear {
         self.rows
     }
 
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All bytes of the matrix.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.tensor.bytes()
+    }
+
     pub(crate) fn row_bytes(&self, row: usize) -> &[u8] {
         let stride = self.tensor.bytes().len() / self.rows.max(1);
         &self.tensor.bytes()[row * stride..(row + 1) * stride]

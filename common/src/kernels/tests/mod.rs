@@ -1,5 +1,6 @@
 //! What the tests of the kernels share: random weights and activations of every type.
 
+mod dense;
 mod equal;
 mod shapes;
 mod values;
@@ -121,4 +122,14 @@ fn tile(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     let mut out = vec![f32::NAN; w.rows() * xs.len()];
     kernels.tile(w, 0..w.rows(), xs, &mut out);
     out
+}
+
+/// The same results by way of [`Kernels::tile_by_token`].
+fn tile_by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+    let (rows, tokens) = (w.rows(), xs.len());
+    let mut out = vec![f32::NAN; rows * tokens];
+    kernels.tile_by_token(w, 0..rows, xs, Some(w), &mut out);
+    (0..rows * tokens)
+        .map(|i| out[i % tokens * rows + i / tokens])
+        .collect()
 }

@@ -2,12 +2,14 @@
 
 use std::arch::x86_64::*;
 
-use super::step::{Madd, Step};
+use super::step::Madd;
 use super::{Factors, load_128, load_256, load_halves, load_i16, part};
+use super::{eight_rows, f16_lone, sixteen, two_bits};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
+use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
 /// Tokens whose lanes are kept while a part of a row meets them.
@@ -25,8 +27,53 @@ impl Avx2 {
 }
 
 impl RowKernel for Avx2 {
+    const F16_LONE: bool = true;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
+
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { eight_rows::q4_k_eight::<Madd>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        _fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { q4_k_terms(row, x, ahead, terms) }
+    }
+
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { two_bits::row::<Q2K>(row, xs, out) }
+    }
+
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) }
+    }
+
+    fn prefetch(self, bytes: &[u8]) {
+        sixteen::prefetch(bytes);
+    }
+
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { f16_lone::f16_lone_256(row, x, ahead) }
+    }
+
     fn name(self) -> &'static str {
         "avx2"
+    }
+
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { vectorised(work) }
     }
 
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
@@ -51,7 +98,7 @@ impl RowKernel for Avx2 {
 
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { q4_k::<Madd>(row, xs, out) }
+        unsafe { q4_k(row, xs, out) }
     }
 
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
@@ -61,8 +108,22 @@ impl RowKernel for Avx2 {
 
     fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { small_rows::<F, Madd>(row, xs, out) }
+        unsafe {
+            match xs {
+                [_] => small_blocks::<F, 1>(row, xs, out),
+                _ => {
+                    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
+                        small_blocks::<F, TOKENS>(row, xs, out);
+                    }
+                }
+            }
+        }
     }
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2,f16c")]
@@ -96,7 +157,7 @@ fn wide_f16(row: &[u8], out: &mut [f32]) {
 struct Nibbles {
     /// Sub-block by sub-block.
     q: [__m256i; 8],
-    /// The scale of each sub-block, spread as the step wants it.
+    /// The scale of each sub-block in every 16-bit lane.
     scales: [__m256i; 8],
     /// One min a 16-bit lane.
     mins: __m256i,
@@ -106,7 +167,7 @@ struct Nibbles {
 
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn unpack_q4_k<S: Step>(bytes: &[u8; 144]) -> Nibbles {
+fn unpack_q4_k(bytes: &[u8; 144]) -> Nibbles {
     let (scales, mins) = q4_k_scales(bytes);
     let low = _mm256_set1_epi8(15);
     let zero = _mm256_setzero_si256();
@@ -124,84 +185,92 @@ fn unpack_q4_k<S: Step>(bytes: &[u8; 144]) -> Nibbles {
         block.q[2 * p + 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), low);
     }
     for (vector, scale) in block.scales.iter_mut().zip(scales.to_le_bytes()) {
-        // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
-        *vector = unsafe { S::spread(scale) };
+        *vector = _mm256_set1_epi16(i16::from(scale));
     }
     block
 }
 
-/// The integer sum in eight parts.
+/// The integer sum in eight parts. In 16 bits a pair of products is at most 2 * 15 * 128.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn dot_q4_k<S: Step>(w: &Nibbles, x: &BlockQ8K) -> __m256i {
+fn dot_q4_k(w: &Nibbles, x: &BlockQ8K) -> __m256i {
     let mut sum = _mm256_setzero_si256();
     for j in 0..8 {
-        // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
-        sum = unsafe { S::add_scaled(sum, w.q[j], load_256(part(&x.q, j)), w.scales[j]) };
+        let pairs = _mm256_maddubs_epi16(w.q[j], load_256(part(&x.q, j)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, w.scales[j]));
     }
     sum
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn q4_k<S: Step>(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
     let blocks = Q4K::blocks(row);
     if let ([x], [out]) = (xs, &mut *out) {
         let (fours, rest) = blocks.as_chunks::<4>();
         let (x_fours, x_rest) = x.as_chunks::<4>();
         *out = 0.0;
         for (w, x) in fours.iter().zip(x_fours) {
-            q4_k_along::<S, 4>(w, x, out);
+            q4_k_along::<4>(w, x.each_ref())
+                .iter()
+                .for_each(|term| *out += term);
         }
         for (w, x) in rest.iter().zip(x_rest) {
-            q4_k_along::<S, 1>(&[*w], &[*x], out);
+            *out += q4_k_along::<1>(&[*w], [x])[0];
         }
         return;
     }
     out.fill(0.0);
     for (b, bytes) in blocks.iter().enumerate() {
-        let w = unpack_q4_k::<S>(bytes);
+        let w = unpack_q4_k(bytes);
         for (xs, out) in xs.chunks(4).zip(out.chunks_mut(4)) {
             match xs.len() {
-                4 => q4_k_across::<S, 4>(&w, xs, b, out),
-                3 => q4_k_across::<S, 3>(&w, xs, b, out),
-                2 => q4_k_across::<S, 2>(&w, xs, b, out),
-                _ => q4_k_across::<S, 1>(&w, xs, b, out),
+                4 => q4_k_across::<4>(&w, xs, b, out),
+                3 => q4_k_across::<3>(&w, xs, b, out),
+                2 => q4_k_across::<2>(&w, xs, b, out),
+                _ => q4_k_across::<1>(&w, xs, b, out),
             }
         }
     }
 }
 
-/// `N` blocks in a row, one activation.
+/// `terms[b] = row[b] · x[b]`; meanwhile asks for a row's worth of bytes at `ahead`.
+#[target_feature(enable = "avx2,f16c")]
+fn q4_k_terms(row: &[u8], x: &[&BlockQ8K], ahead: *const u8, terms: &mut [f32]) {
+    let (fours, rest) = Q4K::blocks(row).as_chunks::<4>();
+    let (x_fours, x_rest) = x.as_chunks::<4>();
+    let (out, out_rest) = terms.as_chunks_mut::<4>();
+    for (i, ((w, x), out)) in fours.iter().zip(x_fours).zip(out).enumerate() {
+        sixteen::request::<9>(ahead, 9 * i);
+        *out = q4_k_along::<4>(w, *x);
+    }
+    for ((w, x), out) in rest.iter().zip(x_rest).zip(out_rest) {
+        *out = q4_k_along::<1>(&[*w], [*x])[0];
+    }
+}
+
+/// The terms of `N` blocks in a row, one activation; the others are of no meaning.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q4_k_along<S: Step, const N: usize>(w: &[[u8; 144]; N], x: &[BlockQ8K; N], acc: &mut f32) {
+fn q4_k_along<const N: usize>(w: &[[u8; 144]; N], x: [&BlockQ8K; N]) -> [f32; 4] {
     let mut sums = [_mm256_setzero_si256(); 4];
     let mut factors = Factors::zero();
     for i in 0..N {
-        let w = unpack_q4_k::<S>(&w[i]);
-        sums[i] = dot_q4_k::<S>(&w, &x[i]);
-        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, &x[i]));
+        let w = unpack_q4_k(&w[i]);
+        sums[i] = dot_q4_k(&w, x[i]);
+        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, x[i]));
     }
-    let terms = factors.terms::<Q4K>(sum_four_256(&sums));
-    for term in &terms[..N] {
-        *acc += term;
-    }
+    factors.terms::<Q4K>(sum_four_256(&sums))
 }
 
 /// One block, `N` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q4_k_across<S: Step, const N: usize>(
-    w: &Nibbles,
-    xs: &[&[BlockQ8K]],
-    b: usize,
-    out: &mut [f32],
-) {
+fn q4_k_across<const N: usize>(w: &Nibbles, xs: &[&[BlockQ8K]], b: usize, out: &mut [f32]) {
     let mut sums = [_mm256_setzero_si256(); 4];
     let mut factors = Factors::zero();
     for i in 0..N {
         let x = &xs[i][b];
-        sums[i] = dot_q4_k::<S>(w, x);
+        sums[i] = dot_q4_k(w, x);
         factors.set(i, x.d, w.d, w.dmin, sum_mins(w.mins, x));
     }
     let terms = factors.terms::<Q4K>(sum_four_256(&sums));
@@ -260,24 +329,9 @@ fn super_across<F: SuperBlock, const N: usize>(
     }
 }
 
-/// Any number of activations and a row of small blocks.
+/// Up to `T` activations and a row of small blocks, 16 blocks at a time.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn small_rows<F: SmallBlock, S: Step>(row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    if xs.len() == 1 {
-        return small_blocks::<F, S, 1>(row, xs, out);
-    }
-    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        small_blocks::<F, S, TOKENS>(row, xs, out);
-    }
-}
-
-/// Up to `T` activations, 16 blocks at a time.
-#[target_feature(enable = "avx2,f16c")]
-fn small_blocks<F: SmallBlock, S: Step, const T: usize>(
-    row: &[u8],
-    xs: &[&[BlockQ8]],
-    out: &mut [f32],
-) {
+fn small_blocks<F: SmallBlock, const T: usize>(row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
     let (parts, rest) = F::blocks(row).as_chunks::<LANES>();
     let mut lanes = [[0.0; LANES]; T];
     for (p, bytes) in parts.iter().enumerate() {
@@ -287,7 +341,7 @@ fn small_blocks<F: SmallBlock, S: Step, const T: usize>(
             *q = F::integers(bytes);
         }
         for (lanes, x) in lanes.iter_mut().zip(xs) {
-            add_small::<S>(lanes, &scales, &q, part(x, p));
+            add_small(lanes, &scales, &q, part(x, p));
         }
     }
     for (i, bytes) in rest.iter().enumerate() {
@@ -324,7 +378,7 @@ fn small_scales<F: SmallBlock>(blocks: &[F::Bytes; LANES]) -> [f32; LANES] {
 /// Adds 16 blocks to their lanes.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_small<S: Step>(
+fn add_small(
     lanes: &mut [f32; LANES],
     scales: &[f32; LANES],
     w: &[[i8; 32]; LANES],
@@ -334,8 +388,7 @@ fn add_small<S: Step>(
     for (four, sum) in sums.iter_mut().enumerate() {
         let mut parts = [_mm256_setzero_si256(); 4];
         for i in 0..4 {
-            // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
-            parts[i] = unsafe { S::dot_signed(&w[4 * four + i], &x[4 * four + i].q) };
+            parts[i] = dot_small(&w[4 * four + i], &x[4 * four + i].q);
         }
         *sum = sum_four_256(&parts);
     }
@@ -347,4 +400,17 @@ fn add_small<S: Step>(
             lanes[at] += (scales[at] * x[at].d) * integer;
         }
     }
+}
+
+/// The products of 32 signed bytes in eight sums; exact for -128 on both sides.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn dot_small(w: &[i8; 32], x: &[i8; 32]) -> __m256i {
+    let mut halves = [_mm256_setzero_si256(); 2];
+    for (i, half) in halves.iter_mut().enumerate() {
+        let w = _mm256_cvtepi8_epi16(load_128(part(w, i)));
+        let x = _mm256_cvtepi8_epi16(load_128(part(x, i)));
+        *half = _mm256_madd_epi16(w, x);
+    }
+    _mm256_add_epi32(halves[0], halves[1])
 }

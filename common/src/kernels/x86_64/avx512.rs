@@ -2,13 +2,17 @@
 
 use std::arch::x86_64::*;
 
-use super::sixteen;
+use super::two_bits;
 use super::{Factors, load_256, load_i16, part};
-use super::{spread_mins, sum_mins, two_halves};
+use super::{along, eight, f16_lone, f32_grid, load_f32x16, q8_lone, q8_panel, sixteen};
+use super::{spread_mins, store_f32x16, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q4_k::{Four, Rows};
+use crate::kernels::q8_lone::{Sixteen, pair_start};
+use crate::kernels::q8_panel::{Group, MAX_ROWS, PanelBlock, Waiting};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
+use crate::kernels::sixteen::Sums;
+use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
 /// Tokens whose lanes are kept while a part of a row meets them.
@@ -33,10 +37,73 @@ impl Avx512 {
 
 impl RowKernel for Avx512 {
     const SIXTEEN: bool = true;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
+    const PANEL: usize = MAX_ROWS;
+    const Q8_LONE: bool = true;
+    const F16_LONE: bool = true;
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { sixteen::q4_k_sixteen(w, xs, out) }
+        unsafe { vectorised(work) }
+    }
+
+    fn q8_0_lone(self, row: &[u8], x: &[Sixteen], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_lone::q8_0_lone(row, x, ahead) }
+    }
+
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f16_lone::f16_lone(row, x, ahead) }
+    }
+
+    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [PanelBlock]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_panel::unpack(rows, ahead, weights) }
+    }
+
+    fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { q8_panel::multiply(weights, x, waiting) }
+    }
+
+    fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::dots_grid(a, b, out, stride) }
+    }
+
+    fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
+    }
+
+    fn q4_k_sixteen_ahead(
+        self,
+        w: Rows<'_, 16>,
+        xs: &[&BlockQ8K],
+        ahead: *const u8,
+        out: &mut [Sums],
+    ) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { sixteen::q4_k_sixteen(w, xs, ahead, out) }
+    }
+
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { eight::q4_k_eight(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { along::q4_k_terms(row, x, fours, ahead, terms) }
     }
 
     fn prefetch(self, bytes: &[u8]) {
@@ -72,6 +139,22 @@ impl RowKernel for Avx512 {
         unsafe { q4_k(row, xs, out) }
     }
 
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        match xs {
+            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
+            [_] => unsafe { two_bits::row::<Q2K>(row, xs, out) },
+            _ => self.super_blocks::<Q2K>(row, xs, out),
+        }
+    }
+
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        match xs {
+            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
+            [_] => unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) },
+            _ => self.super_blocks::<Iq2Xxs>(row, xs, out),
+        }
+    }
+
     fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { super_blocks::<F>(row, xs, out) }
@@ -90,6 +173,11 @@ impl RowKernel for Avx512 {
             }
         }
     }
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn vectorised<R>(work: impl FnOnce() -> R) -> R {
+    work()
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -136,7 +224,7 @@ fn load_i16x32(values: &[i16; 32]) -> __m512i {
 /// In every 128-bit lane, the sums over that lane of the four vectors, in their order.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
+pub(super) fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
     let mut pairs = [_mm512_setzero_si512(); 2];
     for (i, pair) in pairs.iter_mut().enumerate() {
         let low = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
@@ -149,7 +237,7 @@ fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
 /// The sums of four vectors, in their order.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn sum_four(v: &[__m512i; 4]) -> __m128i {
+pub(super) fn sum_four(v: &[__m512i; 4]) -> __m128i {
     let lanes = sum_four_by_lane(v);
     let halves = _mm256_add_epi32(
         _mm512_castsi512_si256(lanes),
@@ -379,12 +467,6 @@ struct Pairs {
     offset: [__m512i; 8],
 }
 
-/// The first block of pair `i`; the second one comes four later. Summed by lane and put side by
-/// side, the pairs are in the order of the blocks.
-const fn pair_start(i: usize) -> usize {
-    i % 4 + 8 * (i / 4)
-}
-
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn pair_blocks(w: &[[i8; 32]; LANES]) -> Pairs {
@@ -406,7 +488,7 @@ fn pair_blocks(w: &[[i8; 32]; LANES]) -> Pairs {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn join(low: __m256i, high: __m256i) -> __m512i {
+pub(super) fn join(low: __m256i, high: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
 }
 
@@ -435,13 +517,5 @@ fn add_small(lanes: &mut [f32; LANES], scales: &[f32; LANES], w: &Pairs, x: &[Bl
     }
     let scale = _mm512_mul_ps(load_f32x16(scales), load_f32x16(&d8));
     let sum = _mm512_add_ps(load_f32x16(lanes), _mm512_mul_ps(scale, sums));
-    // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_f32x16(values: &[f32; LANES]) -> __m512 {
-    // SAFETY: the reference is valid for 16 floats and the load needs no alignment.
-    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    store_f32x16(sum, lanes);
 }

@@ -1,10 +1,12 @@
-//! AVX-VNNI: the AVX2 kernels with one instruction for four products.
+//! AVX-VNNI: the AVX2 kernels with one instruction for four products, where rows have lanes of
+//! their own. In a lone row it saves nothing: a vector holds one sub-block, which has its scale.
 
-use super::avx2::{self, Avx2};
+use super::avx2::Avx2;
+use super::eight_rows;
 use super::step::Vnni;
 use super::through_avx2;
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has AVX-VNNI, AVX2 and F16C.
@@ -19,7 +21,9 @@ impl AvxVnni {
 }
 
 impl RowKernel for AvxVnni {
-    const SIXTEEN: bool = Avx2::SIXTEEN;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
+    const F16_LONE: bool = true;
 
     fn name(self) -> &'static str {
         "avxvnni"
@@ -27,17 +31,23 @@ impl RowKernel for AvxVnni {
 
     through_avx2!();
 
-    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { avx2::q4_k::<Vnni>(row, xs, out) }
+    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        self.0.f16_lone(row, x, ahead)
     }
 
-    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { avx2::small_rows::<F, Vnni>(row, xs, out) }
+        unsafe { eight_rows::q4_k_eight::<Vnni>(w, xs, ahead, out) }
     }
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
-        self.0.q4_k_sixteen(w, xs, out);
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        self.0.q4_k_terms(row, x, fours, ahead, terms);
     }
 }

@@ -4,12 +4,20 @@ use std::arch::x86_64::*;
 
 use crate::quant::{BlockQ8K, SuperBlock};
 
+mod along;
 mod avx2;
 mod avx512;
 mod avx512bw;
 mod avxvnni;
+mod eight;
+mod eight_rows;
+mod f16_lone;
+mod f32_grid;
+mod q8_lone;
+mod q8_panel;
 mod sixteen;
 mod step;
+mod two_bits;
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
@@ -19,6 +27,10 @@ pub(super) use avxvnni::AvxVnni;
 /// What kernels that hold an [`Avx2`] leave to it.
 macro_rules! through_avx2 {
     () => {
+        fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
+            self.0.vectorised(work)
+        }
+
         fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
             self.0.dots_f32(a, bs, out);
         }
@@ -35,12 +47,28 @@ macro_rules! through_avx2 {
             self.0.widen_bf16(row, out);
         }
 
+        fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.q4_k(row, xs, out);
+        }
+
+        fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.q2_k(row, xs, out);
+        }
+
+        fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            self.0.iq2_xxs(row, xs, out);
+        }
+
+        fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
+            self.0.small_blocks::<F>(row, xs, out);
+        }
+
         fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
             self.0.super_blocks::<F>(row, xs, out);
         }
 
         fn prefetch(self, bytes: &[u8]) {
-            $crate::kernels::x86_64::sixteen::prefetch(bytes);
+            self.0.prefetch(bytes);
         }
     };
 }
@@ -96,6 +124,20 @@ fn store_f32x4(values: __m128, to: &mut [f32; 4]) {
 fn load_f32x4(values: &[f32; 4]) -> __m128 {
     // SAFETY: the reference is valid for four floats and the load needs no alignment.
     unsafe { _mm_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load_f32x16(values: &[f32; 16]) -> __m512 {
+    // SAFETY: the reference is valid for 16 floats and the load needs no alignment.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn store_f32x16(values: __m512, to: &mut [f32; 16]) {
+    // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
+    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
 }
 
 /// The sums of four vectors, in their order.

@@ -1,4 +1,4 @@
-//! The one step in which kernels of 256 bits differ: products of bytes, added in eight sums.
+//! The one step in which kernels of 256 bits differ: products of bytes, a row a lane.
 //!
 //! The kernels are compiled for AVX2 and generic over the step. An intrinsic of AVX-VNNI could not
 //! be inlined there, so that step is spelled out; it is reached by kernels of such CPUs alone.
@@ -6,27 +6,20 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::{load_128, load_256, part};
-
 /// Products of bytes with the instructions of one CPU generation.
 pub(super) trait Step {
-    /// The scale of a sub-block as [`Step::add_scaled`] wants it.
+    /// The scales of a sub-block as [`Step::add_scaled`] wants them; `scales` has one in every
+    /// lane, zero-extended.
     ///
     /// # Safety
     /// The CPU has the instructions.
-    unsafe fn spread(scale: u8) -> __m256i;
+    unsafe fn spread(scales: __m256i) -> __m256i;
 
-    /// `sum + scale * (q · x)` with 4-bit codes `q` and signed bytes `x`, exactly.
+    /// `sum + scale * (q · x)` for each lane, which is a row: `q[i]` has four of its 4-bit codes.
     ///
     /// # Safety
     /// The CPU has the instructions.
-    unsafe fn add_scaled(sum: __m256i, q: __m256i, x: __m256i, scale: __m256i) -> __m256i;
-
-    /// The products of 32 signed bytes; exact for -128 on both sides.
-    ///
-    /// # Safety
-    /// The CPU has the instructions.
-    unsafe fn dot_signed(w: &[i8; 32], x: &[i8; 32]) -> __m256i;
+    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i;
 }
 
 /// Pairs of products in 16 bits: AVX2.
@@ -35,28 +28,19 @@ pub(super) struct Madd;
 impl Step for Madd {
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn spread(scale: u8) -> __m256i {
-        _mm256_set1_epi16(i16::from(scale))
+    unsafe fn spread(scales: __m256i) -> __m256i {
+        twice(scales)
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn add_scaled(sum: __m256i, q: __m256i, x: __m256i, scale: __m256i) -> __m256i {
-        // A pair of products is at most 2 * 15 * 128.
-        let pairs = _mm256_maddubs_epi16(q, x);
-        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn dot_signed(w: &[i8; 32], x: &[i8; 32]) -> __m256i {
-        let mut halves = [_mm256_setzero_si256(); 2];
-        for (i, half) in halves.iter_mut().enumerate() {
-            let w = _mm256_cvtepi8_epi16(load_128(part(w, i)));
-            let x = _mm256_cvtepi8_epi16(load_128(part(x, i)));
-            *half = _mm256_madd_epi16(w, x);
+    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i {
+        let mut pairs = _mm256_setzero_si256();
+        for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
+            // Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
+            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*q, broadcast(*x)));
         }
-        _mm256_add_epi32(halves[0], halves[1])
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scales))
     }
 }
 
@@ -66,34 +50,40 @@ pub(super) struct Vnni;
 impl Step for Vnni {
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn spread(scale: u8) -> __m256i {
-        _mm256_set1_epi32(i32::from(scale))
+    unsafe fn spread(scales: __m256i) -> __m256i {
+        scales
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn add_scaled(sum: __m256i, q: __m256i, x: __m256i, scale: __m256i) -> __m256i {
-        // SAFETY: the caller promises the CPU.
-        let fours = unsafe { dpbusd(_mm256_setzero_si256(), q, x) };
-        // Four products are at most 4 * 15 * 128, so the lower 16 bits of a lane are its value,
-        // and the zero above the scale hides the upper ones.
-        _mm256_add_epi32(sum, _mm256_madd_epi16(fours, scale))
+    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i {
+        let mut all = sum;
+        for (q, x) in q.as_chunks::<4>().0.iter().zip(x.as_chunks::<16>().0) {
+            let mut run = _mm256_setzero_si256();
+            for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
+                // SAFETY: the caller promises the CPU.
+                run = unsafe { dpbusd(run, *q, broadcast(*x)) };
+            }
+            // 16 products are at most 16 * 15 * 128, so the lower 16 bits of a lane are its value,
+            // and the zero above the scale hides the upper ones.
+            all = _mm256_add_epi32(all, _mm256_madd_epi16(run, scales));
+        }
+        all
     }
+}
 
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn dot_signed(w: &[i8; 32], x: &[i8; 32]) -> __m256i {
-        let w = load_256(w);
-        // As unsigned bytes, these are -128 and the activations plus 128. The first sum is below
-        // 128 * 128 * 4, the second one below 255 * 128 * 4.
-        let raise = _mm256_set1_epi8(-128);
-        // SAFETY: the caller promises the CPU.
-        let offset = unsafe { dpbusd(_mm256_setzero_si256(), raise, w) };
-        let raised = _mm256_xor_si256(load_256(x), raise);
-        // SAFETY: the caller promises the CPU.
-        let sum = unsafe { dpbusd(_mm256_setzero_si256(), raised, w) };
-        _mm256_sub_epi32(sum, offset)
-    }
+/// The same four bytes in every lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(bytes: [i8; 4]) -> __m256i {
+    _mm256_set1_epi32(i32::from_le_bytes(bytes.map(|v| v as u8)))
+}
+
+/// A small number in both halves of every lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn twice(values: __m256i) -> __m256i {
+    _mm256_or_si256(values, _mm256_slli_epi32::<16>(values))
 }
 
 /// Adds four products of an unsigned with a signed byte to each lane: what

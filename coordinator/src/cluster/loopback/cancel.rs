@@ -64,6 +64,7 @@ fn a_step_that_nobody_wants_does_not_wait_for_a_hanging_node() {
         kernels: Kernels::detect(),
         numerics: Numerics::Full,
         threads: 1,
+        pin: false,
         context: 0,
     };
     let mut engine =

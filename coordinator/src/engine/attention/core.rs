@@ -161,41 +161,45 @@ fn attend_heads(
     weights.resize(queries.len() * count, 0.0);
     of_heads.resize(queries.len(), 0.0);
     visible.for_each_run(dim, rows, |first, run| {
-        for (i, row) in run.chunks_exact(dim).enumerate() {
-            kernels.dots_f32(row, &queries, of_heads);
-            for (head, product) in of_heads.iter().enumerate() {
-                weights[head * count + first + i] = product * scale;
-            }
-        }
+        let (values, len) = split(run, dim);
+        kernels.dots_grid(&queries, &values[..len], &mut weights[first..], count);
     });
     let heads = weights.chunks_exact_mut(count).zip(sinks);
     for ((weights, &sink), inverse) in heads.zip(of_heads.iter_mut()) {
-        *inverse = 1.0 / soften(weights, sink);
+        *inverse = 1.0 / kernels.vectorised(|| soften(weights, scale, sink));
     }
     out.fill(0.0);
     visible.for_each_run(dim, rows, |first, run| {
-        let mut values: [&[f32]; ROWS_AT_ONCE] = [&[]; ROWS_AT_ONCE];
-        for (value, row) in values.iter_mut().zip(run.chunks_exact(dim)) {
-            *value = row;
-        }
-        let values = &values[..run.len() / dim];
-        for (out, weights) in out.chunks_exact_mut(dim).zip(weights.chunks_exact(count)) {
-            kernels.add_scaled(&weights[first..first + values.len()], values, out);
-        }
+        let (values, len) = split(run, dim);
+        kernels.add_scaled_grid(&weights[first..], count, &values[..len], out);
     });
     for (out, inverse) in out.chunks_exact_mut(dim).zip(of_heads.iter()) {
         out.iter_mut().for_each(|v| *v *= inverse);
     }
 }
 
-/// Turns a head's scores into unnormalised softmax weights; returns their sum. The sink takes
-/// part in it, unscaled, and in nothing else.
-fn soften(weights: &mut [f32], sink: f32) -> f32 {
-    let max = weights.iter().copied().fold(sink, f32::max);
-    let mut total = exp(sink - max);
-    for w in weights.iter_mut() {
-        *w = exp(*w - max);
-        total += *w;
+/// The rows of a run, and how many they are.
+fn split(run: &[f32], dim: usize) -> ([&[f32]; ROWS_AT_ONCE], usize) {
+    let mut rows: [&[f32]; ROWS_AT_ONCE] = [&[]; ROWS_AT_ONCE];
+    for (to, row) in rows.iter_mut().zip(run.chunks_exact(dim)) {
+        *to = row;
     }
-    total
+    (rows, run.len() / dim)
+}
+
+/// Turns a head's products into unnormalised softmax weights; returns their sum. The sink takes
+/// part in it, unscaled, and in nothing else.
+#[inline(always)]
+fn soften(weights: &mut [f32], scale: f32, sink: f32) -> f32 {
+    weights.iter_mut().for_each(|w| *w *= scale);
+    let mut lanes = [sink; 16];
+    let (whole, rest) = weights.as_chunks::<16>();
+    for part in whole {
+        for (lane, &w) in lanes.iter_mut().zip(part) {
+            *lane = lane.max(w);
+        }
+    }
+    let max = lanes.iter().chain(rest).copied().fold(sink, f32::max);
+    weights.iter_mut().for_each(|w| *w = exp(*w - max));
+    weights.iter().fold(exp(sink - max), |total, w| total + w)
 }

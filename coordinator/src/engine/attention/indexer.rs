@@ -7,19 +7,17 @@ use ds4_common::kernels::Kernels;
 use ds4_common::math::{hadamard, round_fp4_blocks};
 use rayon::prelude::*;
 
-use super::AttentionLayer;
-use crate::engine::EngineError;
+use super::{AttentionLayer, HEADS_AT_ONCE};
 use crate::engine::batch::Batch;
 use crate::engine::kv_cache::{Compressed, LayerCache};
 use crate::engine::moe::top_k;
-use crate::engine::operand::Operand;
 use crate::engine::rope::rotate;
-use crate::engine::weights::IndexerWeights;
+use crate::engine::weights::{IndexerWeights, Linear};
 
 /// Compressed rows scored by one task, and the padding of a token's score row.
 const SCORE_SPAN: usize = 256;
 /// Keys that meet a head together.
-const KEYS_AT_ONCE: usize = 16;
+const KEYS_AT_ONCE: usize = 32;
 /// Tokens scored at once, which bounds the score buffer at long contexts.
 const TOKENS_AT_ONCE: usize = 16;
 
@@ -33,6 +31,53 @@ pub(super) struct IndexerScratch {
 }
 
 impl IndexerScratch {
+    /// Finds out whether any row of the batch must choose at all.
+    pub(super) fn start(&mut self, layer: &AttentionLayer<'_>, batch: &Batch) {
+        self.active = layer.weights.indexer.is_some()
+            && (0..batch.rows()).any(|row| visible(layer, batch, row) > layer.hp.index_top_k);
+    }
+
+    /// The product of the layer's input that is wanted: the heads' weights.
+    pub(super) fn input_projection<'a>(
+        &'a mut self,
+        weights: &'a IndexerWeights,
+    ) -> Option<(&'a Linear, &'a mut Vec<f32>)> {
+        self.active
+            .then_some((&weights.head_weights, &mut self.head_weights))
+    }
+
+    /// The product of the query latent that is wanted.
+    pub(super) fn query_projection<'a>(
+        &'a mut self,
+        weights: &'a IndexerWeights,
+    ) -> Option<(&'a Linear, &'a mut Vec<f32>)> {
+        self.active.then_some((&weights.query, &mut self.queries))
+    }
+
+    /// Rotates, transforms and rounds the projected queries, and scales the heads' weights.
+    pub(super) fn finish_queries(&mut self, layer: &AttentionLayer<'_>, batch: &Batch) {
+        if !self.active {
+            return;
+        }
+        let hp = layer.hp;
+        let scale = 1.0 / ((hp.index_dim * hp.index_heads) as f32).sqrt();
+        self.head_weights.iter_mut().for_each(|w| *w *= scale);
+        self.queries
+            .par_chunks_mut(hp.index_dim)
+            .with_min_len(HEADS_AT_ONCE)
+            .enumerate()
+            .for_each(|(i, head)| {
+                let angles = batch.angles(i / hp.index_heads, true);
+                layer.compute.kernels.vectorised(|| {
+                    rotate(head, angles);
+                    if layer.compute.numerics.rounds_cache() {
+                        hadamard(head);
+                        round_fp4_blocks(head);
+                    }
+                });
+            });
+    }
+
     /// The compressed rows each batch row attends to, ascending; `None` stands for all that are
     /// visible to it, as does an empty list.
     pub(super) fn selection(&self) -> Option<&[Vec<u32>]> {
@@ -40,26 +85,23 @@ impl IndexerScratch {
     }
 }
 
+/// Compressed rows that a row of the batch sees.
+fn visible(layer: &AttentionLayer<'_>, batch: &Batch, row: usize) -> usize {
+    (batch.positions[row] + 1) / layer.ratio.max(1)
+}
+
 /// Chooses for every row that sees more than `index_top_k` compressed rows.
 pub(super) fn select(
     layer: &AttentionLayer<'_>,
     batch: &Batch,
     caches: &[&mut LayerCache],
-    x: &mut Operand,
-    query_latent: &mut Operand,
     scratch: &mut IndexerScratch,
-) -> Result<(), EngineError> {
-    let hp = layer.hp;
-    let visible = |row: usize| (batch.positions[row] + 1) / layer.ratio.max(1);
-    scratch.active = false;
-    let Some(weights) = &layer.weights.indexer else {
-        return Ok(());
-    };
-    if (0..batch.rows()).all(|row| visible(row) <= hp.index_top_k) {
-        return Ok(());
+) {
+    if !scratch.active {
+        return;
     }
-    scratch.active = true;
-    project(layer, weights, batch, x, query_latent, scratch)?;
+    let hp = layer.hp;
+    let visible = |row: usize| visible(layer, batch, row);
     scratch
         .chosen
         .resize_with(batch.rows().max(scratch.chosen.len()), Vec::new);
@@ -74,42 +116,6 @@ pub(super) fn select(
             score_group(layer, index, group, &visible, scratch);
         }
     }
-    Ok(())
-}
-
-/// Rotated, transformed and rounded index queries, and the heads' weights.
-fn project(
-    layer: &AttentionLayer<'_>,
-    weights: &IndexerWeights,
-    batch: &Batch,
-    x: &mut Operand,
-    query_latent: &mut Operand,
-    scratch: &mut IndexerScratch,
-) -> Result<(), EngineError> {
-    let hp = layer.hp;
-    layer
-        .compute
-        .linear(&weights.query, query_latent, &mut scratch.queries)?;
-    layer
-        .compute
-        .linear(&weights.head_weights, x, &mut scratch.head_weights)?;
-    let scale = 1.0 / ((hp.index_dim * hp.index_heads) as f32).sqrt();
-    scratch.head_weights.iter_mut().for_each(|w| *w *= scale);
-    let width = hp.index_heads * hp.index_dim;
-    scratch
-        .queries
-        .par_chunks_mut(width)
-        .enumerate()
-        .for_each(|(r, row)| {
-            for head in row.chunks_exact_mut(hp.index_dim) {
-                rotate(head, batch.angles(r, true));
-                if layer.compute.numerics.rounds_cache() {
-                    hadamard(head);
-                    round_fp4_blocks(head);
-                }
-            }
-        });
-    Ok(())
 }
 
 /// Scores all visible rows for a few tokens of one sequence and keeps the best.
@@ -138,9 +144,9 @@ fn score_group(
             index.rows.read(first, keys);
             let query = &queries[row * width..(row + 1) * width];
             let weights = &head_weights[row * hp.index_heads..(row + 1) * hp.index_heads];
-            let heads = query.chunks_exact(hp.index_dim).zip(weights);
+            let heads: Vec<&[f32]> = query.chunks_exact(hp.index_dim).collect();
             let scores = &mut scores[..count];
-            score_keys(layer.compute.kernels, heads, hp.index_dim, keys, scores);
+            score_keys(layer.compute.kernels, &heads, weights, keys, scores);
         });
     let chosen = &mut scratch.chosen[group.clone()];
     chosen
@@ -155,13 +161,15 @@ fn score_group(
 }
 
 /// score = Σ over heads of weight · max(0, head · key), heads in order, for a run of keys.
-fn score_keys<'a>(
+fn score_keys(
     kernels: Kernels,
-    heads: impl Iterator<Item = (&'a [f32], &'a f32)> + Clone,
-    dim: usize,
+    heads: &[&[f32]],
+    weights: &[f32],
     keys: &[f32],
     scores: &mut [f32],
 ) {
+    let dim = heads.first().map_or(1, |head| head.len());
+    let mut dots = vec![0.0; heads.len() * KEYS_AT_ONCE];
     let groups = keys
         .chunks(KEYS_AT_ONCE * dim)
         .zip(scores.chunks_mut(KEYS_AT_ONCE));
@@ -170,14 +178,14 @@ fn score_keys<'a>(
         for (row, key) in rows.iter_mut().zip(keys.chunks_exact(dim)) {
             *row = key;
         }
-        let mut dots = [0.0; KEYS_AT_ONCE];
-        let count = scores.len();
-        scores.fill(0.0);
-        for (head, w) in heads.clone() {
-            kernels.dots_f32(head, &rows[..count], &mut dots[..count]);
-            for (score, dot) in scores.iter_mut().zip(&dots) {
-                *score += w * dot.max(0.0);
+        kernels.dots_grid(heads, &rows[..scores.len()], &mut dots, KEYS_AT_ONCE);
+        kernels.vectorised(|| {
+            scores.fill(0.0);
+            for (dots, w) in dots.chunks_exact(KEYS_AT_ONCE).zip(weights) {
+                for (score, dot) in scores.iter_mut().zip(dots) {
+                    *score += w * dot.max(0.0);
+                }
             }
-        }
+        });
     }
 }

@@ -11,13 +11,13 @@ use ds4_common::math::{rms_norm, rms_scale, round_e4m3_blocks};
 use ds4_common::model::HyperParams;
 use rayon::prelude::*;
 
-use super::EngineError;
 use super::batch::{Batch, Ropes};
 use super::compute::Compute;
 use super::kv_cache::LayerCache;
 use super::operand::Operand;
 use super::rope::rotate;
 use super::weights::AttentionWeights;
+use super::{EngineError, Stage};
 
 use compressor::{CompressorScratch, RowRounding};
 use indexer::IndexerScratch;
@@ -35,22 +35,25 @@ pub(crate) struct AttentionLayer<'a> {
 /// Buffers reused by all layers and steps; sizes are those of the largest batch so far.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
-    latent: Vec<f32>,
+    query_input: Vec<f32>,
     /// Normed query latent, `rows x q_rank`.
     query_latent: Operand,
     /// `rows x heads x head_dim`.
     queries: Vec<f32>,
+    key_input: Vec<f32>,
     /// `rows x head_dim`.
     keys: Vec<f32>,
     compressor: CompressorScratch,
+    index_compressor: CompressorScratch,
     indexer: IndexerScratch,
     /// `rows x heads x head_dim`.
-    heads: Vec<f32>,
-    group: Operand,
-    group_out: Vec<f32>,
+    heads: Operand,
     /// `rows x groups x out_rank`.
     low_rank: Operand,
 }
+
+/// Heads that one task norms and rotates, at least.
+const HEADS_AT_ONCE: usize = 8;
 
 impl AttentionLayer<'_> {
     fn compressing(&self) -> bool {
@@ -58,7 +61,7 @@ impl AttentionLayer<'_> {
     }
 
     /// Attention of every row in `x` (normed, `rows x hidden`) into `out`; the rows enter the
-    /// caches, one cache for each chunk of `batch`.
+    /// caches, one cache for each chunk of `batch`. `lap` is called after each stage.
     pub(crate) fn forward(
         &self,
         batch: &Batch,
@@ -66,63 +69,90 @@ impl AttentionLayer<'_> {
         x: &mut Operand,
         scratch: &mut AttentionScratch,
         out: &mut Vec<f32>,
+        lap: &mut dyn FnMut(Stage),
     ) -> Result<(), EngineError> {
-        self.queries(batch, x, scratch)?;
-        self.store_keys(batch, caches, x, scratch)?;
-        self.compress(batch, caches, x, &mut scratch.compressor)?;
-        indexer::select(
-            self,
-            batch,
-            caches,
-            x,
-            &mut scratch.query_latent,
-            &mut scratch.indexer,
-        )?;
+        self.project_in(batch, x, scratch)?;
+        lap(Stage::AttentionInput);
+        self.queries(batch, scratch)?;
+        self.store_keys(batch, caches, scratch);
+        lap(Stage::Queries);
+        self.compress(batch, caches, scratch);
+        lap(Stage::Compressor);
+        indexer::select(self, batch, caches, &mut scratch.indexer);
+        lap(Stage::Indexer);
         let shared: Vec<&LayerCache> = caches.iter().map(|c| &**c).collect();
-        scratch.heads.resize(scratch.queries.len(), 0.0);
+        let width = self.hp.heads * self.hp.head_dim;
         core::attend(
             self,
             batch,
             &shared,
             &scratch.queries,
             scratch.indexer.selection(),
-            &mut scratch.heads,
+            scratch.heads.values_mut(width, batch.rows()),
         );
         for cache in caches {
             cache.trim_window(self.hp.window);
         }
-        self.project_out(batch.rows(), scratch, out)
+        lap(Stage::Attention);
+        self.project_out(batch.rows(), scratch, out)?;
+        lap(Stage::AttentionOutput);
+        Ok(())
     }
 
-    /// Low-rank queries, each head normed without weight and rotated.
-    fn queries(
+    /// Everything that is a product of the layer's input.
+    fn project_in(
         &self,
         batch: &Batch,
         x: &mut Operand,
         scratch: &mut AttentionScratch,
     ) -> Result<(), EngineError> {
-        let (w, hp) = (self.weights, self.hp);
-        self.compute.linear(&w.q_a, x, &mut scratch.latent)?;
-        let normed = scratch.query_latent.values_mut(hp.q_rank, batch.rows());
-        for (row, latent) in normed
-            .chunks_exact_mut(hp.q_rank)
-            .zip(scratch.latent.chunks_exact(hp.q_rank))
-        {
-            rms_norm(latent, &w.q_a_norm, hp.rms_eps, row);
+        let w = self.weights;
+        let mut jobs = vec![
+            (&w.q_a, &mut scratch.query_input),
+            (&w.kv, &mut scratch.key_input),
+        ];
+        if let Some(weights) = &w.compressor {
+            jobs.extend(scratch.compressor.projections(weights));
         }
-        self.compute
-            .linear(&w.q_b, &mut scratch.query_latent, &mut scratch.queries)?;
+        scratch.indexer.start(self, batch);
+        if let Some(weights) = &w.indexer {
+            jobs.extend(scratch.index_compressor.projections(&weights.compressor));
+            jobs.extend(scratch.indexer.input_projection(weights));
+        }
+        self.compute.linears(x, jobs)
+    }
+
+    /// Low-rank queries, each head normed without weight and rotated, and the indexer's.
+    fn queries(&self, batch: &Batch, scratch: &mut AttentionScratch) -> Result<(), EngineError> {
+        let (w, hp) = (self.weights, self.hp);
+        let kernels = self.compute.kernels;
+        scratch
+            .query_latent
+            .values_mut(hp.q_rank, batch.rows())
+            .par_chunks_mut(hp.q_rank)
+            .zip(scratch.query_input.par_chunks(hp.q_rank))
+            .for_each(|(row, latent)| {
+                kernels.vectorised(|| rms_norm(latent, &w.q_a_norm, hp.rms_eps, row));
+            });
+        let mut jobs = vec![(&w.q_b, &mut scratch.queries)];
+        if let Some(weights) = &w.indexer {
+            jobs.extend(scratch.indexer.query_projection(weights));
+        }
+        self.compute.linears(&mut scratch.query_latent, jobs)?;
         scratch
             .queries
-            .par_chunks_mut(hp.heads * hp.head_dim)
+            .par_chunks_mut(hp.head_dim)
+            .with_min_len(HEADS_AT_ONCE)
             .enumerate()
-            .for_each(|(r, row)| {
-                for head in row.chunks_exact_mut(hp.head_dim) {
+            .for_each(|(i, head)| {
+                let angles = batch.angles(i / hp.heads, self.compressing());
+                kernels.vectorised(|| {
                     let scale = rms_scale(head, hp.rms_eps);
                     head.iter_mut().for_each(|v| *v *= scale);
-                    rotate(head, batch.angles(r, self.compressing()));
-                }
+                    rotate(head, angles);
+                });
             });
+        scratch.indexer.finish_queries(self, batch);
         Ok(())
     }
 
@@ -131,30 +161,30 @@ impl AttentionLayer<'_> {
         &self,
         batch: &Batch,
         caches: &mut [&mut LayerCache],
-        x: &mut Operand,
         scratch: &mut AttentionScratch,
-    ) -> Result<(), EngineError> {
+    ) {
         let (w, hp) = (self.weights, self.hp);
-        self.compute.linear(&w.kv, x, &mut scratch.latent)?;
         scratch.keys.resize(batch.rows() * hp.head_dim, 0.0);
         let rows = scratch
             .keys
             .par_chunks_mut(hp.head_dim)
-            .zip(scratch.latent.par_chunks(hp.head_dim))
+            .zip(scratch.key_input.par_chunks(hp.head_dim))
             .enumerate();
         rows.for_each(|(r, (key, latent))| {
-            rms_norm(latent, &w.kv_norm, hp.rms_eps, key);
-            rotate(key, batch.angles(r, self.compressing()));
-            if self.compute.numerics.rounds_cache() {
-                round_e4m3_blocks(&mut key[..hp.head_dim - hp.rope_dims]);
-            }
+            let angles = batch.angles(r, self.compressing());
+            self.compute.kernels.vectorised(|| {
+                rms_norm(latent, &w.kv_norm, hp.rms_eps, key);
+                rotate(key, angles);
+                if self.compute.numerics.rounds_cache() {
+                    round_e4m3_blocks(&mut key[..hp.head_dim - hp.rope_dims]);
+                }
+            });
         });
         for (rows, cache) in batch.chunks.iter().zip(caches) {
             let keys = &scratch.keys[rows.first * hp.head_dim..][..rows.len * hp.head_dim];
             keys.chunks_exact(hp.head_dim)
                 .for_each(|key| cache.window.push(key));
         }
-        Ok(())
     }
 
     /// Runs the layer's compressors, so that a token that closes a window sees its entry.
@@ -162,26 +192,33 @@ impl AttentionLayer<'_> {
         &self,
         batch: &Batch,
         caches: &mut [&mut LayerCache],
-        x: &mut Operand,
-        scratch: &mut CompressorScratch,
-    ) -> Result<(), EngineError> {
-        if let Some(weights) = &self.weights.compressor {
-            scratch.project(self.compute, weights, x)?;
-            let targets = caches.iter_mut().map(|c| c.compressed.as_mut());
-            scratch.push(self, weights, batch, targets, RowRounding::Key);
-        }
-        if let Some(indexer) = &self.weights.indexer {
-            scratch.project(self.compute, &indexer.compressor, x)?;
-            let targets = caches.iter_mut().map(|c| c.index.as_mut());
-            scratch.push(
-                self,
-                &indexer.compressor,
-                batch,
-                targets,
-                RowRounding::Index,
-            );
-        }
-        Ok(())
+        scratch: &mut AttentionScratch,
+    ) {
+        let AttentionScratch {
+            compressor: keys,
+            index_compressor: index,
+            ..
+        } = scratch;
+        // A sequence's rows follow each other, but nothing else does.
+        let compressed: Vec<_> = caches
+            .iter_mut()
+            .map(|cache| (cache.compressed.as_mut(), cache.index.as_mut()))
+            .collect();
+        compressed.into_par_iter().zip(&batch.chunks).for_each(
+            |((key_target, index_target), &rows)| {
+                let push = |scratch: &CompressorScratch, weights, target, rounding| {
+                    if let (Some(weights), Some(target)) = (weights, target) {
+                        scratch.push(self, weights, batch, rows, target, rounding);
+                    }
+                };
+                let indexer = self.weights.indexer.as_ref().map(|i| &i.compressor);
+                let own = self.weights.compressor.as_ref();
+                rayon::join(
+                    || push(keys, own, key_target, RowRounding::Key),
+                    || push(index, indexer, index_target, RowRounding::Index),
+                );
+            },
+        );
     }
 
     /// Each group of heads through its own low-rank matrix, then all of them together.
@@ -191,36 +228,10 @@ impl AttentionLayer<'_> {
         scratch: &mut AttentionScratch,
         out: &mut Vec<f32>,
     ) -> Result<(), EngineError> {
-        let (w, hp) = (self.weights, self.hp);
-        let all = hp.heads * hp.head_dim;
-        let width = all / hp.out_groups;
-        let low_rank = hp.out_groups * hp.out_rank;
-        let output_a = w.output_a.matrix()?;
-        let format = self.compute.numerics.activation_format(w.output_a.ty());
-        scratch.low_rank.values_mut(low_rank, rows);
-        scratch.group_out.resize(rows * hp.out_rank, 0.0);
-        for g in 0..hp.out_groups {
-            let input = scratch.group.values_mut(width, rows);
-            let heads = scratch.heads.par_chunks_exact(all);
-            input
-                .par_chunks_exact_mut(width)
-                .zip(heads)
-                .for_each(|(to, from)| {
-                    to.copy_from_slice(&from[g * width..(g + 1) * width]);
-                });
-            let strip = output_a.row_range(g * hp.out_rank..(g + 1) * hp.out_rank);
-            let input = scratch.group.in_format(format);
-            self.compute
-                .kernels
-                .matmul(&strip, input, &mut scratch.group_out);
-            let to = scratch
-                .low_rank
-                .values_mut(low_rank, rows)
-                .chunks_exact_mut(low_rank);
-            for (to, from) in to.zip(scratch.group_out.chunks_exact(hp.out_rank)) {
-                to[g * hp.out_rank..(g + 1) * hp.out_rank].copy_from_slice(from);
-            }
-        }
+        let (w, groups) = (self.weights, self.hp.out_groups);
+        let low_rank = scratch.low_rank.values_mut(w.output_a.rows(), rows);
+        self.compute
+            .grouped(&w.output_a, groups, &mut scratch.heads, low_rank)?;
         self.compute.linear(&w.output_b, &mut scratch.low_rank, out)
     }
 }

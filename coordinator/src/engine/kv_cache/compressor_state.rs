@@ -5,6 +5,9 @@
 
 use ds4_common::math::exp;
 
+/// Dimensions that are pooled together.
+const POOLED: usize = 16;
+
 #[derive(Debug)]
 pub(crate) struct CompressorState {
     dim: usize,
@@ -49,37 +52,49 @@ impl CompressorState {
         dim * overlap(ratio)
     }
 
-    /// Takes the token at `position`. When it closes a window, writes the pooled row to `out`
-    /// (`dim` values) and returns true.
-    pub(crate) fn take(
-        &mut self,
-        position: usize,
-        value: &[f32],
-        score: impl Iterator<Item = f32>,
-        out: &mut [f32],
-    ) -> bool {
+    /// Takes the token at `position`, whose scores are `scores + bias`.
+    pub(crate) fn take(&mut self, position: usize, value: &[f32], scores: &[f32], bias: &[f32]) {
         let width = Self::width(self.dim, self.ratio);
-        let within = position % self.ratio;
-        let slot = (overlap(self.ratio) - 1) * self.ratio + within;
+        let slot = (overlap(self.ratio) - 1) * self.ratio + position % self.ratio;
         let at = slot * width;
         self.values[at..at + width].copy_from_slice(value);
-        for (stored, s) in self.scores[at..at + width].iter_mut().zip(score) {
-            *stored = s;
+        let stored = self.scores[at..at + width].iter_mut();
+        for ((stored, s), b) in stored.zip(scores).zip(bias) {
+            *stored = s + b;
         }
-        if within + 1 != self.ratio {
-            return false;
-        }
-        self.pool(out);
+    }
+
+    /// Whether the token at `position` is the last one of its window.
+    pub(crate) fn closes(&self, position: usize) -> bool {
+        position % self.ratio + 1 == self.ratio
+    }
+
+    /// Makes the window that closed the previous one.
+    pub(crate) fn slide(&mut self) {
         if overlap(self.ratio) == 2 {
             let half = self.values.len() / 2;
             self.values.copy_within(half.., 0);
             self.scores.copy_within(half.., 0);
         }
-        true
     }
 
-    /// Per dimension, the softmax-weighted mean over all slots.
-    fn pool(&self, out: &mut [f32]) {
+    /// Writes the row of a window that closes to `out` (`dim` values): per dimension, the
+    /// softmax-weighted mean over all slots.
+    #[inline(always)]
+    pub(crate) fn pool(&self, out: &mut [f32]) {
+        let (parts, rest) = out.as_chunks_mut::<POOLED>();
+        for (i, out) in parts.iter_mut().enumerate() {
+            self.pool_columns(i * POOLED, out);
+        }
+        let done = parts.len() * POOLED;
+        for (i, out) in rest.iter_mut().enumerate() {
+            self.pool_columns(done + i, std::array::from_mut(out));
+        }
+    }
+
+    /// The dimensions `first..first + N`, slot by slot, so that they are vectors.
+    #[inline(always)]
+    fn pool_columns<const N: usize>(&self, first: usize, out: &mut [f32; N]) {
         let width = Self::width(self.dim, self.ratio);
         let slots = self.values.len() / width;
         // The column in which a slot holds dimension 0 of the entry that closes now.
@@ -90,19 +105,27 @@ impl CompressorState {
                 0
             }
         };
-        for (j, o) in out.iter_mut().enumerate() {
-            let at = |slot: usize| slot * width + column(slot) + j;
-            let max = (0..slots)
-                .map(|s| self.scores[at(s)])
-                .fold(f32::NEG_INFINITY, f32::max);
-            let mut total = 0.0;
-            let mut sum = 0.0;
-            for slot in 0..slots {
-                let weight = exp(self.scores[at(slot)] - max);
-                total += weight;
-                sum += weight * self.values[at(slot)];
+        let at = |slot: usize| slot * width + column(slot) + first;
+        let mut max = [f32::NEG_INFINITY; N];
+        for slot in 0..slots {
+            let scores = &self.scores[at(slot)..][..N];
+            for (max, &score) in max.iter_mut().zip(scores) {
+                *max = max.max(score);
             }
-            *o = sum / total;
+        }
+        let mut total = [0.0; N];
+        let mut sum = [0.0; N];
+        for slot in 0..slots {
+            let scores = &self.scores[at(slot)..][..N];
+            let values = &self.values[at(slot)..][..N];
+            for j in 0..N {
+                let weight = exp(scores[j] - max[j]);
+                total[j] += weight;
+                sum[j] += weight * values[j];
+            }
+        }
+        for j in 0..N {
+            out[j] = sum[j] / total[j];
         }
     }
 }
@@ -116,6 +139,22 @@ fn overlap(ratio: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// Whether the token closed a window, whose row is in `out` then.
+    fn push(
+        state: &mut CompressorState,
+        p: usize,
+        value: &[f32],
+        score: &[f32],
+        out: &mut [f32],
+    ) -> bool {
+        state.take(p, value, score, &[0.0, 0.0]);
+        if state.closes(p) {
+            state.pool(out);
+            state.slide();
+        }
+        state.closes(p)
+    }
+
     #[test]
     fn equal_scores_give_the_mean_of_own_and_previous_window() {
         let mut state = CompressorState::new(1, 4);
@@ -124,7 +163,7 @@ mod tests {
         for p in 0..8 {
             // First half 100 + p serves the next entry, second half p serves its own.
             let value = [100.0 + p as f32, p as f32];
-            if state.take(p, &value, [0.0, 0.0].into_iter(), &mut out) {
+            if push(&mut state, p, &value, &[0.0, 0.0], &mut out) {
                 entries.push(out[0]);
             }
         }
@@ -145,7 +184,7 @@ mod tests {
         let closed: Vec<usize> = (0..256)
             .filter(|&p| {
                 let score = [if p % 128 == 5 { 50.0 } else { 0.0 }, 0.0];
-                state.take(p, &[p as f32, 1.0], score.into_iter(), &mut out)
+                push(&mut state, p, &[p as f32, 1.0], &score, &mut out)
             })
             .collect();
         assert_eq!(closed, [127, 255]);

@@ -1,9 +1,13 @@
 use ds4_common::expert::swiglu;
+use rayon::prelude::*;
 
 use crate::engine::EngineError;
 use crate::engine::compute::Compute;
 use crate::engine::operand::Operand;
 use crate::engine::weights::FfnWeights;
+
+/// Values of one task between the products.
+const PART: usize = 4096;
 
 /// Buffers of the shared expert, `tokens x width` each.
 #[derive(Debug, Default)]
@@ -22,12 +26,23 @@ pub(crate) fn shared_expert(
     scratch: &mut SharedScratch,
     out: &mut Vec<f32>,
 ) -> Result<(), EngineError> {
-    compute.linear(&weights.shared_gate, input, &mut scratch.gate)?;
-    compute.linear(&weights.shared_up, input, &mut scratch.up)?;
+    compute.linears(
+        input,
+        vec![
+            (&weights.shared_gate, &mut scratch.gate),
+            (&weights.shared_up, &mut scratch.up),
+        ],
+    )?;
     let inner = scratch
         .inner
         .values_mut(weights.shared_gate.rows(), input.rows());
-    inner.copy_from_slice(&scratch.gate);
-    swiglu(inner, &scratch.up, clamp, 1.0);
+    inner
+        .par_chunks_mut(PART)
+        .zip(scratch.gate.par_chunks(PART))
+        .zip(scratch.up.par_chunks(PART))
+        .for_each(|((inner, gate), up)| {
+            inner.copy_from_slice(gate);
+            compute.kernels.vectorised(|| swiglu(inner, up, clamp, 1.0));
+        });
     compute.linear(&weights.shared_down, &mut scratch.inner, out)
 }
