@@ -11,6 +11,7 @@ pub mod join_args;
 pub mod logits;
 pub mod model_args;
 pub mod out_file;
+pub mod plan;
 mod progress;
 pub mod reference_model;
 pub mod serve;
