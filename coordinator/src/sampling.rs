@@ -308,10 +308,10 @@ fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
 
 /// The generator xorshift64* with shifts 12, 25 and 27.
 #[derive(Clone, Debug)]
-struct XorShift64Star(u64);
+pub(crate) struct XorShift64Star(u64);
 
 impl XorShift64Star {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         // From 0 it would never leave 0.
         Self(if seed == 0 {
             0x9e37_79b9_7f4a_7c15
@@ -320,7 +320,7 @@ impl XorShift64Star {
         })
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;

@@ -139,13 +139,13 @@ impl ModelTensors {
 }
 
 /// The tensors of the table by the name that the table gives them.
-struct Bound {
+pub(super) struct Bound {
     file: PathBuf,
     tensors: HashMap<String, Tensor>,
 }
 
 impl Bound {
-    fn resolve(gguf: &GgufModel, specs: &[Spec]) -> Result<Self, ModelError> {
+    pub(super) fn resolve(gguf: &GgufModel, specs: &[Spec]) -> Result<Self, ModelError> {
         let file = gguf.name().to_path_buf();
         let mut tensors = HashMap::with_capacity(specs.len());
         let mut missing = Vec::new();
@@ -165,7 +165,7 @@ impl Bound {
         }
     }
 
-    fn get(&self, name: &str) -> Result<Tensor, ModelError> {
+    pub(super) fn get(&self, name: &str) -> Result<Tensor, ModelError> {
         self.tensors
             .get(name)
             .cloned()

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, certs, chat, inspect, logits, serve, share, slice, synth, verify};
+use super::{bench, certs, chat, inspect, logits, plan, serve, share, slice, synth, verify};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -44,6 +44,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Make the certificates with which coordinator and nodes know each other
     Certs(certs::CertsArgs),
+    /// Say who of a cluster should hold what, and what to expect of it
+    Plan(plan::PlanArgs),
     /// Cut a model into one file a node
     Slice(slice::SliceArgs),
     /// Give nodes their slices over the network
@@ -89,6 +91,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Certs(args) => certs::run(&args),
+            Command::Plan(args) => plan::run(&args),
             Command::Slice(args) => slice::run(&args),
             Command::Share(args) => share::run(args).await,
             Command::Verify(args) => verify::run(&args),

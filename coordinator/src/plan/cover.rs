@@ -10,7 +10,7 @@ pub struct Piece {
     pub holders: Vec<usize>,
 }
 
-/// Cuts the grid along the borders of everybody's rectangles (those of one holder are disjoint),
+/// Cuts the grid along the borders of everybody's rectangles,
 /// and joins neighbours with equal holders along the experts, then along the blocks.
 #[must_use]
 pub fn pieces(grid: Grid, held: &[&[TileRect]]) -> Vec<Piece> {
@@ -54,6 +54,7 @@ fn row(grid: Grid, held: &[&[TileRect]], blocks: Span) -> Vec<Piece> {
         let covers = here.iter().filter(|(_, held)| held.covers(experts));
         let mut holders: Vec<usize> = covers.map(|(holder, _)| *holder).collect();
         holders.sort_unstable();
+        holders.dedup();
         match row.last_mut() {
             Some(last) if last.holders == holders => last.rect.experts.end = experts.end,
             _ => row.push(Piece {

@@ -20,6 +20,11 @@
 //! node = "a"
 //! layers = "0..43"
 //! tiles = ["experts=0..256,blocks=0..4"]
+//!
+//! [[replica]]              # which of them the node only stands by for
+//! node = "a"
+//! layers = "0..43"
+//! tiles = ["experts=0..256,blocks=2..4"]
 //! ```
 
 mod raw;
@@ -72,19 +77,22 @@ pub struct PlanModel {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PlanNode {
     pub machine: Machine,
+    /// Everything that it holds.
     pub holdings: Holdings,
+    /// The part of it that other nodes compute as long as they are there.
+    pub replicas: Holdings,
 }
 
 /// A plan that cannot be read, used or written.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanFileError {
-    #[error("the plan {}: {problem}", file.display())]
+    #[error("{}: {problem}", file.display())]
     Io {
         file: PathBuf,
         problem: std::io::Error,
     },
-    #[error("the plan {} has more than {MAX_BYTES} bytes", file.display())]
-    TooLarge { file: PathBuf },
+    #[error("{} has more than {most} bytes", file.display())]
+    TooLarge { file: PathBuf, most: u64 },
     /// No TOML, a field that is missing, unknown or of another type.
     #[error("{}, line {line}: {problem}", file.display())]
     Syntax {

@@ -34,6 +34,8 @@ struct Raw {
     node: Vec<Machine>,
     #[serde(default)]
     holding: Vec<RawHolding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    replica: Vec<RawHolding>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,19 +117,23 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> 
     let raw: Raw = toml::from_str(text).map_err(|e| source.syntax(&e))?;
     let model = model(&source, &raw.model)?;
     check_nodes(&source, &raw.node)?;
-    let mut tiles = vec![vec![Vec::new(); model.layers]; raw.node.len()];
-    for holding in &raw.holding {
-        let named = |machine: &Machine| machine.name == holding.node;
-        let Some(node) = raw.node.iter().position(named) else {
-            let place = format!("holding of node {:?}", holding.node);
-            return Err(source.value(place, "there is no node of that name"));
-        };
-        add_holding(&source, &model, holding, &mut tiles[node])?;
-    }
-    let nodes = raw.node.into_iter().zip(tiles).map(|(machine, tiles)| {
-        let holdings = Holdings::new(model.grid, tiles)
-            .map_err(|e| source.value(format!("node {}", machine.name), e))?;
-        Ok(PlanNode { machine, holdings })
+    let held = holdings(&source, &model, &raw.node, &raw.holding)?;
+    let copies = holdings(&source, &model, &raw.node, &raw.replica)?;
+    let nodes = raw.node.into_iter().zip(held.into_iter().zip(copies));
+    let nodes = nodes.map(|(machine, (holdings, replicas))| {
+        for layer in 0..model.layers {
+            let rects = replicas.rects(layer).iter();
+            if let Some(rect) = rects.copied().find(|r| !holdings.covers(layer, *r)) {
+                let place = format!("node {}: replica", machine.name);
+                let problem = format!("it does not hold {rect} of layer {layer}");
+                return Err(source.value(place, problem));
+            }
+        }
+        Ok(PlanNode {
+            machine,
+            holdings,
+            replicas,
+        })
     });
     let nodes = nodes.collect::<Result<Vec<_>, PlanFileError>>()?;
     let plan = PlanFile {
@@ -143,6 +149,29 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> 
         }
         _ => Ok(plan),
     }
+}
+
+/// One a node.
+fn holdings(
+    source: &Source<'_>,
+    model: &PlanModel,
+    nodes: &[Machine],
+    listed: &[RawHolding],
+) -> Result<Vec<Holdings>, PlanFileError> {
+    let mut tiles = vec![vec![Vec::new(); model.layers]; nodes.len()];
+    for holding in listed {
+        let named = |machine: &Machine| machine.name == holding.node;
+        let Some(node) = nodes.iter().position(named) else {
+            let place = format!("holding of node {:?}", holding.node);
+            return Err(source.value(place, "there is no node of that name"));
+        };
+        add_holding(source, model, holding, &mut tiles[node])?;
+    }
+    let all = nodes.iter().zip(tiles).map(|(machine, tiles)| {
+        Holdings::new(model.grid, tiles)
+            .map_err(|e| source.value(format!("node {}", machine.name), e))
+    });
+    all.collect()
 }
 
 fn model(source: &Source<'_>, raw: &RawModel) -> Result<PlanModel, PlanFileError> {
@@ -244,18 +273,6 @@ fn parse_layers(text: &str, layers: usize) -> Result<Range<usize>, String> {
 
 pub(super) fn show(plan: &PlanFile) -> String {
     let model = &plan.model;
-    let mut holding = Vec::new();
-    for node in &plan.nodes {
-        for (layers, set) in node.holdings.runs() {
-            if let Some(set) = set {
-                holding.push(RawHolding {
-                    node: node.machine.name.clone(),
-                    layers: format!("{}..{}", layers.start, layers.end),
-                    tiles: set.rects().iter().map(show_rect).collect(),
-                });
-            }
-        }
-    }
     let raw = Raw {
         version: VERSION,
         partial: plan.partial,
@@ -271,11 +288,28 @@ pub(super) fn show(plan: &PlanFile) -> String {
         },
         coordinator: plan.coordinator.clone(),
         node: plan.nodes.iter().map(|n| n.machine.clone()).collect(),
-        holding,
+        holding: list(plan, |node| &node.holdings),
+        replica: list(plan, |node| &node.replicas),
     };
     // Text, integers and lists of tables, which TOML always has a form for.
     let text = toml::to_string(&raw).unwrap_or_default();
     format!("{HEADER}{text}")
+}
+
+fn list<'p>(plan: &'p PlanFile, of: impl Fn(&'p PlanNode) -> &'p Holdings) -> Vec<RawHolding> {
+    let mut listed = Vec::new();
+    for node in &plan.nodes {
+        for (layers, set) in of(node).runs() {
+            if let Some(set) = set {
+                listed.push(RawHolding {
+                    node: node.machine.name.clone(),
+                    layers: format!("{}..{}", layers.start, layers.end),
+                    tiles: set.rects().iter().map(show_rect).collect(),
+                });
+            }
+        }
+    }
+    listed
 }
 
 /// As the node's `--tiles` takes it.

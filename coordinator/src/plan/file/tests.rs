@@ -152,6 +152,12 @@ fn mistakes_name_their_place() {
         assert!(text.contains(expected), "{new}: {text}");
         assert!(text.contains("plan.toml") && !text.contains('\n'), "{text}");
     }
+    let replica = "[[replica]]\nnode = \"b\"\nlayers = \"0..1\"\ntiles = [\"blocks=2..3\"]\n";
+    let text = error(&format!("{EXAMPLE}\n{replica}"));
+    assert!(
+        text.contains("node b: replica: it does not hold experts 0..12 blocks 2..3"),
+        "{text}"
+    );
     let twice = EXAMPLE.replace("name = \"b\"", "name = \"b\"\naddress = \"10.0.0.1:50051\"");
     assert!(error(&twice).contains("node b: address: another node has"));
 }
@@ -252,7 +258,14 @@ fn any_plan() -> impl Strategy<Value = PlanFile> {
                 machine.name = format!("node-{i}");
                 machine.address = machine.address.map(|a| format!("{i}{a}"));
                 let holdings = Holdings::new(GRID, tiles).expect("holdings");
-                PlanNode { machine, holdings }
+                let copies: Vec<Vec<TileRect>> = (0..layers)
+                    .map(|l| holdings.rects(l).iter().copied().take(l % 3).collect())
+                    .collect();
+                PlanNode {
+                    machine,
+                    replicas: Holdings::new(GRID, copies).expect("replicas"),
+                    holdings,
+                }
             })
             .collect(),
         partial: true,

@@ -1,0 +1,176 @@
+//! A plan in words.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{CHUNK, Loss, PROMPT, Plan};
+
+/// Lines for people. `model` and `out` are the paths that the slicing commands name.
+pub(super) fn text(plan: &Plan, model: Option<&[PathBuf]>, out: Option<&Path>) -> String {
+    let mut text = String::new();
+    // Writing to a string cannot fail.
+    let _ = summary(&mut text, plan)
+        .and_then(|()| nodes(&mut text, plan))
+        .and_then(|()| losses(&mut text, plan))
+        .and_then(|()| commands(&mut text, plan, model, out));
+    text
+}
+
+fn gigabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}
+
+fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
+    let demand = &plan.demand;
+    writeln!(text, "model      {}", demand.name)?;
+    writeln!(
+        text,
+        "experts    {:.1} GB in {} layers of {}; the coordinator keeps {:.1} GB",
+        gigabytes(demand.routed_bytes()),
+        demand.layers.len(),
+        demand.grid,
+        gigabytes(demand.dense_bytes),
+    )?;
+    match plan.cut {
+        Some(cut) => writeln!(
+            text,
+            "cut        {}x{}, the same in every layer",
+            cut.groups, cut.strips
+        )?,
+        None => writeln!(text, "cut        uneven, by the nodes' speed and memory")?,
+    }
+    let share = 100.0 * plan.copied as f64 / plan.tiles.max(1) as f64;
+    writeln!(
+        text,
+        "replicas   {} of {} tiles have a second holder ({share:.0}%)",
+        plan.copied, plan.tiles
+    )?;
+    let decode = &plan.decode;
+    writeln!(
+        text,
+        "decode     {:.2} tokens/s; of {:.1} ms a token {:.1} ms wait for nodes",
+        1.0 / decode.seconds,
+        decode.seconds * 1e3,
+        decode.waiting * 1e3,
+    )?;
+    writeln!(
+        text,
+        "prefill    {:.1} tokens/s in chunks of {CHUNK}; first token of {PROMPT} after {:.1} s",
+        CHUNK as f64 / plan.prefill.seconds,
+        plan.first_token,
+    )?;
+    writeln!(
+        text,
+        "network    {:.0} kB a token to nodes, {:.0} kB back",
+        decode.requests / 1e3,
+        decode.replies / 1e3,
+    )?;
+    if !plan.cluster.assumed.is_empty() {
+        writeln!(text, "assumed    {}", plan.cluster.assumed.join(", "))?;
+    }
+    Ok(())
+}
+
+fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
+    writeln!(text, "\nnodes")?;
+    for (share, node) in plan.nodes.iter().zip(&plan.cluster.nodes) {
+        let held = share.first_bytes + share.replica_bytes;
+        writeln!(
+            text,
+            "  {}: {:.1} GB of weights, {:.1} GB of them replicas, of {:.1} GB room",
+            node.machine.name,
+            gigabytes(held),
+            gigabytes(share.replica_bytes),
+            gigabytes(node.room),
+        )?;
+        if held > 0 {
+            writeln!(text, "    {}", share.holdings)?;
+        }
+    }
+    Ok(())
+}
+
+fn losses(text: &mut String, plan: &Plan) -> std::fmt::Result {
+    writeln!(text, "\nif a node is lost")?;
+    for (loss, node) in plan.losses.iter().zip(&plan.cluster.nodes) {
+        let rate = 1.0 / loss.decode.seconds;
+        writeln!(
+            text,
+            "  {}: {}{rate:.2} tokens/s",
+            node.machine.name,
+            heirs(plan, loss)
+        )?;
+    }
+    Ok(())
+}
+
+fn heirs(plan: &Plan, loss: &Loss) -> String {
+    let mut said = String::new();
+    if !loss.heirs.is_empty() {
+        let names = loss
+            .heirs
+            .iter()
+            .map(|&i| &plan.cluster.nodes[i].machine.name[..]);
+        let names: Vec<&str> = names.collect();
+        said += &format!("{} take over; ", names.join(", "));
+    }
+    if loss.uncovered > 0 {
+        let from = if loss.cached { "memory" } else { "its disk" };
+        said += &format!(
+            "the coordinator computes {:.1} GB of tiles from {from}; ",
+            gigabytes(loss.uncovered_bytes)
+        );
+    }
+    said
+}
+
+fn commands(
+    text: &mut String,
+    plan: &Plan,
+    model: Option<&[PathBuf]>,
+    out: Option<&Path>,
+) -> std::fmt::Result {
+    writeln!(text, "\nslices")?;
+    let Some(out) = out else {
+        return writeln!(text, "  write the plan with --out PLAN.toml to cut by it");
+    };
+    let paths = model.unwrap_or_default().iter();
+    let paths: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+    let model = match (&paths[..], plan.demand.fingerprint) {
+        ([], None) => "-m MODEL.gguf ".to_owned(),
+        ([], Some(_)) => String::new(),
+        (paths, _) => format!("-m {} ", quoted(&paths.join(","))),
+    };
+    let out = quoted(&out.display().to_string());
+    for (share, node) in plan.nodes.iter().zip(&plan.cluster.nodes) {
+        if !share.holdings.is_empty() {
+            let name = &node.machine.name;
+            writeln!(
+                text,
+                "  ds4-coord slice {model}--plan {out} --node {name} --out slices"
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=+:@".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_one_word_of_a_shell() {
+        assert_eq!(quoted("/a/b-1.gguf"), "/a/b-1.gguf");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+}
