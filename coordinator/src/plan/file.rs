@@ -47,7 +47,7 @@ pub const VERSION: u32 = 1;
 const MAX_BYTES: u64 = 4 << 20;
 
 /// Nodes of a plan.
-pub const MAX_NODES: usize = 256;
+pub const MAX_NODES: usize = 32;
 
 /// A checked plan: names are unique and legal, tiles are inside of the grid, and, unless
 /// `partial`, every tile of every layer is held by some node.

@@ -13,6 +13,9 @@ use super::place::{self, Part, Placement};
 use super::predict::{Step, Work, first_token, step};
 use super::replicas::{self, union};
 
+#[cfg(test)]
+mod tests;
+
 /// Prompt tokens of one step.
 pub const CHUNK: usize = 512;
 
@@ -106,7 +109,14 @@ fn best(demand: &Demand, cluster: &Cluster, copies: Copies) -> Option<Placement>
     let disk = cluster.coordinator.disk;
     let mut chosen: Option<(f64, Placement)> = None;
     for mut placement in place::candidates(demand, &cluster.nodes) {
-        let seconds = step(demand, cluster, &works(&placement, cluster, None), 1, disk).seconds;
+        let seconds = step(
+            demand,
+            cluster,
+            &works(demand, &placement, cluster.nodes.len(), None),
+            1,
+            disk,
+        )
+        .seconds;
         if chosen
             .as_ref()
             .is_some_and(|(best, _)| seconds > best * WORTH)
@@ -137,10 +147,10 @@ fn add_copies(
 }
 
 /// Who computes each layer, with `lost` gone: the next holders, or else the coordinator.
-fn works(placement: &Placement, cluster: &Cluster, lost: Option<usize>) -> Vec<Work> {
+fn works(demand: &Demand, placement: &Placement, count: usize, lost: Option<usize>) -> Vec<Work> {
     let layer = |parts: &Vec<Part>| {
         let mut work = Work {
-            nodes: vec![Vec::new(); cluster.nodes.len()],
+            nodes: vec![Vec::new(); count],
             local: Vec::new(),
         };
         for part in parts {
@@ -149,13 +159,17 @@ fn works(placement: &Placement, cluster: &Cluster, lost: Option<usize>) -> Vec<W
                 None => work.local.push(part.rect),
             }
         }
+        // Copies cut a node's tiles into parts with other successors; it is asked for all at once.
+        for rects in &mut work.nodes {
+            *rects = union(demand.grid, rects);
+        }
         work
     };
     placement.iter().map(layer).collect()
 }
 
 fn describe(demand: Demand, cluster: Cluster, placement: Placement) -> Result<Plan, PlanError> {
-    let all_there = works(&placement, &cluster, None);
+    let all_there = works(&demand, &placement, cluster.nodes.len(), None);
     let disk = cluster.coordinator.disk;
     let decode = step(&demand, &cluster, &all_there, 1, disk);
     let prefill = step(&demand, &cluster, &all_there, CHUNK, disk);
@@ -232,7 +246,7 @@ fn loss(demand: &Demand, cluster: &Cluster, placement: &Placement, node: usize) 
         demand.dense_bytes + uncovered_bytes + super::cluster::default_reserve(memory) <= memory
     });
     let bandwidth = if cached { own.bandwidth } else { own.disk };
-    let works = works(placement, cluster, Some(node));
+    let works = works(demand, placement, cluster.nodes.len(), Some(node));
     Loss {
         heirs: heirs.into_iter().collect(),
         uncovered,
@@ -248,9 +262,9 @@ fn even_cut(demand: &Demand, works: &[Work]) -> Option<GridCut> {
     if rest.iter().any(|work| work != first) {
         return None;
     }
+    let one_each = first.nodes.iter().all(|rects| rects.len() == 1);
     let mut rects: Vec<TileRect> = first.nodes.iter().flatten().copied().collect();
     rects.sort_by_key(|r| (r.experts, r.blocks));
-    let one_each = first.nodes.iter().all(|rects| rects.len() == 1);
     let strips = rects.iter().filter(|r| r.experts.start == 0).count().max(1);
     let (groups, strips) = ((rects.len() / strips) as u32, strips as u32);
     let cut = demand.grid.cut(groups, strips).ok()?;

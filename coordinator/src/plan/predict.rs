@@ -110,7 +110,7 @@ pub fn step(
 
 /// Time from a prompt's arrival to its first token, in chunks of at most `chunk` tokens.
 #[must_use]
-pub fn first_token(
+pub(super) fn first_token(
     demand: &Demand,
     cluster: &Cluster,
     works: &[Work],
@@ -270,7 +270,7 @@ impl Routing {
         for _ in 0..tokens {
             for slot in 0..self.used.min(count) {
                 let left = (count - slot) as u64;
-                let other = slot + ((self.random.next() >> 32) * left >> 32) as usize;
+                let other = slot + (((self.random.next() >> 32) * left) >> 32) as usize;
                 self.ids.swap(slot, other);
                 times[self.ids[slot] as usize] += 1;
             }

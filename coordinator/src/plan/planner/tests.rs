@@ -1,0 +1,158 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::plan::cluster::{Assumptions, ClusterFile};
+use crate::plan::cover::pieces;
+use crate::plan::quantity::Bytes;
+use crate::plan::test_models::{flash, small};
+
+/// Nodes as flags list them.
+fn cluster(nodes: &[String], reserve: u64) -> Cluster {
+    let listed = ClusterFile {
+        node: nodes.iter().map(|n| n.parse().expect("a node")).collect(),
+        ..ClusterFile::default()
+    };
+    let reserve = Some(Bytes(reserve));
+    listed
+        .resolve(&Assumptions::default(), reserve)
+        .expect("a cluster")
+}
+
+/// What must hold of every plan.
+fn check(plan: &Plan) {
+    let grid = plan.demand.grid;
+    assert_eq!(plan.placement.len(), plan.demand.layers.len());
+    for parts in &plan.placement {
+        let rects: Vec<Vec<TileRect>> = parts.iter().map(|p| vec![p.rect]).collect();
+        let rects: Vec<&[TileRect]> = rects.iter().map(Vec::as_slice).collect();
+        for piece in pieces(grid, &rects) {
+            assert_eq!(piece.holders.len(), 1, "{} has one part", piece.rect);
+        }
+        for part in parts {
+            let different: BTreeSet<usize> = part.holders.iter().copied().collect();
+            assert_eq!(different.len(), part.holders.len(), "a copy is elsewhere");
+        }
+    }
+    for (share, node) in plan.nodes.iter().zip(&plan.cluster.nodes) {
+        let bytes: u64 = plan
+            .demand
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(layer, demand)| {
+                let rects = share.holdings.rects(layer).iter();
+                rects
+                    .map(|rect| demand.tiles.rect_bytes(*rect))
+                    .sum::<u64>()
+            })
+            .sum();
+        assert_eq!(bytes, share.first_bytes + share.replica_bytes);
+        assert!(bytes <= node.room, "{} has room", node.machine.name);
+    }
+    let file = plan.file();
+    let read = PlanFile::parse(&file.to_toml(), Path::new("plan.toml")).expect("a plan file");
+    assert_eq!(read, file);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn plans_hold_every_tile_within_the_nodes_memory(
+        layers in 1_usize..4,
+        experts in 1_usize..20,
+        blocks in 1_usize..5,
+        narrow in any::<bool>(),
+        // Shares of the model in percent, and bandwidths.
+        nodes in proptest::collection::vec((0_u64..160, 1_u64..100), 1..=32),
+        copies in 0_usize..4,
+    ) {
+        let width = 256 * blocks - if narrow { 64 } else { 0 };
+        let demand = small(layers, experts, width);
+        let total = demand.routed_bytes();
+        let list: Vec<String> = nodes
+            .iter()
+            .enumerate()
+            .map(|(i, (percent, rate))| {
+                let memory = 1 + total * percent / 100;
+                format!("name=n{i},memory={memory},bandwidth={rate}G")
+            })
+            .collect();
+        let cluster = cluster(&list, 0);
+        let copies = if copies == 3 { Copies::AsFit } else { Copies::Exactly(copies) };
+        match plan(demand.clone(), cluster.clone(), copies) {
+            Ok(found) => {
+                check(&found);
+                if let Copies::Exactly(count) = copies {
+                    prop_assert!(found.placement.iter().flatten().all(|p| p.holders.len() == count + 1));
+                }
+                let again = plan(demand, cluster, copies).expect("the same plan");
+                prop_assert_eq!(again.file(), found.file());
+            }
+            Err(PlanError::NoFit(no_fit)) => {
+                let room: u64 = cluster.nodes.iter().map(|n| n.room).sum();
+                prop_assert_eq!(no_fit.room, room);
+                // What is said to help does help.
+                if let Some((more, memory)) = no_fit.more_nodes {
+                    let mut more_nodes = list.clone();
+                    let largest = cluster.nodes.iter().max_by_key(|n| n.room).expect("a node");
+                    prop_assert_eq!(largest.memory, memory);
+                    let bandwidth = largest.machine.bandwidth.expect("given").0;
+                    more_nodes.extend((0..more).map(|i| {
+                        format!("name=more{i},memory={memory},bandwidth={bandwidth}")
+                    }));
+                    let found = plan(demand, self::cluster(&more_nodes, 0), copies);
+                    prop_assert!(found.is_ok());
+                }
+            }
+            Err(error) => prop_assert!(false, "{error}"),
+        }
+    }
+}
+
+#[test]
+fn four_machines_of_64_gb_take_flash_and_some_copies() {
+    let nodes: Vec<String> = (0..4).map(|i| format!("name=n{i},memory=64G")).collect();
+    let plan = plan(flash(), cluster(&nodes, 3_000_000_000), Copies::AsFit).expect("a plan");
+    check(&plan);
+    assert_eq!(
+        plan.cut,
+        Some(GridCut {
+            groups: 1,
+            strips: 4
+        })
+    );
+    // A row of every node and layer comes back, whatever the copies.
+    let rows = (4 * 43 * 4096 * 4) as f64;
+    let replies = plan.decode.replies;
+    assert!(replies >= rows && replies < 1.01 * rows, "{replies} bytes");
+    let quarter = flash().routed_bytes() / 4;
+    for share in &plan.nodes {
+        assert_eq!(share.first_bytes, quarter);
+        assert!(share.replica_bytes > 0 && share.replica_bytes < quarter);
+    }
+    // Weights that a token reads, at the assumed 40 GB/s of the coordinator and of every node, are
+    // what a step cannot be faster than.
+    let least = flash().dense_bytes as f64 / 40e9 * 0.5;
+    assert!(plan.decode.seconds > least, "{} s", plan.decode.seconds);
+    for loss in &plan.losses {
+        assert!(!loss.heirs.is_empty() && loss.uncovered > 0);
+        assert!(loss.decode.seconds > plan.decode.seconds);
+    }
+}
+
+#[test]
+fn too_few_machines_are_told_what_is_missing() {
+    let nodes = [
+        "name=a,memory=64G".to_owned(),
+        "name=b,memory=64G".to_owned(),
+    ];
+    let error = plan(flash(), cluster(&nodes, 3_000_000_000), Copies::AsFit).expect_err("no room");
+    let said = error.to_string();
+    assert!(said.contains("the 2 nodes have room for"), "{said}");
+    assert!(said.contains("GB short"), "{said}");
+    assert!(said.contains("1 more node of 64.0 GB"), "{said}");
+    assert!(said.contains("GB more on every node"), "{said}");
+}
