@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use crate::quant::{BlockQ8K, SuperBlock};
 
 mod along;
+mod along_256;
 mod avx2;
 mod avx512;
 mod avx512bw;
