@@ -14,9 +14,6 @@ use super::row::RowKernel;
 use super::tile;
 use crate::quant::BlockQ8K;
 
-/// Activations from which sixteen rows in lockstep are faster than eight.
-const MANY: usize = 8;
-
 /// Activations that meet all rows before the next ones do; they stay in a second-level cache.
 const TOKENS_AT_ONCE: usize = 64;
 
@@ -171,7 +168,7 @@ impl<'a> Product<'a> {
             return self.along::<K, PARTS>(k, start, xs, fours, out);
         }
         let mut done = 0;
-        if K::SIXTEEN && (len >= MANY || len > 1 && !K::EIGHT) {
+        if K::SIXTEEN && (len >= K::SIXTEEN_FROM || len > 1 && !K::EIGHT) {
             let product = |w, xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
                 k.q4_k_sixteen_ahead(w, xs, ahead, sums);
             };

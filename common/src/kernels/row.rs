@@ -16,6 +16,9 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
+    /// Activations from which sixteen rows at a time are faster than eight.
+    const SIXTEEN_FROM: usize = 8;
+
     /// Whether [`RowKernel::q8_0_lone`] is faster than what takes several activations.
     const Q8_LONE: bool = false;
 
