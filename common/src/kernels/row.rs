@@ -152,4 +152,7 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// Asks for bytes that will be read soon.
     fn prefetch(self, _bytes: &[u8]) {}
+
+    /// Asks for the cache line at an address, which may be no valid one.
+    fn request(self, _line: *const u8) {}
 }

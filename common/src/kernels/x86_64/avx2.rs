@@ -62,6 +62,10 @@ impl RowKernel for Avx2 {
         sixteen::prefetch(bytes);
     }
 
+    fn request(self, line: *const u8) {
+        sixteen::request::<1>(line, 0);
+    }
+
     fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
         unsafe { f16_lone::f16_lone_256(row, x, ahead) }

@@ -71,6 +71,10 @@ macro_rules! through_avx2 {
         fn prefetch(self, bytes: &[u8]) {
             self.0.prefetch(bytes);
         }
+
+        fn request(self, line: *const u8) {
+            self.0.request(line);
+        }
     };
 }
 use through_avx2;
