@@ -1,8 +1,12 @@
 mod api;
 mod bad_flags;
 mod bad_input;
+mod certs;
 mod cluster;
+mod deploy;
 mod engine;
 mod formats;
 mod golden;
+mod mtls;
+mod slices;
 mod variants;

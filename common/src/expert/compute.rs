@@ -12,7 +12,7 @@ use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
 use crate::math::silu;
 use crate::quant::ActivationFormat;
-use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
+use crate::tiles::{Grid, Span, TileRect};
 
 /// Rows of down that one task computes for all pairs, and how many where there are few pairs: a
 /// longer run of rows is a longer stream from memory, a shorter one keeps contributions in cache.
@@ -192,8 +192,7 @@ impl Call<'_> {
         };
         tasks.par_iter_mut().enumerate().try_for_each(|(i, task)| {
             let group = &self.schedule.groups[i / self.blocks];
-            let block = self.rect.blocks.start as usize + i % self.blocks;
-            let features = block * BLOCK_WIDTH..((block + 1) * BLOCK_WIDTH).min(self.layer.width);
+            let features = self.features(i);
             let width = features.len();
             let pairs = group.pairs.clone();
             let count = pairs.len();
@@ -225,14 +224,19 @@ impl Call<'_> {
         })
     }
 
+    /// Where the block of inner task `i` is in what the layer holds.
+    fn features(&self, i: usize) -> Range<usize> {
+        let block = self.rect.blocks.start + (i % self.blocks) as u32;
+        self.layer.features(Span::new(block, block + 1))
+    }
+
     /// The rows of gate that task `i` of the inner ones begins with.
     fn gate_rows(&self, i: usize) -> Result<Option<Matrix<'_>>, BatchError> {
         let Some(group) = self.schedule.groups.get(i / self.blocks) else {
             return Ok(None);
         };
-        let start = (self.rect.blocks.start as usize + i % self.blocks) * BLOCK_WIDTH;
-        let rows = start..(start + BLOCK_WIDTH).min(self.layer.width);
-        Ok(Some(self.layer.gate.expert(group.expert)?.row_range(rows)))
+        let gate = self.layer.gate.expert(group.expert)?;
+        Ok(Some(gate.row_range(self.features(i))))
     }
 
     /// Down rows in tiles, each for all pairs, added by the tree.
@@ -285,11 +289,10 @@ impl Call<'_> {
 
     /// The columns of down that belong to the rectangle, of every group.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
-        let start = self.rect.blocks.start as usize * BLOCK_WIDTH;
-        let end = (self.rect.blocks.end as usize * BLOCK_WIDTH).min(self.layer.width);
+        let features = self.layer.features(self.rect.blocks);
         let strip = |expert| {
             let down = self.layer.down.expert(expert)?;
-            self.layer.down.strip(&down, start..end)
+            self.layer.down.strip(&down, features.clone())
         };
         self.schedule
             .groups

@@ -3,21 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ds4_common::expert::ExpertStore;
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
+use ds4_common::slice::{Slice, WholeModel};
 use ds4_common::tiles::Grid;
-use ds4_expert_node::load::ModelConfig;
+use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
+use ds4_proto::security::Security;
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
-use super::model_args::ModelArgs;
-use crate::cluster::{ClusterBackend, ClusterOptions, Expectation, LocalBackend};
+use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
+use crate::cluster::{
+    ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
+};
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
 
@@ -38,6 +42,8 @@ pub struct Assembly {
     pub engine: Engine,
     pub kernels: Kernels,
     pub embedded: Vec<EmbeddedNode>,
+    /// How the expert nodes stand, if there are any.
+    pub cluster: Option<Arc<Table>>,
 }
 
 impl OpenModel {
@@ -45,9 +51,14 @@ impl OpenModel {
     ///
     /// # Errors
     /// Names the file, key or tensor that is wrong.
-    pub fn open(args: &ModelArgs) -> Result<Self> {
-        let paths = args.paths()?;
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        let paths = files.paths()?;
         let gguf = GgufModel::open_parts(&paths)?;
+        ensure!(
+            !Slice::is_slice(&gguf),
+            "{} is a slice of a model, which `ds4-expert serve --slice` takes",
+            gguf.name().display()
+        );
         let hp = HyperParams::from_model(&gguf)?;
         let tensors = ModelTensors::bind(&gguf, &hp)?;
         let named = gguf.metadata().optional_str("general.name").ok().flatten();
@@ -90,6 +101,15 @@ impl OpenModel {
         .with_context(|| format!("the tokenizer in {}", self.gguf.name().display()))
     }
 
+    /// The model as slices are cut from it.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn whole(&self) -> Result<WholeModel> {
+        let (gguf, hp) = (self.gguf.clone(), self.hp.clone());
+        Ok(WholeModel::new(gguf, hp, &self.tensors)?)
+    }
+
     fn expectation(&self) -> Result<Expectation> {
         let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
@@ -111,7 +131,8 @@ impl Assembly {
     /// Names what is wrong with the flags, the model or a node.
     pub async fn open(args: &ModelArgs) -> Result<Self> {
         let kernels = args.kernels()?;
-        let for_load = args.clone();
+        let security = args.security()?;
+        let for_load = args.files.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {
             kernels,
@@ -127,8 +148,13 @@ impl Assembly {
             .nodes
             .iter()
             .cloned()
-            .chain(embedded.iter().map(EmbeddedNode::address))
+            .chain(
+                embedded
+                    .iter()
+                    .map(|node| embedded_address(node, &security)),
+            )
             .collect();
+        let mut cluster = None;
         let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Arc::new(LocalBackend::new(store, kernels))
@@ -137,9 +163,15 @@ impl Assembly {
                 nodes,
                 grid: args.grid.map(|cut| (cut.groups, cut.strips)),
                 patience: Duration::from_secs(args.wait_for_nodes),
+                begin_incomplete: args.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.call_timeout),
+                security,
+                ..ClusterOptions::default()
             };
-            Arc::new(ClusterBackend::connect(&options, &model.expectation()?).await?)
+            let own = own_experts(args.local_fallback, &model, kernels)?;
+            let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
+            cluster = Some(connected.table());
+            Arc::new(connected)
         };
         let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
         Ok(Assembly {
@@ -147,7 +179,31 @@ impl Assembly {
             engine,
             kernels,
             embedded,
+            cluster,
         })
+    }
+}
+
+/// The last resort of a cluster: the coordinator's own model file.
+fn own_experts(
+    fallback: LocalFallback,
+    model: &OpenModel,
+    kernels: Kernels,
+) -> Result<Option<Arc<dyn OwnExperts>>> {
+    match fallback {
+        LocalFallback::Never => Ok(None),
+        LocalFallback::Auto | LocalFallback::Always => {
+            let store = ExpertStore::new(&model.hp, &model.tensors)?;
+            Ok(Some(Arc::new(OwnFile::new(store, kernels))))
+        }
+    }
+}
+
+/// Embedded nodes have no certificate, and their connections do not leave the process.
+fn embedded_address(node: &EmbeddedNode, security: &Security) -> String {
+    match security {
+        Security::Tls(_) => format!("http://{}", node.address()),
+        Security::Loopback | Security::Insecure => node.address(),
     }
 }
 
@@ -165,8 +221,10 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
     };
     let config = NodeConfig {
         model: ModelConfig {
-            paths: args.paths()?,
-            tiles: TileChoice::All,
+            source: WeightSource::Model {
+                paths: args.files.paths()?,
+                tiles: TileChoice::All,
+            },
             kernels,
             populate: false,
         },
