@@ -14,9 +14,6 @@ use super::row::RowKernel;
 use super::tile;
 use crate::quant::BlockQ8K;
 
-/// Activations from which sixteen rows in lockstep are faster than eight.
-const MANY: usize = 8;
-
 /// Activations that meet all rows before the next ones do; they stay in a second-level cache.
 const TOKENS_AT_ONCE: usize = 64;
 
@@ -171,7 +168,7 @@ impl<'a> Product<'a> {
             return self.along::<K, PARTS>(k, start, xs, fours, out);
         }
         let mut done = 0;
-        if K::SIXTEEN && (len >= MANY || len > 1 && !K::EIGHT) {
+        if K::SIXTEEN && (len >= K::SIXTEEN_FROM || len > 1 && !K::EIGHT) {
             let product = |w, xs: &[&BlockQ8K], ahead, sums: &mut [_]| {
                 k.q4_k_sixteen_ahead(w, xs, ahead, sums);
             };
@@ -205,6 +202,9 @@ impl<'a> Product<'a> {
             sums.fill([0.0; N]);
             for (b, xs) in xs.chunks_exact(tokens).enumerate() {
                 let ahead = self.ahead(k, group + N, N, (b, blocks));
+                if PARTS {
+                    self.request_results(k, (start, tokens), b, group + N, out);
+                }
                 product(Rows::new(self.w, group, b), xs, ahead, sums);
                 if PARTS {
                     self.spread::<N, PARTS>(start, b, group, sums, out);
@@ -228,6 +228,24 @@ impl<'a> Product<'a> {
     ) {
         for (t, sums) in sums.iter().enumerate() {
             out[self.at::<PARTS>(start + t, block, row)..][..N].copy_from_slice(sums);
+        }
+    }
+
+    /// Asks for the places of results that are written next at the same block: those of the rows
+    /// from `row` on, or those behind `out` that begin with the first row. Parts are so many that
+    /// they leave the nearest caches before their lines are written again.
+    fn request_results<K: RowKernel>(
+        &self,
+        k: K,
+        (start, tokens): (usize, usize),
+        block: usize,
+        row: usize,
+        out: &[f32],
+    ) {
+        let offset = if row < self.w.rows() { row } else { out.len() };
+        for token in start..start + tokens {
+            let at = self.at::<true>(token, block, 0) + offset;
+            k.request(out.as_ptr().wrapping_add(at).cast());
         }
     }
 

@@ -16,6 +16,9 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
+    /// Activations from which sixteen rows at a time are faster than eight.
+    const SIXTEEN_FROM: usize = 8;
+
     /// Whether [`RowKernel::q8_0_lone`] is faster than what takes several activations.
     const Q8_LONE: bool = false;
 
@@ -149,4 +152,7 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// Asks for bytes that will be read soon.
     fn prefetch(self, _bytes: &[u8]) {}
+
+    /// Asks for the cache line at an address, which may be no valid one.
+    fn request(self, _line: *const u8) {}
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::step::Madd;
 use super::{Factors, load_128, load_256, load_halves, load_i16, part};
-use super::{eight_rows, f16_lone, sixteen, two_bits};
+use super::{along_256, eight_rows, f16_lone, sixteen, two_bits};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
@@ -40,12 +40,12 @@ impl RowKernel for Avx2 {
         self,
         row: &[u8],
         x: &[&BlockQ8K],
-        _fours: &[Four],
+        fours: &[Four],
         ahead: *const u8,
         terms: &mut [f32],
     ) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { q4_k_terms(row, x, ahead, terms) }
+        unsafe { along_256::q4_k_terms(row, x, fours, ahead, terms) }
     }
 
     fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
@@ -60,6 +60,10 @@ impl RowKernel for Avx2 {
 
     fn prefetch(self, bytes: &[u8]) {
         sixteen::prefetch(bytes);
+    }
+
+    fn request(self, line: *const u8) {
+        sixteen::request::<1>(line, 0);
     }
 
     fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
@@ -230,21 +234,6 @@ fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
                 _ => q4_k_across::<1>(&w, xs, b, out),
             }
         }
-    }
-}
-
-/// `terms[b] = row[b] · x[b]`; meanwhile asks for a row's worth of bytes at `ahead`.
-#[target_feature(enable = "avx2,f16c")]
-fn q4_k_terms(row: &[u8], x: &[&BlockQ8K], ahead: *const u8, terms: &mut [f32]) {
-    let (fours, rest) = Q4K::blocks(row).as_chunks::<4>();
-    let (x_fours, x_rest) = x.as_chunks::<4>();
-    let (out, out_rest) = terms.as_chunks_mut::<4>();
-    for (i, ((w, x), out)) in fours.iter().zip(x_fours).zip(out).enumerate() {
-        sixteen::request::<9>(ahead, 9 * i);
-        *out = q4_k_along::<4>(w, *x);
-    }
-    for ((w, x), out) in rest.iter().zip(x_rest).zip(out_rest) {
-        *out = q4_k_along::<1>(&[*w], [*x])[0];
     }
 }
 

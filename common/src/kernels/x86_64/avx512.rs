@@ -110,6 +110,10 @@ impl RowKernel for Avx512 {
         sixteen::prefetch(bytes);
     }
 
+    fn request(self, line: *const u8) {
+        sixteen::request::<1>(line, 0);
+    }
+
     fn name(self) -> &'static str {
         "avx512vnni"
     }

@@ -33,6 +33,8 @@ impl Avx512Bw {
 
 impl RowKernel for Avx512Bw {
     const SIXTEEN: bool = true;
+    /// The eight rows are AVX2's.
+    const SIXTEEN_FROM: usize = 2;
     const F16_LONE: bool = true;
     const EIGHT: bool = true;
     const TERMS: bool = true;

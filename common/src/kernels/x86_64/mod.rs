@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use crate::quant::{BlockQ8K, SuperBlock};
 
 mod along;
+mod along_256;
 mod avx2;
 mod avx512;
 mod avx512bw;
@@ -69,6 +70,10 @@ macro_rules! through_avx2 {
 
         fn prefetch(self, bytes: &[u8]) {
             self.0.prefetch(bytes);
+        }
+
+        fn request(self, line: *const u8) {
+            self.0.request(line);
         }
     };
 }
