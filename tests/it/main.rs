@@ -8,5 +8,6 @@ mod engine;
 mod formats;
 mod golden;
 mod mtls;
+mod plan;
 mod slices;
 mod variants;

@@ -16,8 +16,13 @@ pub(super) fn text(plan: &Plan, model: Option<&[PathBuf]>, out: Option<&Path>) -
     text
 }
 
-fn gigabytes(bytes: u64) -> f64 {
-    bytes as f64 / 1e9
+fn size(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        1e9.. => format!("{:.1} GB", bytes / 1e9),
+        1e6.. => format!("{:.1} MB", bytes / 1e6),
+        _ => format!("{:.1} kB", bytes / 1e3),
+    }
 }
 
 fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
@@ -25,11 +30,11 @@ fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
     writeln!(text, "model      {}", demand.name)?;
     writeln!(
         text,
-        "experts    {:.1} GB in {} layers of {}; the coordinator keeps {:.1} GB",
-        gigabytes(demand.routed_bytes()),
+        "experts    {} in {} layers of {}; the coordinator keeps {}",
+        size(demand.routed_bytes()),
         demand.layers.len(),
         demand.grid,
-        gigabytes(demand.dense_bytes),
+        size(demand.dense_bytes),
     )?;
     match plan.cut {
         Some(cut) => writeln!(
@@ -77,11 +82,11 @@ fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
         let held = share.first_bytes + share.replica_bytes;
         writeln!(
             text,
-            "  {}: {:.1} GB of weights, {:.1} GB of them replicas, of {:.1} GB room",
+            "  {}: {} of weights, {} of them replicas, of {} room",
             node.machine.name,
-            gigabytes(held),
-            gigabytes(share.replica_bytes),
-            gigabytes(node.room),
+            size(held),
+            size(share.replica_bytes),
+            size(node.room),
         )?;
         if held > 0 {
             writeln!(text, "    {}", share.holdings)?;
@@ -117,8 +122,8 @@ fn heirs(plan: &Plan, loss: &Loss) -> String {
     if loss.uncovered > 0 {
         let from = if loss.cached { "memory" } else { "its disk" };
         said += &format!(
-            "the coordinator computes {:.1} GB of tiles from {from}; ",
-            gigabytes(loss.uncovered_bytes)
+            "the coordinator computes {} of tiles from {from}; ",
+            size(loss.uncovered_bytes)
         );
     }
     said
@@ -166,6 +171,13 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_the_unit_that_shows_them() {
+        assert_eq!(size(155_800_000_000), "155.8 GB");
+        assert_eq!(size(4_718_592), "4.7 MB");
+        assert_eq!(size(0), "0.0 kB");
+    }
 
     #[test]
     fn paths_are_one_word_of_a_shell() {
