@@ -25,3 +25,4 @@ pub use assignment::{AssignmentError, assign};
 pub use backend::{ClusterBackend, ClusterOptions};
 pub use local::LocalBackend;
 pub use membership::{ClusterError, Expectation, Member, gather, inspect};
+pub(crate) use transport::{reason, status_text};

@@ -2,6 +2,7 @@
 
 pub mod assembly;
 pub mod bench;
+pub mod calibrate;
 pub mod certs;
 pub mod chat;
 pub mod cli;
@@ -9,7 +10,6 @@ pub mod cut_args;
 pub mod inspect;
 pub mod join_args;
 pub mod logits;
-pub mod memory_limit;
 pub mod model_args;
 pub mod out_file;
 mod progress;

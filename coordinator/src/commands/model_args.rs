@@ -138,7 +138,7 @@ impl ModelArgs {
 }
 
 /// Here, so that a slip of the pen costs no load of a model and no wait for a node.
-fn node_address(text: &str) -> Result<String, channel::AddressError> {
+pub(super) fn node_address(text: &str) -> Result<String, channel::AddressError> {
     channel::endpoint(text).map(|_| text.to_owned())
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use bytesize::ByteSize;
 use clap::Args;
+use ds4_common::memory_limit;
 use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
-use super::memory_limit;
 use super::model_args::{ModelArgs, count, size, up_to};
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
