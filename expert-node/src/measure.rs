@@ -1,11 +1,14 @@
 //! How fast a machine reads memory and multiplies, measured in short turns so that other work
 //! gets in between.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use ds4_common::kernels::Kernels;
 use ds4_common::memory_limit;
 use ds4_common::threads::Threads;
+use ds4_proto::limits::{MAX_CORES, PROBE_CHUNK_BYTES};
 use ds4_proto::wire::MachineRates;
 
 /// Weights that are read over and over; more than most caches hold.
@@ -100,7 +103,8 @@ impl Measurement {
         let held: usize = weights.iter().map(|part| part.len()).sum();
         let wanted = if held < LEAST_BYTES {
             self.own = anonymous();
-            self.own.len()
+            // Where there is no memory, the few weights are better than nothing.
+            self.own.len().max(held)
         } else {
             held.min(READ_BYTES)
         };
@@ -120,7 +124,7 @@ impl Measurement {
                 return;
             }
         } else {
-            self.warm = wanted;
+            self.warm = self.own.len();
         }
         self.stage = Stage::Read;
     }
@@ -209,7 +213,7 @@ pub(crate) fn machine_rates(rates: Rates, kernels: Kernels, memory: Option<u64>)
 }
 
 fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(1 << 16) as u32)
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_CORES as usize) as u32)
 }
 
 /// Memory of its own pages, at most an eighth of what there is.
@@ -227,17 +231,21 @@ fn anonymous() -> Vec<u8> {
     own
 }
 
-/// Bytes without repetition, to measure links that may compress.
-#[must_use]
-pub fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 1u64;
-    let next = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    std::iter::repeat_with(next).take(bytes).collect()
+/// A message's worth of bytes without repetition, since some links compress.
+pub fn noise() -> Bytes {
+    static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
+        let mut state = 1u64;
+        let next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        std::iter::repeat_with(next)
+            .take(PROBE_CHUNK_BYTES)
+            .collect()
+    });
+    NOISE.clone()
 }
 
 /// Up to `most` bytes from the byte `at` of all `parts` on, as far as one part goes.

@@ -1,23 +1,24 @@
 //! Answers those who want to know what this machine and its link can do. One at a time, so that
 //! measurements do not measure each other.
 
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ds4_common::memory_limit;
 use ds4_proto::limits::{PROBE_CHUNK_BYTES, PROBE_TIMEOUT};
 use ds4_proto::pb;
 use ds4_proto::pb::node_probe_server::NodeProbe;
 use ds4_proto::wire::{MachineRates, WireError, check_measure, check_source, count_probe_bytes};
-use futures::Stream;
-use futures::stream;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::measure::{Measurement, machine_rates, noise};
 use crate::service::{NodeService, Phase};
 use crate::worker::Turn;
+
+/// A message to a link's other end.
+type Data = Result<pb::ProbeData, Status>;
 
 /// Pause before a turn that found the queue full is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
@@ -27,7 +28,7 @@ impl NodeService {
         if *self.0.phase.borrow() != Phase::Serving {
             return Err(Status::unavailable("this node is about to stop"));
         }
-        let turn = std::sync::Arc::clone(&self.0.probe).try_acquire_owned();
+        let turn = Arc::clone(&self.0.probe).try_acquire_owned();
         turn.map_err(|_| Status::resource_exhausted("another measurement is running"))
     }
 
@@ -37,7 +38,7 @@ impl NodeService {
         let mut measurement = Measurement::new(budget);
         loop {
             let (done, outcome) = oneshot::channel();
-            let mut turn = Turn { measurement, done };
+            let mut turn = Box::new(Turn { measurement, done });
             while let Err(refused) = self.0.queue.submit_turn(turn) {
                 tokio::time::sleep(FULL_PAUSE).await;
                 turn = refused;
@@ -54,7 +55,7 @@ impl NodeService {
 
 #[tonic::async_trait]
 impl NodeProbe for NodeService {
-    type SourceStream = Pin<Box<dyn Stream<Item = Result<pb::ProbeData, Status>> + Send>>;
+    type SourceStream = ReceiverStream<Data>;
 
     async fn measure(
         &self,
@@ -81,7 +82,7 @@ impl NodeProbe for NodeService {
             while let Some(data) = inbound.message().await? {
                 bytes = count_probe_bytes(bytes, &data).map_err(invalid)?;
             }
-            Ok(bytes)
+            Ok::<_, Status>(bytes)
         };
         let bytes = in_time(receive).await?;
         Ok(Response::new(pb::SinkReply { bytes }))
@@ -91,29 +92,31 @@ impl NodeProbe for NodeService {
         &self,
         request: Request<pb::SourceRequest>,
     ) -> Result<Response<Self::SourceStream>, Status> {
-        let left = check_source(request.get_ref()).map_err(invalid)?;
+        let bytes = check_source(request.get_ref()).map_err(invalid)?;
         let alone = self.begin_probe()?;
-        let chunk = Bytes::from(noise(PROBE_CHUNK_BYTES));
-        let end = tokio::time::Instant::now() + PROBE_TIMEOUT;
-        let messages = stream::unfold((left, Some(alone)), move |(left, mut alone)| {
-            let chunk = chunk.clone();
-            async move {
-                if left == 0 {
-                    return None;
-                }
-                if tokio::time::Instant::now() >= end {
-                    return Some((Err(late()), (0, None)));
-                }
-                let bytes = left.min(PROBE_CHUNK_BYTES as u64);
-                let data = chunk.slice(..bytes as usize);
-                if left == bytes {
-                    // Whoever has the last message may begin the next measurement.
-                    drop(alone.take());
-                }
-                Some((Ok(pb::ProbeData { data }), (left - bytes, alone)))
-            }
-        });
-        Ok(Response::new(Box::pin(messages)))
+        let (data, outbound) = mpsc::channel(1);
+        // Whoever does not read is not waited for: the stream ends before all was sent.
+        let sending = tokio::time::timeout(PROBE_TIMEOUT, send(bytes, data, alone));
+        tokio::spawn(sending);
+        Ok(Response::new(ReceiverStream::new(outbound)))
+    }
+}
+
+async fn send(mut left: u64, data: mpsc::Sender<Data>, alone: OwnedSemaphorePermit) {
+    let mut alone = Some(alone);
+    while left > 0 {
+        let bytes = left.min(PROBE_CHUNK_BYTES as u64);
+        left -= bytes;
+        if left == 0 {
+            // Whoever has the last message may begin the next measurement.
+            drop(alone.take());
+        }
+        let message = pb::ProbeData {
+            data: noise().slice(..bytes as usize),
+        };
+        if data.send(Ok(message)).await.is_err() {
+            return;
+        }
     }
 }
 

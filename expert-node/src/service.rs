@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use ds4_proto::limits::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use ds4_proto::limits::OLDEST_PROTOCOL_VERSION;
 use ds4_proto::pb;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::NodeControl;
-use ds4_proto::wire::encode_held;
+use ds4_proto::wire::{Versions, encode_held};
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -67,13 +67,13 @@ impl ExpertCompute for NodeService {
 impl NodeControl for NodeService {
     async fn describe(
         &self,
-        _: Request<pb::DescribeRequest>,
+        request: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::DescribeReply>, Status> {
         let node = &self.0;
         let identity = &node.identity;
         let held = encode_held(&identity.held);
         Ok(Response::new(pb::DescribeReply {
-            protocol_version: PROTOCOL_VERSION,
+            protocol_version: Versions::of_description(request.get_ref(), &identity.held),
             oldest_version: OLDEST_PROTOCOL_VERSION,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             model: identity.model.clone(),

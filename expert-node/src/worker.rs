@@ -71,7 +71,7 @@ pub(crate) struct TurnOutcome {
 /// What waits in the queue.
 #[derive(Debug)]
 enum Entry {
-    Job(Job),
+    Job(Box<Job>),
     Turn(Box<Turn>),
 }
 
@@ -101,10 +101,10 @@ impl WorkQueue {
     ///
     /// # Errors
     /// The queue is full; the turn, to try again.
-    pub(crate) fn submit_turn(&self, turn: Turn) -> Result<(), Turn> {
-        match self.entries.try_send(Entry::Turn(Box::new(turn))) {
+    pub(crate) fn submit_turn(&self, turn: Box<Turn>) -> Result<(), Box<Turn>> {
+        match self.entries.try_send(Entry::Turn(turn)) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(Entry::Turn(turn))) => Err(*turn),
+            Err(TrySendError::Full(Entry::Turn(turn))) => Err(turn),
             // Without a worker the sender of the outcome is dropped, which the waiter notices.
             Err(_) => Ok(()),
         }
@@ -441,7 +441,7 @@ mod tests {
             );
         });
         for pause in 1..3 {
-            jobs.send(Entry::Job(bench.job(pause, LONG).0))
+            jobs.send(Entry::Job(Box::new(bench.job(pause, LONG).0)))
                 .expect("it runs");
             assert!(matches!(bench.next(), (_, Outcome::Rows { .. })));
             let begun = Instant::now();

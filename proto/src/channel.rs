@@ -8,7 +8,7 @@ use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
     MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_PROBE_MESSAGE_BYTES,
     MAX_SLICE_HEAD_BYTES, MAX_SLICE_MESSAGE_BYTES, MAX_SLICE_REQUEST_BYTES, MAX_STREAMS,
-    STREAM_WINDOW,
+    NODE_PING_INTERVAL, NODE_PING_TIMEOUT, STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
@@ -70,8 +70,8 @@ fn endpoint_of(scheme: &str, address: &str) -> Result<Endpoint, AddressError> {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_BYTES)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .http2_keep_alive_interval(NODE_PING_INTERVAL)
+        .keep_alive_timeout(NODE_PING_TIMEOUT)
         .keep_alive_while_idle(true))
 }
 

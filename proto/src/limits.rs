@@ -100,11 +100,18 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// hello or welcome, and of a description.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Silence after which a peer is pinged. Without pings a healed partition is never noticed.
+/// Silence after which a node pings a coordinator.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time to answer a ping before the connection counts as dead.
+/// Time of a coordinator to answer a ping before the connection counts as dead.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Silence after which a coordinator pings a node. Without pings a healed partition is never
+/// noticed: the connection would wait for the system's retransmissions, which come ever less often.
+pub const NODE_PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time of a node to answer a ping before the connection counts as dead and is made again.
+pub const NODE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a slice's head that a node takes.
 pub const MAX_SLICE_HEAD_BYTES: usize = 16 << 20;

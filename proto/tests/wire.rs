@@ -365,7 +365,19 @@ fn the_version_before_is_understood_both_ways() {
     let refusal = welcome(4, &layered, before).expect_err("no words for it");
     assert_eq!(refusal, Mismatch::LayeredHoldings { version: before });
     let answer = welcome(4, &layered, PROTOCOL_VERSION).expect("layers");
-    assert_eq!(decode_welcome(&answer, &SHAPE), Ok((4, layered)));
+    assert_eq!(decode_welcome(&answer, &SHAPE), Ok((4, layered.clone())));
+
+    let silent = pb::DescribeRequest::default();
+    assert_eq!(Versions::of_description(&silent, &held()), before);
+    let newest = Versions::of_description(&silent, &layered);
+    assert_eq!(newest, PROTOCOL_VERSION, "which that coordinator refuses");
+    let ours = Versions::request();
+    assert_eq!(Versions::of_description(&ours, &held()), PROTOCOL_VERSION);
+    let later = pb::DescribeRequest {
+        newest_version: PROTOCOL_VERSION + 1,
+        oldest_version: PROTOCOL_VERSION,
+    };
+    assert_eq!(Versions::of_description(&later, &held()), PROTOCOL_VERSION);
 
     let old_node = pb::DescribeReply {
         protocol_version: before,

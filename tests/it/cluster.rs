@@ -1,5 +1,7 @@
 //! Clusters of the real binaries: who computes never shows in a bit.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use ds4_common::gguf::GgufModel;
@@ -63,7 +65,7 @@ fn counters(address: &str) -> Counters {
             .connect()
             .await?;
         let mut client = NodeControlClient::new(channel);
-        let reply = client.describe(DescribeRequest {}).await?;
+        let reply = client.describe(DescribeRequest::default()).await?;
         anyhow::Ok(reply.into_inner().counters.unwrap_or_default())
     };
     let limit = Duration::from_secs(20);
@@ -207,15 +209,25 @@ fn text(reply: &serde_json::Value) -> &str {
     reply["choices"][0]["text"].as_str().expect("text")
 }
 
+/// A copy that the page cache holds in the smallest pages: a huge one would be mapped, and count as
+/// resident, as soon as any byte of it is touched.
+fn copy_in_small_pages(from: &Path, to: &Path) -> std::io::Result<()> {
+    let bytes = std::fs::read(from)?;
+    let mut file = std::fs::File::create(to)?;
+    bytes.chunks(4096).try_for_each(|page| file.write_all(page))
+}
+
 #[test]
 fn a_coordinator_of_nodes_touches_no_expert_page() {
-    let reference = Reference("tiny-w");
-    let (_node, address) = node(reference, &[]);
-    let model = reference.model();
+    let folder = TempDir::new().expect("folder");
+    let model = folder.path().join("model.gguf");
+    copy_in_small_pages(&Reference("tiny-w").model(), &model).expect("copy");
+    let model_flag = model.to_str().expect("utf-8");
+    let (_node, address) = start_node(&["-m", model_flag, "--listen", "127.0.0.1:0"]);
     let args = [
         "serve",
         "-m",
-        model.to_str().expect("utf-8"),
+        model_flag,
         "--listen=127.0.0.1:0",
         "--nodes",
         &address,
@@ -256,7 +268,14 @@ fn a_coordinator_of_nodes_touches_no_expert_page() {
 fn a_restarted_node_is_used_again() {
     let reference = Reference("tiny-b");
     let (mut first, address) = node(reference, &[]);
-    let args = ["serve", "--listen=127.0.0.1:0", "--nodes", &address];
+    // Without the own file the coordinator has to wait for the node.
+    let args = [
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--local-fallback=never",
+        "--nodes",
+        &address,
+    ];
     let mut coordinator = Server::start(COORD, &args).expect("coordinator");
     let before = complete(&coordinator.ready).expect("completion");
     assert!(first.stop().expect("drain").success());
@@ -266,6 +285,103 @@ fn a_restarted_node_is_used_again() {
     assert!(counters(&address).expert_blocks > 0);
     assert!(coordinator.stop().expect("stop").success());
     assert!(second.stop().expect("drain").success());
+}
+
+/// Completions one after the other while `disturb` runs; each must be `expected`.
+fn complete_while(url: &str, expected: &str, disturb: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let disturbance = scope.spawn(disturb);
+        let mut rounds = 0;
+        while !disturbance.is_finished() || rounds < 3 {
+            let reply = complete(url).expect("a completion whatever happens to nodes");
+            assert_eq!(text(&reply), expected, "round {rounds}");
+            rounds += 1;
+        }
+        disturbance.join().expect("disturbance");
+    });
+}
+
+fn metrics(url: &str) -> String {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let get = async { reqwest::get(format!("{url}/metrics")).await?.text().await };
+    runtime.block_on(get).expect("metrics")
+}
+
+/// The sum of a counter's series.
+fn counted(metrics: &str, name: &str) -> f64 {
+    let of_series = |line: &str| -> Option<f64> {
+        let rest = line.strip_prefix(name)?;
+        (rest.starts_with(['{', ' '])).then(|| rest.rsplit(' ').next()?.parse().ok())?
+    };
+    metrics.lines().filter_map(of_series).sum()
+}
+
+#[test]
+fn nodes_that_die_stop_and_return_change_no_token_of_two_coordinators() {
+    let reference = Reference("tiny-b");
+    let model = reference.model();
+    let model = model.to_str().expect("utf-8");
+    let direct = Server::start(
+        COORD,
+        &["serve", "-m", model, "--listen=127.0.0.1:0", "--embedded=0"],
+    );
+    let direct = direct.expect("serve in process");
+    let expected = text(&complete(&direct.ready).expect("completion")).to_owned();
+    let (mut first, first_address) = node(reference, &[]);
+    let (second, second_address) = node(reference, &[]);
+    let names = format!("{first_address},{second_address}");
+    let args = [
+        "serve",
+        "-m",
+        model,
+        "--listen=127.0.0.1:0",
+        "--local-fallback=never",
+        "--nodes",
+        &names,
+    ];
+    let coordinators = [(); 2].map(|()| Server::start(COORD, &args).expect("coordinator"));
+    let url = |i: usize| coordinators[i].ready.as_str();
+    let pause = || std::thread::sleep(Duration::from_millis(300));
+    let mut disturb = || {
+        pause();
+        first.signal("KILL").expect("kill");
+        first.wait().expect("dead");
+        pause();
+        let (returned, _) = node_at(reference, &first_address, &[]);
+        let work = || counters(&first_address).expert_blocks;
+        while work() == 0 {
+            pause();
+        }
+        second.signal("STOP").expect("stop");
+        pause();
+        second.signal("CONT").expect("continue");
+        pause();
+        returned
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            complete_while(url(1), &expected, || {
+                std::thread::sleep(Duration::from_secs(3))
+            })
+        });
+        complete_while(url(0), &expected, || drop(disturb()));
+    });
+}
+
+#[test]
+fn without_any_node_left_the_own_file_goes_on_and_says_so() {
+    let reference = Reference("tiny-b");
+    let (mut only, address) = node(reference, &[]);
+    let args = ["serve", "--listen=127.0.0.1:0", "--nodes", &address];
+    let coordinator = Server::start(COORD, &args).expect("coordinator");
+    let url = coordinator.ready.clone();
+    let before = complete(&url).expect("completion");
+    assert!(counted(&metrics(&url), "ds4_fallback_pieces_total") == 0.0);
+    only.signal("KILL").expect("kill");
+    only.wait().expect("dead");
+    let after = complete(&url).expect("completion without a node");
+    assert_eq!(text(&after), text(&before));
+    assert!(counted(&metrics(&url), "ds4_fallback_pieces_total") > 0.0);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! One layer's routed-expert work for a batch of tokens: a pure function's argument.
 
+use std::ops::Range;
+
 use crate::kernels::{ActRow, Activations};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K};
 use crate::tiles::{Grid, Subtree, TileRect};
@@ -95,6 +97,27 @@ impl ExpertBatch {
     #[must_use]
     pub fn routes_of(&self, token: usize) -> &[Route] {
         &self.routes[token * self.used..(token + 1) * self.used]
+    }
+
+    /// The work of some of the tokens alone.
+    #[must_use]
+    pub fn part(&self, tokens: Range<usize>) -> ExpertBatch {
+        let input = |elements: usize| {
+            let row = elements / self.tokens.max(1);
+            tokens.start * row..tokens.end * row
+        };
+        ExpertBatch {
+            layer: self.layer,
+            tokens: tokens.len(),
+            used: self.used,
+            routes: self.routes[tokens.start * self.used..tokens.end * self.used].to_vec(),
+            input: match &self.input {
+                ExpertInput::F32(v) => ExpertInput::F32(v[input(v.len())].to_vec()),
+                ExpertInput::Q8(v) => ExpertInput::Q8(v[input(v.len())].to_vec()),
+                ExpertInput::Q8K(v) => ExpertInput::Q8K(v[input(v.len())].to_vec()),
+            },
+            round: self.round,
+        }
     }
 
     /// Whether `token` has a leaf below `subtree`, so that its holder returns a row.
@@ -204,6 +227,31 @@ pub enum BatchError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_the_work_of_its_tokens() {
+        let route = |expert| Route {
+            expert,
+            weight: expert as f32,
+        };
+        let batch = ExpertBatch {
+            layer: 4,
+            tokens: 3,
+            used: 2,
+            routes: (0..6).map(route).collect(),
+            input: ExpertInput::F32((0..12).map(|i| i as f32).collect()),
+            round: true,
+        };
+        let part = batch.part(1..3);
+        assert_eq!(
+            (part.layer, part.tokens, part.used, part.round),
+            (4, 2, 2, true)
+        );
+        assert_eq!(part.routes, batch.routes[2..]);
+        let values = (4..12).map(|i| i as f32).collect();
+        assert_eq!(part.input, ExpertInput::F32(values));
+        assert_eq!(batch.part(0..3), batch);
+    }
 
     #[test]
     fn a_batch_with_another_number_of_experts_a_token_is_refused() {

@@ -87,11 +87,16 @@ impl Mapping {
         self.advise(Advice::WillNeed, range)
     }
 
-    /// Reads a byte range and maps its pages before it returns, so that later reads do not fault.
+    /// Reads a byte range and maps its pages before it returns, so that later reads do not fault;
+    /// in huge pages where kernel and file system have them for files.
     ///
     /// # Errors
     /// The range is not inside of the file, or it cannot be read.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = self.advise(Advice::HugePage, range.clone()) {
+            tracing::debug!(%error, "no huge pages for files");
+        }
         #[cfg(target_os = "linux")]
         match self.advise(Advice::PopulateRead, range.clone()) {
             // Kernels before 5.14 do not know this advice.

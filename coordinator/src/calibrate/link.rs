@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ds4_expert_node::measure;
 use ds4_proto::limits::{MAX_PROBE_BYTES, PROBE_CHUNK_BYTES};
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
@@ -107,7 +106,7 @@ async fn timed(
 }
 
 async fn send(client: &mut NodeProbeClient<Channel>, bytes: u64) -> Result<u64, Status> {
-    let chunk = Bytes::from(measure::noise(PROBE_CHUNK_BYTES));
+    let chunk = measure::noise();
     let whole = bytes / PROBE_CHUNK_BYTES as u64;
     let messages = (0..whole).map(move |_| ProbeData {
         data: chunk.clone(),

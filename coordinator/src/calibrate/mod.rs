@@ -90,7 +90,7 @@ pub async fn nodes(
     for (index, address) in addresses.iter().enumerate() {
         hosts.entry(host(address)).or_default().push(index);
     }
-    let machines = hosts.into_values().map(|indices| async move {
+    let machines = hosts.into_values().map(move |indices| async move {
         let mut found = Vec::with_capacity(indices.len());
         for index in indices {
             let node = Node::new(&addresses[index], patience);

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use ds4_proto::channel;
 use ds4_proto::limits::{MAX_DESCRIPTION_BYTES, MAX_PROBE_BUDGET, MAX_TEXT_BYTES};
+use ds4_proto::pb::MeasureRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
-use ds4_proto::pb::{DescribeRequest, MeasureRequest};
 use ds4_proto::security::Security;
-use ds4_proto::wire::{MachineRates, NodeInfo, clip, decode_node};
+use ds4_proto::wire::{MachineRates, NodeInfo, Versions, clip, decode_node};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -114,11 +114,11 @@ impl<'a> Node<'a> {
         let client = NodeControlClient::new(channel.clone());
         let mut client = client.max_decoding_message_size(MAX_DESCRIPTION_BYTES);
         let failed = |status: Status| self.failed(WHAT, &status);
-        let reply = client.describe(DescribeRequest {}).await.map_err(failed)?;
+        let reply = client.describe(Versions::request()).await.map_err(failed)?;
         let mut times = Vec::with_capacity(ROUND_TRIPS);
         while times.len() < ROUND_TRIPS {
             let start = Instant::now();
-            client.describe(DescribeRequest {}).await.map_err(failed)?;
+            client.describe(Versions::request()).await.map_err(failed)?;
             times.push(start.elapsed());
         }
         times.sort();

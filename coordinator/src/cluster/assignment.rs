@@ -1,92 +1,213 @@
-//! Who computes which tiles.
+//! Who computes which tiles of a layer.
 
 use ds4_common::tiles::{Grid, Span, TileError, TileRect, TileSet};
 
-/// Tiles that cannot be shared out.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AssignmentError {
-    #[error("no expert node holds {}", list(.0))]
-    Uncovered(Vec<TileRect>),
-    #[error(transparent)]
-    Tiles(#[from] TileError),
-}
+/// Rectangles that a message shows.
+const SHOWN: usize = 8;
 
-fn list(rects: &[TileRect]) -> String {
-    let mut text: Vec<String> = rects.iter().take(8).map(ToString::to_string).collect();
+/// Some rectangles for a person.
+pub(super) fn list(rects: &[TileRect]) -> String {
+    let mut text: Vec<String> = rects.iter().take(SHOWN).map(ToString::to_string).collect();
     if rects.len() > text.len() {
         text.push(format!("{} more", rects.len() - text.len()));
     }
     text.join(", ")
 }
 
-/// Shares a layer's grid out among nodes that hold `held`, some of them possibly nothing: each tile
-/// to exactly one node, a node possibly left without work. `cut` asks for expert groups x block
-/// strips. Rectangles of a node are merged as far as they come from one that it holds: what a node
-/// holds apart it computes apart.
+/// Somebody who may compute tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holder<'a> {
+    /// What it holds of the layer.
+    pub(super) tiles: Option<&'a TileSet>,
+    /// A tile goes to a holder of the lowest tier that holds it.
+    pub(super) tier: u8,
+    /// Its part of what it holds together with others of its tier, at least 1.
+    pub(super) weight: u32,
+}
+
+/// Who computes what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shares {
+    /// Of each holder, possibly nothing.
+    pub(super) of: Vec<Vec<TileRect>>,
+    /// What nobody holds.
+    pub(super) missing: Vec<TileRect>,
+    /// The most maximal subtrees that a rectangle has which all holders hold or do not hold as a
+    /// whole.
+    pub(super) most_subtrees: usize,
+}
+
+/// Shares a layer's grid out: each tile to exactly one holder. Rectangles of a holder are merged
+/// as far as they come from one that it holds: what a node holds apart it computes apart. `cut`
+/// asks for expert groups x block strips.
 ///
-/// Nodes that all hold everything get equal cuts. Otherwise the grid is cut along every border of
-/// a held rectangle; a piece with several holders is cut again, once for each of them, and the
-/// parts go to the least loaded.
+/// Equal nodes that all hold everything get equal cuts. Otherwise the grid is cut along every
+/// border of a held rectangle, and a piece with several holders is cut again, by their weights.
 ///
 /// # Errors
-/// Tiles that nobody holds, by name, or a cut that the grid does not have.
-pub fn assign(
+/// The grid has no such cut.
+pub(super) fn share_out(
     grid: Grid,
-    held: &[Option<&TileSet>],
+    holders: &[Holder<'_>],
     cut: Option<(u32, u32)>,
-) -> Result<Vec<Vec<TileRect>>, AssignmentError> {
+) -> Result<Shares, TileError> {
     let pieces = match cut {
         Some((groups, strips)) => grid.cut(groups, strips)?,
-        None if (0..held.len()).all(|node| covers(held, node, grid.whole())) => {
-            grid.cut_for(held.len() as u32)?
-        }
-        None => vec![grid.whole()],
+        None => equal_cuts(grid, holders).unwrap_or_else(|| vec![grid.whole()]),
     };
-    let cells = cells(grid, held, &pieces);
+    let cells = cells(grid, holders, &pieces);
+    let subtrees = cells.iter().map(|cell| cell.subtrees(grid).len());
+    let most_subtrees = subtrees.max().unwrap_or(0);
     let mut owned: Vec<(TileRect, Vec<usize>)> = cells
         .into_iter()
-        .map(|cell| {
-            (
-                cell,
-                (0..held.len()).filter(|&n| covers(held, n, cell)).collect(),
-            )
-        })
+        .map(|cell| (cell, best(holders, cell)))
         .collect();
-    let missing: Vec<TileRect> = owned
-        .iter()
-        .filter(|(_, holders)| holders.is_empty())
-        .map(|(cell, _)| *cell)
-        .collect();
-    if !missing.is_empty() {
-        return Err(AssignmentError::Uncovered(merge(missing)));
-    }
-
     // Where there is no choice comes first, so that the choices can even it out.
     owned.sort_by_key(|(cell, holders)| (holders.len(), cell_key(cell)));
-    let mut shares = vec![Vec::new(); held.len()];
-    let mut load = vec![0u64; held.len()];
-    for (cell, holders) in owned {
-        let parts = if pieces.len() == 1 {
-            holders.len() as u32
+    let mut of = vec![Vec::new(); holders.len()];
+    let mut missing = Vec::new();
+    let mut loads = Loads::new(holders);
+    for (cell, candidates) in owned {
+        if candidates.is_empty() {
+            missing.push(cell);
+        } else if pieces.len() > 1 {
+            of[loads.least(&candidates, cell.tiles())].push(cell);
         } else {
-            1
-        };
-        for part in split(cell, parts) {
-            if let Some(&node) = holders.iter().min_by_key(|&&n| (load[n], n)) {
-                load[node] += u64::from(part.experts.len()) * u64::from(part.blocks.len());
-                shares[node].push(part);
+            for (holder, part) in loads.split(&candidates, cell) {
+                of[holder].push(part);
             }
         }
     }
-    Ok(shares
+    let of = of
         .into_iter()
-        .zip(held)
-        .map(|(share, held)| merge_within(share, *held))
-        .collect())
+        .zip(holders)
+        .map(|(share, holder)| merge_within(share, holder.tiles));
+    Ok(Shares {
+        of: of.collect(),
+        missing: merge(missing),
+        most_subtrees,
+    })
 }
 
-fn covers(held: &[Option<&TileSet>], node: usize, rect: TileRect) -> bool {
-    held[node].is_some_and(|set| set.covers(rect))
+/// What none of `held` holds of the grid, merged.
+#[must_use]
+pub(super) fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> {
+    let holders: Vec<Holder<'_>> = held.iter().copied().map(held_by).collect();
+    let cells = cells(grid, &holders, &[grid.whole()]);
+    let missing = cells
+        .into_iter()
+        .filter(|cell| best(&holders, *cell).is_empty());
+    merge(missing.collect())
+}
+
+fn held_by(tiles: Option<&TileSet>) -> Holder<'_> {
+    Holder {
+        tiles,
+        tier: 0,
+        weight: 1,
+    }
+}
+
+/// For each of `rects`, its parts along the borders of what `holders` hold, each with the holders
+/// of the lowest tier that hold it.
+pub(super) fn parts(
+    grid: Grid,
+    holders: &[Holder<'_>],
+    rects: &[TileRect],
+) -> Vec<(TileRect, Vec<usize>)> {
+    let cells = cells(grid, holders, rects);
+    cells
+        .into_iter()
+        .map(|cell| (cell, best(holders, cell)))
+        .collect()
+}
+
+/// Equal cuts for the holders of the lowest tier, if they are alike and hold everything.
+fn equal_cuts(grid: Grid, holders: &[Holder<'_>]) -> Option<Vec<TileRect>> {
+    let tier = holders.iter().map(|h| h.tier).min()?;
+    let mut peers = holders.iter().filter(|h| h.tier == tier);
+    let first = peers.clone().next()?;
+    let whole = |h: &Holder<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
+    let alike = peers.all(|h| whole(h) && h.weight == first.weight);
+    let count = holders.iter().filter(|h| h.tier == tier).count();
+    alike.then(|| grid.cut_for(count as u32).ok())?
+}
+
+/// The holders of the lowest tier that hold `cell` in one piece.
+fn best(holders: &[Holder<'_>], cell: TileRect) -> Vec<usize> {
+    let holds = |h: &Holder<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
+    let tier = holders.iter().filter(|h| holds(h)).map(|h| h.tier).min();
+    let chosen = |h: &Holder<'_>| Some(h.tier) == tier && holds(h);
+    let all = 0..holders.len();
+    all.filter(|&i| chosen(&holders[i])).collect()
+}
+
+/// Tiles given to each holder so far.
+struct Loads<'a> {
+    holders: &'a [Holder<'a>],
+    tiles: Vec<u64>,
+}
+
+impl<'a> Loads<'a> {
+    fn new(holders: &'a [Holder<'a>]) -> Self {
+        Loads {
+            holders,
+            tiles: vec![0; holders.len()],
+        }
+    }
+
+    /// Gives `tiles` more to the one of `candidates` that has least for its weight then.
+    fn least(&mut self, candidates: &[usize], tiles: u64) -> usize {
+        let after = |&i: &usize| {
+            let weight = u64::from(self.holders[i].weight.max(1));
+            // Fractions of small numbers, compared without rounding.
+            ((self.tiles[i] + tiles) * 840 / weight, i)
+        };
+        let chosen = candidates.iter().copied().min_by_key(after).unwrap_or(0);
+        self.tiles[chosen] += tiles;
+        chosen
+    }
+
+    /// Cuts a cell for its holders: along the blocks as far as they go, since that leaves few
+    /// subtrees, else along the experts.
+    fn split(&mut self, candidates: &[usize], cell: TileRect) -> Vec<(usize, TileRect)> {
+        let by_blocks = cell.blocks.len() as usize >= candidates.len();
+        let axis = if by_blocks { cell.blocks } else { cell.experts };
+        let units = match by_blocks {
+            true => axis.len(),
+            false => axis.len().min(candidates.len() as u32),
+        };
+        let border = |unit: u32| {
+            axis.start + (u64::from(axis.len()) * u64::from(unit) / u64::from(units)) as u32
+        };
+        let mut counts = vec![0; candidates.len()];
+        for unit in 0..units {
+            let tiles =
+                cell.tiles() * u64::from(border(unit + 1) - border(unit)) / u64::from(axis.len());
+            let chosen = self.least(candidates, tiles);
+            if let Some(at) = candidates.iter().position(|&i| i == chosen) {
+                counts[at] += 1;
+            }
+        }
+        let mut next = 0;
+        let mut parts = Vec::new();
+        for (&holder, count) in candidates.iter().zip(counts).filter(|(_, n)| *n > 0) {
+            let span = Span::new(border(next), border(next + count));
+            next += count;
+            let part = match by_blocks {
+                true => TileRect {
+                    blocks: span,
+                    ..cell
+                },
+                false => TileRect {
+                    experts: span,
+                    ..cell
+                },
+            };
+            parts.push((holder, part));
+        }
+        parts
+    }
 }
 
 /// Merges the rectangles that lie in one of `held`, for each of those.
@@ -118,9 +239,12 @@ fn cell_key(cell: &TileRect) -> [u32; 4] {
 }
 
 /// `pieces` cut along all borders of held rectangles.
-fn cells(grid: Grid, held: &[Option<&TileSet>], pieces: &[TileRect]) -> Vec<TileRect> {
+fn cells(grid: Grid, holders: &[Holder<'_>], pieces: &[TileRect]) -> Vec<TileRect> {
     let borders = |total: u32, axis: &dyn Fn(&TileRect) -> Span| -> Vec<u32> {
-        let rects = held.iter().flatten().flat_map(|set| set.rects());
+        let rects = holders
+            .iter()
+            .filter_map(|h| h.tiles)
+            .flat_map(|set| set.rects());
         let mut at: Vec<u32> = rects.map(axis).flat_map(|s| [s.start, s.end]).collect();
         at.extend([0, total]);
         at.sort_unstable();
@@ -146,29 +270,6 @@ fn inside(borders: &[u32], span: Span) -> impl Iterator<Item = Span> {
         .windows(2)
         .map(move |w| Span::new(w[0].max(span.start), w[1].min(span.end)))
         .filter(|s| !s.is_empty())
-}
-
-/// Up to `parts` nearly equal parts, along the blocks as far as they go, else along the experts.
-fn split(rect: TileRect, parts: u32) -> Vec<TileRect> {
-    let along = |span: Span, parts: u32| -> Vec<Span> {
-        let parts = parts.clamp(1, span.len());
-        let at =
-            |i: u32| span.start + (u64::from(span.len()) * u64::from(i) / u64::from(parts)) as u32;
-        (0..parts).map(|i| Span::new(at(i), at(i + 1))).collect()
-    };
-    if rect.blocks.len() >= parts {
-        let strips = along(rect.blocks, parts);
-        strips
-            .into_iter()
-            .map(|blocks| TileRect { blocks, ..rect })
-            .collect()
-    } else {
-        let groups = along(rect.experts, parts);
-        groups
-            .into_iter()
-            .map(|experts| TileRect { experts, ..rect })
-            .collect()
-    }
 }
 
 /// Joins rectangles that share a whole side until none do; sorted. In sorted order those that can
@@ -257,44 +358,70 @@ mod tests {
         fn shares_are_an_exact_cover_of_held_tiles(
             mut held in prop::collection::vec(any_set(), 1..6),
             with_whole in any::<bool>(),
+            tiers in prop::collection::vec(0u8..3, 1..6),
+            weights in prop::collection::vec(1u32..9, 1..6),
             cut in prop::option::of((1u32..=12, 1u32..=5)),
         ) {
             if with_whole {
                 held.push(set(vec![GRID.whole()]));
             }
+            let holders: Vec<_> = held
+                .iter()
+                .enumerate()
+                .map(|(i, tiles)| Holder {
+                    tiles: Some(tiles),
+                    tier: tiers[i % tiers.len()],
+                    weight: weights[i % weights.len()],
+                })
+                .collect();
+            let shares = share_out(GRID, &holders, cut).expect("a legal cut");
+            prop_assert_eq!(shares.of.len(), held.len());
+            for (share, held) in shares.of.iter().zip(&held) {
+                prop_assert!(share.iter().all(|r| held.holder(*r).is_some()));
+            }
+            let all: Vec<Vec<TileRect>> = held.iter().map(|h| h.rects().to_vec()).collect();
+            let absent = counts(&all).iter().filter(|&&n| n == 0).count();
+            prop_assert_eq!(area(&shares.missing) as usize, absent);
             let sets: Vec<_> = held.iter().map(Some).collect();
-            match assign(GRID, &sets, cut) {
-                Ok(shares) => {
-                    prop_assert_eq!(shares.len(), held.len());
-                    prop_assert!(counts(&shares).iter().all(|&n| n == 1));
-                    for (share, held) in shares.iter().zip(&held) {
-                        prop_assert!(share.iter().all(|r| held.holder(*r).is_some()));
-                    }
+            prop_assert_eq!(&shares.missing, &uncovered(GRID, &sets));
+            let mut given = shares.of.clone();
+            given.push(shares.missing);
+            prop_assert!(counts(&given).iter().all(|&n| n == 1));
+            // A tile is never with a holder of a higher tier than another who holds it.
+            for (i, share) in shares.of.iter().enumerate() {
+                for (j, other) in held.iter().enumerate().filter(|(j, _)| holders[*j].tier < holders[i].tier) {
+                    prop_assert!(share.iter().all(|r| other.holder(*r).is_none()), "{i} {j}");
                 }
-                Err(AssignmentError::Uncovered(missing)) => {
-                    let all: Vec<Vec<TileRect>> = held.iter().map(|h| h.rects().to_vec()).collect();
-                    let absent = counts(&all).iter().filter(|&&n| n == 0).count();
-                    prop_assert_eq!(area(&missing) as usize, absent);
-                    prop_assert!(absent > 0);
-                }
-                Err(other) => prop_assert!(false, "{other}"),
             }
         }
+    }
+
+    fn shares(held: &[Option<&TileSet>], cut: Option<(u32, u32)>) -> Vec<Vec<TileRect>> {
+        let holders: Vec<_> = held.iter().map(|tiles| held_by(*tiles)).collect();
+        let shares = share_out(GRID, &holders, cut).expect("a legal cut");
+        assert!(shares.missing.is_empty());
+        shares.of
     }
 
     #[test]
     fn equal_nodes_get_equal_cuts() {
         let whole = set(vec![GRID.whole()]);
         let held = vec![Some(&whole); 5];
-        let shares = assign(GRID, &held, None).expect("shares");
-        assert!(shares.iter().all(|s| s.len() == 1 && area(s) == 12));
-        let by_grid = assign(GRID, &held[..4], Some((4, 1))).expect("shares");
+        let even = shares(&held, None);
+        assert!(even.iter().all(|s| s.len() == 1 && area(s) == 12));
+        let by_grid = shares(&held[..4], Some((4, 1)));
         assert!(
             by_grid
                 .iter()
                 .all(|s| s.len() == 1 && s[0].blocks.len() == 5)
         );
-        assert!(assign(GRID, &held, Some((1, 6))).is_err());
+        assert!(share_out(GRID, &[held_by(Some(&whole))], Some((1, 6))).is_err());
+        let many = shares(&vec![Some(&whole); 70], None);
+        assert_eq!(
+            many.iter().filter(|s| !s.is_empty()).count(),
+            12,
+            "more than tiles"
+        );
     }
 
     #[test]
@@ -302,10 +429,38 @@ mod tests {
         let low = set(vec![rect(0, 12, 0, 2)]);
         let high = set(vec![rect(0, 12, 2, 5)]);
         let held = [Some(&low), Some(&low), Some(&high), Some(&high), None];
-        let shares = assign(GRID, &held, None).expect("shares");
+        let shares = shares(&held, None);
         let areas: Vec<u32> = shares.iter().map(|s| area(s)).collect();
-        assert_eq!(areas, [12, 12, 12, 24, 0]);
+        assert_eq!(areas, [12, 12, 24, 12, 0]);
         assert!(shares.iter().all(|s| s.len() <= 1));
+    }
+
+    #[test]
+    fn the_slower_of_two_gets_less_and_the_last_resort_nothing() {
+        let whole = set(vec![GRID.whole()]);
+        let holder = |tier, weight| Holder {
+            tiles: Some(&whole),
+            tier,
+            weight,
+        };
+        let holders = [holder(0, 8), holder(0, 2), holder(1, 8)];
+        let shares = share_out(GRID, &holders, None).expect("whole");
+        let areas: Vec<u32> = shares.of.iter().map(|s| area(s)).collect();
+        assert_eq!(areas, [48, 12, 0]);
+        assert_eq!(shares.most_subtrees, 1);
+    }
+
+    #[test]
+    fn parts_know_who_else_holds_them() {
+        let whole = set(vec![GRID.whole()]);
+        let half = set(vec![rect(0, 6, 0, 5)]);
+        let holders = [held_by(Some(&half)), held_by(Some(&whole)), held_by(None)];
+        let strip = rect(0, 12, 1, 2);
+        let parts = parts(GRID, &holders, &[strip]);
+        assert_eq!(
+            parts,
+            [(rect(0, 6, 1, 2), vec![0, 1]), (rect(6, 12, 1, 2), vec![1])]
+        );
     }
 
     #[test]
@@ -325,13 +480,11 @@ mod tests {
     }
 
     #[test]
-    fn missing_tiles_are_named_and_merged() {
+    fn missing_tiles_are_merged() {
         let held = [set(vec![rect(0, 12, 0, 4)]), set(vec![rect(0, 6, 4, 5)])];
-        let error = assign(GRID, &held.each_ref().map(Some), None).expect_err("not covered");
-        assert_eq!(error, AssignmentError::Uncovered(vec![rect(6, 12, 4, 5)]));
-        assert_eq!(
-            error.to_string(),
-            "no expert node holds experts 6..12 blocks 4..5"
-        );
+        let missing = uncovered(GRID, &held.each_ref().map(Some));
+        assert_eq!(missing, [rect(6, 12, 4, 5)]);
+        assert_eq!(list(&missing), "experts 6..12 blocks 4..5");
+        assert_eq!(uncovered(GRID, &[]), [GRID.whole()]);
     }
 }

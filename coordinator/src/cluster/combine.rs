@@ -28,6 +28,34 @@ impl Rows for Bytes {
     }
 }
 
+/// Rows of a part of a layer, from a node or from this process.
+#[derive(Clone, Debug)]
+pub(super) enum Reply {
+    Wire(Bytes),
+    Own(Vec<f32>),
+}
+
+impl Rows for Reply {
+    fn read(&self, row: usize, out: &mut [f32]) {
+        match self {
+            Reply::Wire(bytes) => bytes.read(row, out),
+            Reply::Own(floats) => floats.read(row, out),
+        }
+    }
+}
+
+/// How many rows a holder of `rects` returns for the tokens in `tokens`.
+pub(super) fn count_rows(
+    grid: Grid,
+    batch: &ExpertBatch,
+    tokens: Range<usize>,
+    rects: &[TileRect],
+) -> usize {
+    let trees = rects.iter().flat_map(|rect| rect.subtrees(grid));
+    let rows = trees.map(|tree| tokens.clone().filter(|&t| batch.has_row(t, tree)).count());
+    rows.sum()
+}
+
 /// Who holds what, as an exact cover of the grid, and how the parts are added.
 #[derive(Clone, Debug)]
 pub(super) struct Cover {
@@ -69,11 +97,6 @@ impl Cover {
             reduction,
             subtrees,
         })
-    }
-
-    /// The most subtrees that one holder has.
-    pub(super) fn most_subtrees(&self) -> usize {
-        self.subtrees.iter().map(Range::len).max().unwrap_or(0)
     }
 
     /// The rows of the tokens in `tokens`: holder by holder, subtree by subtree, tokens ascending.

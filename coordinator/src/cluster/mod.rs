@@ -2,27 +2,36 @@
 //! computing routed experts.
 //!
 //! ```text
-//! engine thread: begin ── encode once ──> calls of each node ──┐ (bounded, never blocks)
+//! engine thread: begin ── encode once ──> one call a node ─────┐ (never blocks)
 //!                                                              v
 //! tokio task a node:                     stream: work out, rows in, reconnect
 //!                                                              │
-//! engine thread: finish <── add in tree order <── arrivals <───┘
+//! engine thread: finish <── add in tree order <── mailbox <────┘
 //! ```
 
 mod assignment;
 mod backend;
-mod calls;
 mod combine;
+pub mod dispatch;
+pub mod fabric;
+mod link;
 mod local;
 mod membership;
 pub mod node_metrics;
-mod transport;
+mod own_file;
 
 #[cfg(test)]
 mod loopback;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod simulation;
 
-pub use assignment::{AssignmentError, assign};
 pub use backend::{ClusterBackend, ClusterOptions};
+pub use link::inspect;
+pub(crate) use link::{reason, status_text};
 pub use local::LocalBackend;
-pub use membership::{ClusterError, Expectation, Member, gather, inspect};
-pub(crate) use transport::{reason, status_text};
+pub use membership::{
+    ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver, Table,
+};
+pub use own_file::{OwnExperts, OwnFile};

@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
-use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
+    gauge, histogram,
+};
 
 const CALLS: &str = "ds4_node_calls_total";
 const CALL_TIME: &str = "ds4_node_call_seconds";
 const BYTES: &str = "ds4_node_bytes_total";
+const IN_FLIGHT: &str = "ds4_node_in_flight";
+const STATE: &str = "ds4_node_state";
+const HELD: &str = "ds4_node_weight_bytes";
+
+/// The states of a node, as the label says them.
+const STATES: [&str; 4] = ["up", "draining", "absent", "refused"];
 
 /// Bucket bounds of the time of a call: on a fast network one token's experts take a fraction of
 /// a millisecond, and a call may wait for its node for minutes.
@@ -22,7 +31,21 @@ pub const CALL_SECONDS: (&str, &[f64]) = (
 pub fn describe() {
     describe_counter!(
         CALLS,
-        "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled)."
+        "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled, busy, \
+         draining, lost)."
+    );
+    describe_gauge!(
+        IN_FLIGHT,
+        "Calls to an expert node that have no answer yet."
+    );
+    describe_gauge!(
+        STATE,
+        "1 for the state that an expert node is in (up, draining, absent, refused), else 0."
+    );
+    describe_gauge!(
+        HELD,
+        Unit::Bytes,
+        "Weights of the tiles that an expert node holds, as it says."
     );
     describe_histogram!(
         CALL_TIME,
@@ -45,15 +68,22 @@ pub(super) enum Outcome {
     Malformed,
     /// The caller no longer wanted it.
     Cancelled,
+    Busy,
+    Draining,
+    /// The connection broke.
+    Lost,
 }
 
 impl Outcome {
-    const ALL: [Outcome; 5] = [
+    const ALL: [Outcome; 8] = [
         Outcome::Ok,
         Outcome::Refused,
         Outcome::Deadline,
         Outcome::Malformed,
         Outcome::Cancelled,
+        Outcome::Busy,
+        Outcome::Draining,
+        Outcome::Lost,
     ];
 
     fn name(self) -> &'static str {
@@ -63,6 +93,9 @@ impl Outcome {
             Outcome::Deadline => "deadline",
             Outcome::Malformed => "malformed",
             Outcome::Cancelled => "cancelled",
+            Outcome::Busy => "busy",
+            Outcome::Draining => "draining",
+            Outcome::Lost => "lost",
         }
     }
 }
@@ -73,6 +106,9 @@ pub(super) struct NodeMetrics {
     seconds: Histogram,
     sent: Counter,
     received: Counter,
+    in_flight: Gauge,
+    states: [Gauge; STATES.len()],
+    held: Gauge,
 }
 
 impl std::fmt::Debug for NodeMetrics {
@@ -92,6 +128,23 @@ impl NodeMetrics {
             seconds: histogram!(CALL_TIME, "node" => node.to_owned()),
             sent: bytes("sent"),
             received: bytes("received"),
+            in_flight: gauge!(IN_FLIGHT, "node" => node.to_owned()),
+            states: STATES.map(|state| gauge!(STATE, "node" => node.to_owned(), "state" => state)),
+            held: gauge!(HELD, "node" => node.to_owned()),
+        }
+    }
+
+    pub(super) fn in_flight(&self, calls: usize) {
+        self.in_flight.set(calls as f64);
+    }
+
+    /// One of [`STATES`], and the bytes held if it is known.
+    pub(super) fn state(&self, state: &str, held: Option<u64>) {
+        for (name, gauge) in STATES.iter().zip(&self.states) {
+            gauge.set(f64::from(u8::from(*name == state)));
+        }
+        if let Some(held) = held {
+            self.held.set(held as f64);
         }
     }
 
@@ -128,6 +181,8 @@ mod tests {
             node.count(Outcome::Deadline);
             node.sent(10);
             node.received(20);
+            node.in_flight(3);
+            node.state("draining", Some(77));
         });
         let text = recorder.handle().render();
         for line in [
@@ -136,6 +191,10 @@ mod tests {
             "ds4_node_bytes_total{node=\"a:1\",direction=\"sent\"} 10",
             "ds4_node_bytes_total{node=\"a:1\",direction=\"received\"} 20",
             "ds4_node_call_seconds_count{node=\"a:1\"} 1",
+            "ds4_node_in_flight{node=\"a:1\"} 3",
+            "ds4_node_state{node=\"a:1\",state=\"draining\"} 1",
+            "ds4_node_state{node=\"a:1\",state=\"up\"} 0",
+            "ds4_node_weight_bytes{node=\"a:1\"} 77",
         ] {
             assert!(text.contains(line), "{line} in {text}");
         }

@@ -18,8 +18,10 @@ use ds4_proto::security::Security;
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
-use super::model_args::{ModelArgs, ModelFiles};
-use crate::cluster::{ClusterBackend, ClusterOptions, Expectation, LocalBackend};
+use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
+use crate::cluster::{
+    ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
+};
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
 
@@ -40,6 +42,8 @@ pub struct Assembly {
     pub engine: Engine,
     pub kernels: Kernels,
     pub embedded: Vec<EmbeddedNode>,
+    /// How the expert nodes stand, if there are any.
+    pub cluster: Option<Arc<Table>>,
 }
 
 impl OpenModel {
@@ -150,6 +154,7 @@ impl Assembly {
                     .map(|node| embedded_address(node, &security)),
             )
             .collect();
+        let mut cluster = None;
         let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Arc::new(LocalBackend::new(store, kernels))
@@ -158,10 +163,15 @@ impl Assembly {
                 nodes,
                 grid: args.grid.map(|cut| (cut.groups, cut.strips)),
                 patience: Duration::from_secs(args.wait_for_nodes),
+                begin_incomplete: args.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.call_timeout),
                 security,
+                ..ClusterOptions::default()
             };
-            Arc::new(ClusterBackend::connect(&options, &model.expectation()?).await?)
+            let own = own_experts(args.local_fallback, &model, kernels)?;
+            let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
+            cluster = Some(connected.table());
+            Arc::new(connected)
         };
         let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
         Ok(Assembly {
@@ -169,7 +179,23 @@ impl Assembly {
             engine,
             kernels,
             embedded,
+            cluster,
         })
+    }
+}
+
+/// The last resort of a cluster: the coordinator's own model file.
+fn own_experts(
+    fallback: LocalFallback,
+    model: &OpenModel,
+    kernels: Kernels,
+) -> Result<Option<Arc<dyn OwnExperts>>> {
+    match fallback {
+        LocalFallback::Never => Ok(None),
+        LocalFallback::Auto | LocalFallback::Always => {
+            let store = ExpertStore::new(&model.hp, &model.tensors)?;
+            Ok(Some(Arc::new(OwnFile::new(store, kernels))))
+        }
     }
 }
 

@@ -11,11 +11,12 @@ use clap::Args;
 use ds4_common::kernels::Kernels;
 use ds4_common::threads::Threads;
 use ds4_expert_node::tls_args::TlsArgs;
+use ds4_proto::channel;
 use ds4_proto::tls::Role;
 use ds4_proto::wire::MachineRates;
 use serde::Serialize;
 
-use super::model_args::{node_address, seconds, up_to};
+use super::model_args::{seconds, up_to};
 use super::out_file::OutFile;
 use crate::calibrate::{self, NodeReport};
 
@@ -28,10 +29,9 @@ pub struct CalibrateArgs {
     /// Running expert nodes, comma-separated
     #[arg(
         long,
-        env = "DS4_NODES",
         value_name = "HOST:PORT",
         value_delimiter = ',',
-        value_parser = node_address,
+        value_parser = address,
         required = true
     )]
     pub nodes: Vec<String>,
@@ -98,6 +98,11 @@ pub async fn run(args: &CalibrateArgs) -> Result<()> {
     Ok(())
 }
 
+/// One machine a name: names that lead to several are not for measuring.
+fn address(text: &str) -> Result<String, channel::AddressError> {
+    channel::endpoint(text).map(|_| text.to_owned())
+}
+
 /// What `plan --cluster` reads: bytes, bytes a second, bits a second, nanoseconds, operations a
 /// second. What was not measured is left out, and assumed there.
 #[derive(Serialize)]
@@ -133,7 +138,7 @@ fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterText {
     let coordinator = machine(Some(own), links.reduce(f64::max));
     let mut names = Vec::with_capacity(reports.len());
     let node = reports.iter().map(|report| {
-        let name = unused(name(&report.address), &names);
+        let name = unused(&name(&report.address), &names);
         names.push(name.clone());
         let rates = report.measured.as_ref().map(|(rates, _)| rates);
         NodeText {
@@ -184,15 +189,16 @@ fn name(address: &str) -> String {
 }
 
 /// `name`, or with a number behind it if others have it.
-fn unused(name: String, others: &[String]) -> String {
+fn unused(name: &str, others: &[String]) -> String {
     let numbered = (2..).map(|n| {
         let end = format!("-{n}");
         let kept: String = name.chars().take(MAX_NAME - end.len()).collect();
         kept + &end
     });
-    let mut all = std::iter::once(name.clone()).chain(numbered);
+    let mut all = std::iter::once(name.to_owned()).chain(numbered);
     let free = all.find(|candidate| !others.contains(candidate));
-    free.unwrap_or(name)
+    // The numbers do not end.
+    free.unwrap_or_default()
 }
 
 fn table(own: &MachineRates, reports: &[NodeReport]) -> String {
@@ -317,9 +323,9 @@ mod tests {
         assert_eq!(name("[::]"), "node");
         let long = name(&"x".repeat(100));
         assert_eq!(long.len(), MAX_NAME);
-        let second = unused(long.clone(), std::slice::from_ref(&long));
+        let second = unused(&long, std::slice::from_ref(&long));
         assert!(second.len() == MAX_NAME && second.ends_with("-2"));
-        assert_eq!(unused("a".to_owned(), &[]), "a");
+        assert_eq!(unused("a", &[]), "a");
     }
 
     #[test]

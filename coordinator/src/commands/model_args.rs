@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
 use ds4_expert_node::tls_args::TlsArgs;
@@ -14,6 +14,7 @@ use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
 
 use super::reference_model;
+use crate::cluster::NodeSpec;
 use crate::engine::Numerics;
 
 /// Which model.
@@ -49,7 +50,8 @@ pub struct ModelArgs {
     #[command(flatten)]
     pub files: ModelFiles,
 
-    /// Expert nodes that compute the routed experts, comma-separated [default: none]
+    /// Expert nodes that compute the routed experts, comma-separated; dns:HOST:PORT stands for
+    /// every address of a name, which is asked for again every few seconds [default: none]
     #[arg(
         long,
         env = "DS4_NODES",
@@ -91,7 +93,18 @@ pub struct ModelArgs {
     #[arg(long, env = "DS4_CONTEXT", default_value_t = 0, value_name = "TOKENS")]
     pub context: usize,
 
-    /// Time for all expert nodes to be there at the start
+    /// Whether the coordinator computes experts that no node can from its own model file: auto
+    /// (once it has begun with nodes for all of them), always (it begins without them too), or
+    /// never
+    #[arg(
+        long,
+        env = "DS4_LOCAL_FALLBACK",
+        default_value = "auto",
+        value_name = "WHEN"
+    )]
+    pub local_fallback: LocalFallback,
+
+    /// Time at the start for the expert nodes to hold all tiles together
     #[arg(
         long,
         env = "DS4_WAIT_FOR_NODES",
@@ -100,7 +113,8 @@ pub struct ModelArgs {
     )]
     pub wait_for_nodes: u64,
 
-    /// Time for one layer's experts, lost connections and retries included
+    /// Time for one layer's experts, lost connections and retries included; what is missing then is
+    /// computed from the own model file, or is an error without --local-fallback
     #[arg(
         long,
         env = "DS4_CALL_TIMEOUT",
@@ -108,6 +122,14 @@ pub struct ModelArgs {
         value_name = "SECONDS"
     )]
     pub call_timeout: u64,
+}
+
+/// When experts are computed from the coordinator's own file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LocalFallback {
+    Auto,
+    Always,
+    Never,
 }
 
 impl ModelArgs {
@@ -125,7 +147,8 @@ impl ModelArgs {
     pub fn security(&self) -> Result<Security> {
         let security = self.tls.security(Role::Coordinator)?;
         for node in &self.nodes {
-            security.endpoint(node)?;
+            let node: NodeSpec = node.parse()?;
+            security.endpoint(node.address())?;
         }
         Ok(security)
     }
@@ -138,8 +161,8 @@ impl ModelArgs {
 }
 
 /// Here, so that a slip of the pen costs no load of a model and no wait for a node.
-pub(super) fn node_address(text: &str) -> Result<String, channel::AddressError> {
-    channel::endpoint(text).map(|_| text.to_owned())
+fn node_address(text: &str) -> Result<String, channel::AddressError> {
+    text.parse().map(|_: NodeSpec| text.to_owned())
 }
 
 /// 1 to `most`.
@@ -171,4 +194,32 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
 /// 1 second to a day.
 pub(super) fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(1..=86_400)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        model: ModelArgs,
+    }
+
+    #[test]
+    fn nodes_behind_a_name_are_protected_as_named_ones_are() {
+        let security = |args: &[&str]| {
+            let program = Program::try_parse_from([&["program"], args].concat());
+            program.expect("valid").model.security()
+        };
+        for here in ["localhost:1", "dns:localhost:1"] {
+            assert!(security(&["--nodes", here]).is_ok(), "{here}");
+        }
+        for away in ["node:1", "dns:node:1"] {
+            let error = security(&["--nodes", away]).expect_err(away);
+            assert!(error.to_string().starts_with("node:1 is beyond"), "{error}");
+            assert!(security(&["--nodes", away, "--insecure"]).is_ok(), "{away}");
+        }
+    }
 }

@@ -121,7 +121,8 @@ pub async fn run(args: ServeArgs) -> Result<()> {
             keep_alive: Duration::from_secs(args.keep_alive),
         },
         metrics,
-    );
+    )
+    .with_cluster(service.cluster.clone());
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,

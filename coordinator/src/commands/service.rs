@@ -10,6 +10,7 @@ use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::{ModelArgs, count, size, up_to};
+use crate::cluster::Table;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
@@ -50,6 +51,8 @@ pub struct Service {
     pub model: OpenModel,
     pub kernels: &'static str,
     pub embedded: Vec<EmbeddedNode>,
+    /// How the expert nodes stand, if there are any.
+    pub cluster: Option<Arc<Table>>,
 }
 
 impl Service {
@@ -61,6 +64,7 @@ impl Service {
             engine,
             kernels,
             embedded,
+            cluster,
         } = Assembly::open(&args.model).await?;
         let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
@@ -92,6 +96,7 @@ impl Service {
             model,
             kernels,
             embedded,
+            cluster,
         })
     }
 }

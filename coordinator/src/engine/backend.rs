@@ -35,12 +35,23 @@ pub enum ExpertError {
     Batch(#[from] BatchError),
     #[error("expert node {node} refused the call: {reason}")]
     Refused { node: String, reason: String },
-    #[error("expert node {node} is unreachable: {reason}")]
-    Unreachable { node: String, reason: String },
-    #[error("expert node {node} did not answer layer {layer} within {deadline_ms} ms")]
+    #[error(
+        "nobody could compute {tiles} of layer {layer} within {deadline_ms} ms: expert node {node} \
+         is unreachable: {reason}"
+    )]
+    Unreachable {
+        /// The last one that was tried, or one that is absent.
+        node: String,
+        reason: String,
+        layer: usize,
+        tiles: String,
+        deadline_ms: u64,
+    },
+    #[error("expert node {node} did not answer layer {layer} ({tiles}) within {deadline_ms} ms")]
     Deadline {
         node: String,
         layer: usize,
+        tiles: String,
         deadline_ms: u64,
     },
     #[error("expert node {node} sent a malformed reply: {reason}")]

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::error::ApiError;
+use crate::cluster::Table;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, Vocabulary};
 
@@ -93,6 +94,8 @@ pub struct App {
     pub(super) card: ModelCard,
     pub(super) settings: HttpSettings,
     pub(super) metrics: PrometheusHandle,
+    /// How the expert nodes stand, if there are any.
+    pub(super) cluster: Option<Arc<Table>>,
     pub(super) started: u64,
     ids: Ids,
 }
@@ -114,9 +117,16 @@ impl App {
             card,
             settings,
             metrics,
+            cluster: None,
             started,
             ids,
         }
+    }
+
+    /// Lets health tell of the expert nodes.
+    #[must_use]
+    pub fn with_cluster(self, cluster: Option<Arc<Table>>) -> Self {
+        App { cluster, ..self }
     }
 
     /// A name for an answer that no other answer has.

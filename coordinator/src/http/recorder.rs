@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::meter;
-use crate::cluster::node_metrics;
+use crate::cluster::{dispatch, node_metrics};
 use crate::scheduler::measures;
 use crate::share;
 
@@ -29,6 +29,7 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     meter::describe();
     share::describe();
     node_metrics::describe();
+    dispatch::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 

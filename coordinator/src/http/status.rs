@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::app::App;
 use super::error::ApiError;
+use crate::cluster::NodeState;
 use crate::scheduler::Health;
 
 const PAGE: &str = include_str!("chat_page.html");
@@ -35,12 +36,17 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         Health::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
     };
-    let body = json!({
+    let mut body = json!({
         "status": word,
         "model": app.card.id,
         "running": status.running,
         "waiting": status.waiting,
     });
+    if let Some(cluster) = &app.cluster {
+        let nodes = cluster.nodes();
+        let up = nodes.iter().filter(|n| matches!(n.state, NodeState::Up));
+        body["nodes"] = json!({"up": up.count(), "total": nodes.len()});
+    }
     (code, Json(body)).into_response()
 }
 

@@ -216,7 +216,7 @@ async fn a_node_describes_itself_and_counts_its_work() {
     assert_eq!(floats(&talk.rows().await), [2.5; 4]);
     let mut control = NodeControlClient::new(connect(&node.address).await);
     let reply = control
-        .describe(pb::DescribeRequest {})
+        .describe(pb::DescribeRequest::default())
         .await
         .expect("described");
     let info = wire::decode_node(reply.get_ref())

@@ -168,10 +168,18 @@ pub struct Failure {
     pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct DescribeRequest {}
+pub struct DescribeRequest {
+    /// Newest and oldest protocol version that the coordinator speaks. Version 2 had no such fields:
+    /// whoever leaves them out speaks that one alone.
+    #[prost(uint32, tag = "1")]
+    pub newest_version: u32,
+    #[prost(uint32, tag = "2")]
+    pub oldest_version: u32,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeReply {
-    /// The newest protocol version that the node speaks.
+    /// The newest protocol version that both sides speak, or the node's newest if there is none or
+    /// none that has words for what the node holds: version 2 compares this with its own.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The node's software version.

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
+use ds4_common::tiles::Holdings;
+
+use super::held::LAYERED_HOLDINGS;
 use crate::limits::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use crate::pb;
 
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,34 @@ impl Versions {
     pub fn of(oldest: u32, newest: u32) -> Self {
         let oldest = if oldest == 0 { newest } else { oldest };
         Versions { oldest, newest }
+    }
+
+    /// What a coordinator said that asks for a description; version 2 said nothing.
+    #[must_use]
+    pub fn of_request(request: &pb::DescribeRequest) -> Self {
+        match request.newest_version {
+            0 => Versions::of(0, 2),
+            newest => Versions::of(request.oldest_version, newest),
+        }
+    }
+
+    /// The question for a description by a coordinator of this software.
+    #[must_use]
+    pub fn request() -> pb::DescribeRequest {
+        pb::DescribeRequest {
+            newest_version: Self::OURS.newest,
+            oldest_version: Self::OURS.oldest,
+        }
+    }
+
+    /// The version under which a node that holds `held` describes itself to the asker: the newest
+    /// that both speak and that has words for it, else this software's newest.
+    #[must_use]
+    pub fn of_description(request: &pb::DescribeRequest, held: &Holdings) -> u32 {
+        let common = Self::OURS.common(Self::of_request(request));
+        let fits =
+            |version: &u32| *version >= LAYERED_HOLDINGS || held.same_in_all_layers().is_some();
+        common.filter(fits).unwrap_or(Self::OURS.newest)
     }
 
     /// The newest version that both speak.

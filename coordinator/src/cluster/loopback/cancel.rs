@@ -58,7 +58,7 @@ fn a_step_that_nobody_wants_does_not_wait_for_a_hanging_node() {
         ..quick()
     };
     let backend = runtime
-        .block_on(ClusterBackend::connect(&options, &model.expectation))
+        .block_on(ClusterBackend::connect(&options, &model.expectation, None))
         .expect("cluster");
     let config = EngineConfig {
         kernels: Kernels::detect(),

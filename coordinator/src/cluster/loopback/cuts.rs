@@ -79,9 +79,10 @@ fn nodes_report_the_whole_work_and_share_it() {
             .iter()
             .all(|c| c.bytes_out == 10 * 8 * 4 && c.bytes_in > 0)
     );
-    let told = cluster
-        .runtime
-        .block_on(crate::cluster::inspect(&backend.members()[0]));
+    let told = cluster.runtime.block_on(crate::cluster::inspect(
+        &cluster.addresses()[0],
+        Duration::from_secs(10),
+    ));
     assert_eq!(told.expect("description").counters.expert_blocks, 30);
 }
 

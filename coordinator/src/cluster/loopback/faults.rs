@@ -1,17 +1,8 @@
 //! Nodes that are slow, busy, missing, stopping, or gone for a while.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use super::*;
-
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !done() {
-        assert!(start.elapsed() < Duration::from_secs(10), "never: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 #[test]
 fn a_late_answer_is_an_error_that_names_node_and_layer() {
@@ -94,7 +85,7 @@ fn a_busy_node_is_asked_again() {
 
 #[test]
 fn a_node_that_is_not_there_is_named() {
-    let cluster = Cluster::whole(1);
+    let cluster = Cluster::with_nodes(&[GRID.cut(1, 3).expect("cut")[..2].to_vec()]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let gone = free.local_addr().expect("address").to_string();
     drop(free);
@@ -121,7 +112,7 @@ fn a_node_that_comes_late_is_waited_for() {
     };
     let connecting = cluster
         .runtime
-        .spawn(async move { ClusterBackend::connect(&options, &expectation()).await });
+        .spawn(async move { ClusterBackend::connect(&options, &expectation(), None).await });
     std::thread::sleep(Duration::from_millis(400));
     cluster.add(&[GRID.whole()], &address, &settings());
     let backend = cluster
@@ -154,6 +145,9 @@ fn a_restarted_node_is_used_again() {
         .finish(&|| false, &mut out)
         .expect("rows after the restart");
     assert_eq!(bits(&out), bits(&alone(&batch)));
+    work_until("it has work", &backend, || {
+        cluster.own[2].begun.load(Ordering::SeqCst) > 0
+    });
     assert!(backend.faults().is_empty());
 }
 

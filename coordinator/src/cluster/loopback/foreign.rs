@@ -13,7 +13,6 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
-use crate::cluster::AssignmentError;
 
 /// A node that describes itself as told and answers each work item with `answer`.
 #[derive(Clone)]
@@ -129,7 +128,7 @@ fn another_model_is_refused_with_both_fingerprints() {
     };
     let error = cluster
         .runtime
-        .block_on(ClusterBackend::connect(&options, &expected))
+        .block_on(ClusterBackend::connect(&options, &expected, None))
         .expect_err("another model");
     let text = error.to_string();
     assert!(text.contains(&cluster.addresses()[0]), "{text}");
@@ -184,7 +183,7 @@ fn tiles_that_nobody_holds_are_named() {
     assert!(
         matches!(
             &error,
-            ClusterError::Assignment { layer: 0, problem: AssignmentError::Uncovered(missing) } if *missing == [strips[1]]
+            ClusterError::Uncovered { layer: 0, tiles } if *tiles == [strips[1]]
         ),
         "{error}"
     );
@@ -293,6 +292,59 @@ fn a_refusal_reaches_the_caller_on_one_line() {
         reason.starts_with("no xxx") && reason.len() <= 512,
         "{reason}"
     );
+}
+
+/// The impostor before an honest node: both hold everything.
+fn beside_an_honest_node(
+    answer: fn(pb::Work) -> compute_reply::Kind,
+) -> (Cluster, ClusterBackend, Arc<script::OwnScript>) {
+    let cluster = Cluster::whole(1);
+    let options = ClusterOptions {
+        nodes: vec![
+            Impostor::new(answer).serve(&cluster.runtime),
+            cluster.addresses()[0].clone(),
+        ],
+        ..quick()
+    };
+    let (backend, own) = cluster.connect_with_own(&options);
+    (cluster, backend, own)
+}
+
+#[test]
+fn whoever_answers_with_garbage_is_replaced_within_the_layer() {
+    let answers: [fn(pb::Work) -> compute_reply::Kind; 3] = [
+        |work| rows(work.id, 3),
+        |work| rows(work.id + 77, 32),
+        |work| {
+            compute_reply::Kind::Failure(pb::Failure {
+                id: work.id,
+                kind: pb::FailureKind::Internal.into(),
+                message: "no".to_owned(),
+            })
+        },
+    ];
+    for answer in answers {
+        let (cluster, backend, own) = beside_an_honest_node(answer);
+        for i in 0..20 {
+            check(&backend, &batch(i % SHAPE.layers, 1 + i % 5));
+        }
+        assert_eq!(own.computed.load(Ordering::SeqCst), 0, "a node could");
+        assert!(cluster.nodes[0].counters().calls >= 20);
+    }
+}
+
+#[test]
+fn the_own_file_replaces_the_only_node_that_answers_with_garbage() {
+    let cluster = Cluster::new();
+    let options = ClusterOptions {
+        nodes: vec![Impostor::new(|work| rows(work.id, 3)).serve(&cluster.runtime)],
+        ..quick()
+    };
+    let (backend, own) = cluster.connect_with_own(&options);
+    for i in 0..8 {
+        check(&backend, &batch(i % SHAPE.layers, 2));
+    }
+    assert!(own.computed.load(Ordering::SeqCst) >= 8 * u64::from(GRID.blocks));
 }
 
 #[test]

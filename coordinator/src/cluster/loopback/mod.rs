@@ -3,15 +3,19 @@
 mod calibrate;
 mod cancel;
 mod cuts;
+mod failover;
 mod faults;
+mod figures;
 mod foreign;
+mod members;
 mod real;
+mod relay;
 mod script;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::Identity;
 use ds4_expert_node::node::{NodeSettings, RunningNode};
@@ -19,27 +23,19 @@ use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use super::scripted::{FINGERPRINT, GRID, SHAPE, alone, batch, bits};
 use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation};
 use crate::engine::{ExpertBackend, ExpertError};
-use script::{Knobs, Script};
-
-const GRID: Grid = Grid {
-    experts: 6,
-    blocks: 3,
-};
-const SHAPE: Shape = Shape {
-    layers: 4,
-    hidden: 8,
-    used: 3,
-    grid: GRID,
-};
-const FINGERPRINT: [u8; 32] = [5; 32];
+use script::{Knobs, OwnScript, Script};
 
 /// A runtime with running nodes.
 struct Cluster {
     runtime: Runtime,
     nodes: Vec<RunningNode>,
+    /// Of all nodes.
     knobs: Arc<Knobs>,
+    /// Of each node, in the order in which they were added.
+    own: Vec<Arc<Knobs>>,
 }
 
 impl Cluster {
@@ -48,6 +44,7 @@ impl Cluster {
             runtime: Runtime::new().expect("runtime"),
             nodes: Vec::new(),
             knobs: Arc::default(),
+            own: Vec::new(),
         }
     }
 
@@ -73,14 +70,32 @@ impl Cluster {
         );
     }
 
+    /// A node of another model.
+    fn add_model(&mut self, fingerprint: [u8; 32], address: &str) {
+        let held = Holdings::uniform(GRID, SHAPE.layers, TileSet::whole(GRID));
+        self.start(fingerprint, held, address, &settings());
+    }
+
     fn add_holding(&mut self, held: Holdings, address: &str, settings: &NodeSettings) {
+        self.start(FINGERPRINT, held, address, settings);
+    }
+
+    fn start(
+        &mut self,
+        fingerprint: [u8; 32],
+        held: Holdings,
+        address: &str,
+        settings: &NodeSettings,
+    ) {
+        let own = Arc::<Knobs>::default();
+        self.own.push(Arc::clone(&own));
         let script = Box::new(Script {
             grid: GRID,
-            knobs: Arc::clone(&self.knobs),
+            knobs: [Arc::clone(&self.knobs), own],
         });
         let identity = Identity {
             model: "script".to_owned(),
-            fingerprint: FINGERPRINT,
+            fingerprint,
             shape: SHAPE,
             held,
             kernels: "scripted".to_owned(),
@@ -109,7 +124,26 @@ impl Cluster {
 
     fn connect_with(&self, options: &ClusterOptions) -> Result<ClusterBackend, ClusterError> {
         self.runtime
-            .block_on(ClusterBackend::connect(options, &expectation()))
+            .block_on(ClusterBackend::connect(options, &expectation(), None))
+    }
+
+    /// With a coordinator that can compute everything itself.
+    fn connect_with_own(&self, options: &ClusterOptions) -> (ClusterBackend, Arc<OwnScript>) {
+        let own = Arc::<OwnScript>::default();
+        let expected = expectation();
+        let options = &ClusterOptions {
+            begin_incomplete: true,
+            ..options.clone()
+        };
+        let connect = ClusterBackend::connect(options, &expected, Some(Arc::clone(&own) as _));
+        (self.runtime.block_on(connect).expect("cluster"), own)
+    }
+
+    fn options(&self) -> ClusterOptions {
+        ClusterOptions {
+            nodes: self.addresses(),
+            ..quick()
+        }
     }
 }
 
@@ -136,43 +170,6 @@ fn expectation() -> Expectation {
     }
 }
 
-/// Some work whose values differ between tokens and calls.
-fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
-    let used = SHAPE.used;
-    let mut state = (layer * 1000 + tokens) as u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 8
-    };
-    let routes = (0..tokens)
-        .flat_map(|_| {
-            let first = next() % GRID.experts;
-            let weight = (next() % 1000) as f32 / 700.0;
-            // Different experts of a token, not in ascending order.
-            (0..used as u32).map(move |slot| Route {
-                expert: (first + slot * 5) % GRID.experts,
-                weight: weight + slot as f32,
-            })
-        })
-        .collect();
-    let input = (0..tokens * SHAPE.hidden)
-        .map(|_| next() as f32 / 9e6 - 0.9)
-        .collect();
-    Arc::new(ExpertBatch {
-        layer,
-        tokens,
-        used,
-        routes,
-        input: ExpertInput::F32(input),
-        round: true,
-    })
-}
-
-/// What one holder of everything computes, without any wire.
-fn alone(batch: &ExpertBatch) -> Vec<f32> {
-    script::rows(GRID, batch, &[GRID.whole()]).0
-}
-
 fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<f32>, ExpertError> {
     let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
     backend
@@ -181,6 +178,26 @@ fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<
     Ok(out)
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Computes batches of all layers until `done`, and checks each.
+fn work_until(what: &str, backend: &dyn ExpertBackend, mut done: impl FnMut() -> bool) {
+    let mut layer = 0;
+    wait_until(what, || {
+        check(backend, &batch(layer % SHAPE.layers, 1 + layer % 3));
+        layer += 1;
+        done()
+    });
+}
+
+/// The right bits, whoever computes them.
+fn check(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) {
+    let found = compute(backend, batch).expect("rows");
+    assert_eq!(bits(&found), bits(&alone(batch)), "layer {}", batch.layer);
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertInput, ExpertStore, Route};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
@@ -156,7 +156,7 @@ fn embedded_nodes_and_cuts_in_process_give_the_same_bits() {
                 ..quick()
             };
             let backend = runtime
-                .block_on(ClusterBackend::connect(&options, &model.expectation))
+                .block_on(ClusterBackend::connect(&options, &model.expectation, None))
                 .expect("cluster");
             for (batch, wanted) in batches.iter().zip(&wanted) {
                 assert_eq!(&model.compute(&backend, batch), wanted, "{name} {tiles:?}");

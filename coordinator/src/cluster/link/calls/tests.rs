@@ -1,0 +1,190 @@
+use super::*;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::tiles::{Grid, TileSet};
+use ds4_proto::wire::EncodedBatch;
+
+use crate::cluster::fabric::{Mailbox, SystemClock};
+
+const GRID: Grid = Grid {
+    experts: 1,
+    blocks: 1,
+};
+
+struct Bench {
+    calls: Calls,
+    wire: mpsc::Receiver<pb::ComputeRequest>,
+    mailbox: Mailbox,
+}
+
+fn bench(window: usize) -> Bench {
+    let (outbound, wire) = mpsc::channel(64);
+    let metrics = Arc::new(NodeMetrics::new("node"));
+    Bench {
+        calls: Calls::new(metrics, Arc::new(SystemClock), outbound, window),
+        wire,
+        mailbox: Mailbox::default(),
+    }
+}
+
+impl Bench {
+    fn send(&self, slot: u64, deadline: Duration) -> Result<CallId, CallError> {
+        let batch = ExpertBatch {
+            layer: 0,
+            tokens: 1,
+            used: 1,
+            routes: vec![Route {
+                expert: 0,
+                weight: 1.0,
+            }],
+            input: ExpertInput::F32(vec![0.0]),
+            round: false,
+        };
+        self.calls.send(Call {
+            encoded: EncodedBatch::new(&batch, 0..1),
+            tiles: Arc::new(TileSet::whole(GRID)),
+            expected: 4,
+            deadline: Instant::now() + deadline,
+            slot,
+            to: self.mailbox.clone(),
+        })
+    }
+
+    fn rows(&self, id: u64) -> Result<Next, String> {
+        self.calls.reply(Some(compute_reply::Kind::Rows(pb::Rows {
+            id,
+            rows: Bytes::from_static(&[0; 4]),
+            ..Default::default()
+        })))
+    }
+
+    fn failure(&self, id: u64, kind: pb::FailureKind) -> Result<Next, String> {
+        self.calls
+            .reply(Some(compute_reply::Kind::Failure(pb::Failure {
+                id,
+                kind: kind.into(),
+                message: String::new(),
+            })))
+    }
+
+    /// Slots and errors of what arrived.
+    fn arrived(&self) -> Vec<(u64, Option<CallError>)> {
+        std::iter::from_fn(|| self.mailbox.take())
+            .map(|arrival| (arrival.slot, arrival.rows.err()))
+            .collect()
+    }
+
+    /// Ids of the work that was written, cancels as negative ids.
+    fn written(&mut self) -> Vec<i64> {
+        let mut ids = Vec::new();
+        while let Ok(message) = self.wire.try_recv() {
+            match message.kind.expect("a kind") {
+                compute_request::Kind::Work(work) => ids.push(work.id as i64),
+                compute_request::Kind::Cancel(cancel) => ids.push(-(cancel.id as i64)),
+                compute_request::Kind::Hello(_) => panic!("the link says hello"),
+            }
+        }
+        ids
+    }
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[test]
+fn the_window_is_kept_and_answers_make_room() {
+    let mut bench = bench(2);
+    for slot in 0..4 {
+        bench.send(slot, LONG).expect("taken");
+    }
+    assert_eq!(bench.written(), [1, 2]);
+    assert_eq!(bench.rows(2), Ok(Next::Read));
+    assert_eq!(bench.arrived(), [(1, None)]);
+    assert_eq!(bench.written(), [3]);
+    assert!(bench.rows(4).is_err(), "it was not sent");
+    assert!(bench.rows(2).is_err(), "it was answered");
+}
+
+#[test]
+fn a_lost_connection_fails_what_waits_and_what_comes() {
+    let mut bench = bench(1);
+    bench.send(0, LONG).expect("taken");
+    bench.send(1, LONG).expect("taken");
+    assert_eq!(bench.written(), [1]);
+    bench.calls.close("cut");
+    let lost = CallError::Lost("cut".to_owned());
+    let both = [(0, Some(lost.clone())), (1, Some(lost.clone()))];
+    assert_eq!(bench.arrived(), both);
+    assert_eq!(bench.send(2, LONG), Err(lost));
+    assert!(bench.arrived().is_empty());
+}
+
+#[test]
+fn cancelled_calls_hold_their_place_until_the_node_has_answered() {
+    let mut bench = bench(1);
+    let first = bench.send(0, LONG).expect("taken");
+    let second = bench.send(1, LONG).expect("taken");
+    bench.calls.cancel(first, Forgotten::Cancelled);
+    assert_eq!(bench.written(), [1, -1]);
+    let answer = bench.failure(first, pb::FailureKind::Cancelled);
+    assert_eq!(answer, Ok(Next::Read));
+    assert_eq!(bench.written(), [second as i64]);
+    bench.calls.cancel(second, Forgotten::Late);
+    bench.calls.cancel(second, Forgotten::Late);
+    assert_eq!(bench.written(), [-(second as i64)]);
+    assert!(bench.arrived().is_empty());
+}
+
+#[test]
+fn what_is_due_already_is_not_sent_and_makes_room() {
+    let mut bench = bench(8);
+    bench.send(0, Duration::ZERO).expect("taken");
+    assert_eq!(bench.arrived(), [(0, Some(CallError::Expired))]);
+    bench.send(1, LONG).expect("taken");
+    assert_eq!(bench.written(), [2]);
+}
+
+#[test]
+fn busy_is_told_and_draining_ends_what_was_not_sent() {
+    let mut bench = bench(2);
+    for slot in 0..4 {
+        bench.send(slot, LONG).expect("taken");
+    }
+    assert_eq!(bench.written(), [1, 2]);
+    assert_eq!(bench.failure(1, pb::FailureKind::Busy), Ok(Next::Read));
+    assert_eq!(bench.arrived(), [(0, Some(CallError::Busy))]);
+    assert_eq!(bench.written(), [3]);
+    assert_eq!(bench.failure(2, pb::FailureKind::Draining), Ok(Next::Drain));
+    let draining = Some(CallError::Draining);
+    assert_eq!(bench.arrived(), [(1, draining.clone()), (3, draining)]);
+    assert_eq!(bench.send(4, LONG), Err(CallError::Draining));
+    assert!(!bench.calls.was_useful());
+    assert_eq!(bench.rows(3), Ok(Next::Leave), "the node owes nothing");
+    assert_eq!(bench.arrived(), [(2, None)]);
+    assert!(bench.calls.was_useful());
+}
+
+#[test]
+fn a_node_that_takes_nothing_is_busy_before_memory_is_full() {
+    let bench = bench(1);
+    for slot in 0..MAX_WAITING as u64 {
+        bench.send(slot, LONG).expect("taken");
+    }
+    assert_eq!(bench.send(0, LONG), Err(CallError::Busy));
+}
+
+#[test]
+fn rows_of_another_length_are_malformed() {
+    let mut bench = bench(1);
+    bench.send(7, LONG).expect("taken");
+    assert_eq!(bench.written(), [1]);
+    let rows = compute_reply::Kind::Rows(pb::Rows {
+        id: 1,
+        rows: Bytes::from_static(&[0; 5]),
+        ..Default::default()
+    });
+    assert_eq!(bench.calls.reply(Some(rows)), Ok(Next::Read));
+    let reason = "5 bytes of rows instead of 4".to_owned();
+    assert_eq!(bench.arrived(), [(7, Some(CallError::Malformed(reason)))]);
+}

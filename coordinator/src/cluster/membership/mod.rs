@@ -1,0 +1,24 @@
+//! Who belongs to the cluster: named one by one or by a DNS name, there or not, fit or not.
+
+mod error;
+mod ready;
+mod resolve;
+mod spec;
+mod table;
+
+use ds4_proto::wire::{FingerprintBytes, Shape};
+
+pub use error::ClusterError;
+pub(super) use ready::wait_ready;
+pub(super) use resolve::follow;
+pub use resolve::{Resolver, SystemResolver};
+pub use spec::NodeSpec;
+pub(super) use table::EntryId;
+pub use table::{NodeState, NodeStatus, Table};
+
+/// The model that the nodes must serve.
+#[derive(Clone, Debug)]
+pub struct Expectation {
+    pub fingerprint: FingerprintBytes,
+    pub shape: Shape,
+}
