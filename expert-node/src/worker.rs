@@ -93,7 +93,7 @@ impl WorkQueue {
     /// The queue is full, or the worker has ended; the job is dropped without an outcome.
     pub fn submit(&self, job: Job) -> Result<(), QueueFull> {
         self.entries
-            .try_send(Entry::Job(job))
+            .try_send(Entry::Job(Box::new(job)))
             .map_err(|_| QueueFull)
     }
 

@@ -254,50 +254,6 @@ pub struct Counters {
     #[prost(uint64, tag = "7")]
     pub compute_us: u64,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct MeasureRequest {
-    /// Milliseconds of computation that the measurement may take. Node: 1 to 500.
-    #[prost(uint32, tag = "1")]
-    pub budget_ms: u32,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct MeasureReply {
-    /// Bytes a second that all compute threads read from memory together. Coordinator: not 0.
-    #[prost(uint64, tag = "1")]
-    pub read_rate: u64,
-    /// 8-bit operations a second of all compute threads, two for a product; 0 where the kernels have
-    /// no instructions for that.
-    #[prost(uint64, tag = "2")]
-    pub operation_rate: u64,
-    /// Bytes that the node's process may take, control groups considered; 0 where the system does
-    /// not tell.
-    #[prost(uint64, tag = "3")]
-    pub memory: u64,
-    /// Cores that the node's process may use. Coordinator: 1 to 65536.
-    #[prost(uint32, tag = "4")]
-    pub cores: u32,
-    /// Instruction set of the kernels. Coordinator: cut to 128 bytes.
-    #[prost(string, tag = "5")]
-    pub kernels: ::prost::alloc::string::String,
-}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ProbeData {
-    /// Any bytes. Both sides: at most 256 KiB a message, 64 MiB a call.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub data: ::prost::bytes::Bytes,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SinkReply {
-    /// Bytes that arrived. Coordinator: as many as it sent.
-    #[prost(uint64, tag = "1")]
-    pub bytes: u64,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct SourceRequest {
-    /// Bytes to send. Node: 1 byte to 64 MiB.
-    #[prost(uint64, tag = "1")]
-    pub bytes: u64,
-}
 /// Layout of `Work.input`: `tokens` rows of `hidden` activations without gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -973,6 +929,50 @@ pub mod node_control_server {
     impl<T> tonic::server::NamedService for NodeControlServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeasureRequest {
+    /// Milliseconds of computation that the measurement may take. Node: 1 to 500.
+    #[prost(uint32, tag = "1")]
+    pub budget_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeasureReply {
+    /// Bytes a second that all compute threads read from memory together. Coordinator: not 0.
+    #[prost(uint64, tag = "1")]
+    pub read_rate: u64,
+    /// 8-bit operations a second of all compute threads, two for a product; 0 where the kernels have
+    /// no instructions for that.
+    #[prost(uint64, tag = "2")]
+    pub operation_rate: u64,
+    /// Bytes that the node's process may take, control groups considered; 0 where the system does
+    /// not tell.
+    #[prost(uint64, tag = "3")]
+    pub memory: u64,
+    /// Cores that the node's process may use. Coordinator: 1 to 65536.
+    #[prost(uint32, tag = "4")]
+    pub cores: u32,
+    /// Instruction set of the kernels. Coordinator: cut to 128 bytes.
+    #[prost(string, tag = "5")]
+    pub kernels: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProbeData {
+    /// Any bytes. Both sides: at most 256 KiB a message, 64 MiB a call.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SinkReply {
+    /// Bytes that arrived. Coordinator: as many as it sent.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SourceRequest {
+    /// Bytes to send. Node: 1 byte to 64 MiB.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
 }
 /// Generated client implementations.
 pub mod node_probe_client {
