@@ -116,6 +116,13 @@ fn a_node_that_stalls_is_named_and_the_others_are_measured() {
     let error = reports.pop().expect("one").expect_err("stalled");
     assert_eq!(error.node(), stalled);
     assert!(error.to_string().contains(&stalled), "{error}");
+    let patience = Duration::from_millis(300);
+    let mut reports = measure(&cluster, &[stalled], patience);
+    let error = reports.remove(0).expect_err("stalled");
+    assert!(
+        matches!(error, CalibrateError::Late { limit, .. } if limit == patience),
+        "{error}"
+    );
 }
 
 #[test]
