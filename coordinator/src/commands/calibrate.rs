@@ -163,10 +163,9 @@ fn link(report: &NodeReport) -> Option<f64> {
 }
 
 fn machine(rates: Option<&MachineRates>, link: Option<f64>) -> MachineText {
-    let as_rate = |value: u64| rounded(value as f64);
     MachineText {
         memory: rates.and_then(|r| r.memory),
-        bandwidth: rates.map(|r| as_rate(r.read)),
+        bandwidth: rates.map(|r| rounded(r.read as f64)),
         link: link.map(rounded),
         compute: rates
             .and_then(|r| r.operations)
