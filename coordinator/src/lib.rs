@@ -1,6 +1,7 @@
 //! The coordinator: from prompt to token.
 
 pub mod authority;
+pub mod calibrate;
 pub mod cluster;
 pub mod commands;
 pub mod engine;

@@ -20,7 +20,6 @@ use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::{ActivationFormat, GgmlType};
 use ds4_common::threads::Threads;
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use report::{Report, Row, Sample};
 
 use crate::lifecycle::print;
@@ -286,7 +285,6 @@ impl<'a> Bench<'a> {
 
     /// GB/s of all threads, each reading one stream of the same weights.
     fn probe_memory(&mut self, kernels: Kernels) -> f64 {
-        let threads = self.pool.current_num_threads();
         let all: Vec<&[u8]> = (0..self.store.layers())
             .flat_map(|layer| self.store.weights(layer))
             .collect();
@@ -297,25 +295,15 @@ impl<'a> Bench<'a> {
         let bytes = &bytes[at..bytes.len().min(at + part)];
         self.cursor += 1;
         let start = Instant::now();
-        let sum = self.pool.install(|| {
-            bytes
-                .par_chunks(bytes.len().div_ceil(threads))
-                .with_max_len(1)
-                .map(|part| kernels.read_through(part))
-                .reduce(|| 0, |a, b| a ^ b)
-        });
-        std::hint::black_box(sum);
+        let _ = self.pool.install(|| kernels.read_on_all_threads(bytes));
         bytes.len() as f64 / start.elapsed().as_secs_f64() / 1e9
     }
 
     /// GOP/s of all threads multiplying bytes in registers.
     fn probe_cores(&self, kernels: Kernels) -> f64 {
         let start = Instant::now();
-        let operations: u64 = self
-            .pool
-            .broadcast(|_| kernels.multiply_bytes(MULTIPLY_ROUNDS).unwrap_or(0))
-            .iter()
-            .sum();
+        let multiply = || kernels.multiply_on_all_threads(MULTIPLY_ROUNDS);
+        let operations = self.pool.install(multiply).unwrap_or(0);
         operations as f64 / start.elapsed().as_secs_f64() / 1e9
     }
 }

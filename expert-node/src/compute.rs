@@ -1,6 +1,7 @@
 //! What a worker runs: the one expert function, or a script in a test.
 
 use ds4_common::expert::{BatchError, ExpertBatch};
+use ds4_common::kernels::Kernels;
 use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::{FingerprintBytes, Shape};
 
@@ -21,6 +22,16 @@ pub trait Compute: Send + 'static {
 
     /// No work has come for a while: buffers that it would need again may go.
     fn idle(&mut self) {}
+
+    /// What computes, to measure with.
+    fn kernels(&self) -> Kernels {
+        Kernels::detect()
+    }
+
+    /// The weights that calls read, to measure with.
+    fn weights(&self) -> Vec<&[u8]> {
+        Vec::new()
+    }
 }
 
 /// What a node tells about itself, fixed while it runs.

@@ -100,6 +100,15 @@ impl Compute for StoreCompute {
     fn idle(&mut self) {
         self.scratch = ExpertScratch::default();
     }
+
+    fn kernels(&self) -> Kernels {
+        self.kernels
+    }
+
+    fn weights(&self) -> Vec<&[u8]> {
+        let layers = 0..self.store.layers();
+        layers.flat_map(|layer| self.store.weights(layer)).collect()
+    }
 }
 
 /// Maps the held tiles; reads them in if asked to. Blocks: not for a tokio thread.

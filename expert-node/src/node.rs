@@ -126,6 +126,7 @@ impl RunningNode {
             stats: Arc::clone(&stats),
             phase: phase_seen,
             sessions: Arc::clone(&sessions),
+            probe: Arc::new(Semaphore::new(1)),
         }));
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::Serving).await;
@@ -137,6 +138,7 @@ impl RunningNode {
         let (shutdown, stop) = oneshot::channel::<()>();
         let server = channel::server()
             .add_service(health_service.max_decoding_message_size(MAX_HELLO_BYTES))
+            .add_service(channel::probe_server(service.clone()))
             .add_service(channel::compute_server(service, largest_request))
             .add_service(control)
             .serve_with_incoming_shutdown(incoming, async {

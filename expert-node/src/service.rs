@@ -42,6 +42,8 @@ pub(crate) struct NodeState {
     pub(crate) phase: watch::Receiver<Phase>,
     /// One permit of [`MAX_SESSIONS`] a stream.
     pub(crate) sessions: Arc<Semaphore>,
+    /// One permit: who has it measures.
+    pub(crate) probe: Arc<Semaphore>,
 }
 
 #[derive(Clone, Debug)]

@@ -3,14 +3,17 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
+use ds4_common::kernels::Kernels;
 use ds4_common::threads::Threads;
 use ds4_proto::wire::Call;
+use tokio::sync::oneshot;
 
 use crate::compute::Compute;
+use crate::measure::{Measurement, Rates};
 use crate::stats::Stats;
 
 /// Time without work after which buffers are given back.
@@ -49,6 +52,29 @@ pub enum Outcome {
     Broken,
 }
 
+/// A turn of a measurement with the way back for its outcome.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) measurement: Measurement,
+    pub(crate) done: oneshot::Sender<TurnOutcome>,
+}
+
+/// What became of a turn.
+#[derive(Debug)]
+pub(crate) struct TurnOutcome {
+    pub(crate) measurement: Measurement,
+    pub(crate) kernels: Kernels,
+    /// Once the measurement is complete.
+    pub(crate) rates: Option<Rates>,
+}
+
+/// What waits in the queue.
+#[derive(Debug)]
+enum Entry {
+    Job(Box<Job>),
+    Turn(Box<Turn>),
+}
+
 /// No room for a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the queue is full")]
@@ -57,7 +83,7 @@ pub struct QueueFull;
 /// The way into the queue. The worker ends when every clone is gone.
 #[derive(Clone, Debug)]
 pub struct WorkQueue {
-    jobs: SyncSender<Job>,
+    entries: SyncSender<Entry>,
 }
 
 impl WorkQueue {
@@ -66,7 +92,22 @@ impl WorkQueue {
     /// # Errors
     /// The queue is full, or the worker has ended; the job is dropped without an outcome.
     pub fn submit(&self, job: Job) -> Result<(), QueueFull> {
-        self.jobs.try_send(job).map_err(|_| QueueFull)
+        self.entries
+            .try_send(Entry::Job(Box::new(job)))
+            .map_err(|_| QueueFull)
+    }
+
+    /// Queues a turn behind what came earlier.
+    ///
+    /// # Errors
+    /// The queue is full; the turn, to try again.
+    pub(crate) fn submit_turn(&self, turn: Box<Turn>) -> Result<(), Box<Turn>> {
+        match self.entries.try_send(Entry::Turn(turn)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(Entry::Turn(turn))) => Err(turn),
+            // Without a worker the sender of the outcome is dropped, which the waiter notices.
+            Err(_) => Ok(()),
+        }
     }
 }
 
@@ -87,7 +128,7 @@ impl Worker {
         queue: usize,
         stats: Arc<Stats>,
     ) -> std::io::Result<(WorkQueue, Worker)> {
-        let (jobs, inbox) = sync_channel(queue.max(1));
+        let (entries, inbox) = sync_channel(queue.max(1));
         let (started, start) = sync_channel(1);
         let (ending, ended) = sync_channel(1);
         std::thread::Builder::new()
@@ -111,7 +152,7 @@ impl Worker {
                 drop(ending);
             })?;
         match start.recv() {
-            Ok(Ok(())) => Ok((WorkQueue { jobs }, Worker { ended })),
+            Ok(Ok(())) => Ok((WorkQueue { entries }, Worker { ended })),
             Ok(Err(reason)) => Err(std::io::Error::other(reason)),
             Err(_) => Err(std::io::Error::other(
                 "the compute thread ended at its start",
@@ -130,23 +171,48 @@ impl Worker {
     }
 }
 
-fn run(inbox: &Receiver<Job>, compute: &mut dyn Compute, stats: &Stats, idle_after: Duration) {
-    while let Some(job) = next(inbox, compute, idle_after) {
-        let outcome = work(&job, compute, stats);
-        (job.done)(outcome);
+fn run(inbox: &Receiver<Entry>, compute: &mut dyn Compute, stats: &Stats, idle_after: Duration) {
+    while let Some(entry) = next(inbox, compute, idle_after) {
+        match entry {
+            Entry::Job(job) => {
+                let outcome = work(&job, compute, stats);
+                (job.done)(outcome);
+            }
+            Entry::Turn(turn) => take_turn(*turn, compute),
+        }
     }
 }
 
-/// The next job, or `None` when all queues are gone.
-fn next(inbox: &Receiver<Job>, compute: &mut dyn Compute, idle_after: Duration) -> Option<Job> {
+/// What waits longest, or `None` when all queues are gone.
+fn next(inbox: &Receiver<Entry>, compute: &mut dyn Compute, idle_after: Duration) -> Option<Entry> {
     match inbox.recv_timeout(idle_after) {
-        Ok(job) => Some(job),
+        Ok(entry) => Some(entry),
         Err(RecvTimeoutError::Timeout) => {
             compute.idle();
             inbox.recv().ok()
         }
         Err(RecvTimeoutError::Disconnected) => None,
     }
+}
+
+fn take_turn(turn: Turn, compute: &dyn Compute) {
+    let Turn {
+        mut measurement,
+        done,
+    } = turn;
+    // Nobody waits any longer.
+    if done.is_closed() {
+        return;
+    }
+    let kernels = compute.kernels();
+    let rates = measurement.turn(kernels, &compute.weights());
+    let outcome = TurnOutcome {
+        measurement,
+        kernels,
+        rates,
+    };
+    // Nobody waits any longer.
+    let _ = done.send(outcome);
 }
 
 fn work(job: &Job, compute: &mut dyn Compute, stats: &Stats) -> Outcome {
@@ -375,7 +441,8 @@ mod tests {
             );
         });
         for pause in 1..3 {
-            jobs.send(bench.job(pause, LONG).0).expect("it runs");
+            jobs.send(Entry::Job(Box::new(bench.job(pause, LONG).0)))
+                .expect("it runs");
             assert!(matches!(bench.next(), (_, Outcome::Rows { .. })));
             let begun = Instant::now();
             while *idle.lock().expect("count") < pause {

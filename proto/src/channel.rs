@@ -6,12 +6,14 @@ use tonic::transport::{ClientTlsConfig, Endpoint, Server};
 pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_SLICE_HEAD_BYTES,
-    MAX_SLICE_MESSAGE_BYTES, MAX_SLICE_REQUEST_BYTES, MAX_STREAMS, NODE_PING_INTERVAL,
-    NODE_PING_TIMEOUT, STREAM_WINDOW,
+    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_PROBE_MESSAGE_BYTES,
+    MAX_SLICE_HEAD_BYTES, MAX_SLICE_MESSAGE_BYTES, MAX_SLICE_REQUEST_BYTES, MAX_STREAMS,
+    NODE_PING_INTERVAL, NODE_PING_TIMEOUT, STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
+use crate::pb::node_probe_client::NodeProbeClient;
+use crate::pb::node_probe_server::{NodeProbe, NodeProbeServer};
 use crate::pb::slice_source_client::SliceSourceClient;
 use crate::pb::slice_source_server::{SliceSource, SliceSourceServer};
 
@@ -148,6 +150,22 @@ pub fn slice_server<S: SliceSource>(service: S) -> SliceSourceServer<S> {
     SliceSourceServer::new(service)
         .max_decoding_message_size(MAX_SLICE_REQUEST_BYTES)
         .max_encoding_message_size(MAX_SLICE_HEAD_BYTES + 1024)
+}
+
+/// A client that measures, with this protocol's message limits.
+pub fn probe_client(
+    channel: tonic::transport::Channel,
+) -> NodeProbeClient<tonic::transport::Channel> {
+    NodeProbeClient::new(channel)
+        .max_decoding_message_size(MAX_PROBE_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_PROBE_MESSAGE_BYTES)
+}
+
+/// A service that is measured, with this protocol's message limits.
+pub fn probe_server<S: NodeProbe>(service: S) -> NodeProbeServer<S> {
+    NodeProbeServer::new(service)
+        .max_decoding_message_size(MAX_PROBE_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_PROBE_MESSAGE_BYTES)
 }
 
 #[cfg(test)]

@@ -127,3 +127,21 @@ pub const MAX_SLICE_MESSAGE_BYTES: usize = SLICE_CHUNK_BYTES + 64;
 
 /// Time between two parts of a tensor after which the other side counts as gone.
 pub const SLICE_STALL: Duration = Duration::from_secs(60);
+
+/// Computation that one measurement of a node may take.
+pub const MAX_PROBE_BUDGET: Duration = Duration::from_millis(500);
+
+/// Bytes in one message of a measurement of a link.
+pub const PROBE_CHUNK_BYTES: usize = 256 << 10;
+
+/// Bytes of one call that measures a link.
+pub const MAX_PROBE_BYTES: u64 = 64 << 20;
+
+/// Bytes of an encoded message of a measurement.
+pub const MAX_PROBE_MESSAGE_BYTES: usize = PROBE_CHUNK_BYTES + 64;
+
+/// Time of one measurement, waits included, after which a node gives it up.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Cores that a node may claim.
+pub const MAX_CORES: u32 = 1 << 16;

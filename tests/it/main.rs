@@ -1,6 +1,7 @@
 mod api;
 mod bad_flags;
 mod bad_input;
+mod calibrate;
 mod certs;
 mod cluster;
 mod deploy;

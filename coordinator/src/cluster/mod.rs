@@ -29,6 +29,7 @@ mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
 pub use link::inspect;
+pub(crate) use link::{reason, status_text};
 pub use local::LocalBackend;
 pub use membership::{
     ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver, Table,

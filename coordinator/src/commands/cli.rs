@@ -9,7 +9,8 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, certs, chat, inspect, logits, plan, serve, share, slice, synth, verify};
+use super::verify;
+use super::{bench, calibrate, certs, chat, inspect, logits, plan, serve, share, slice, synth};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -42,6 +43,8 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Measure prefill, decode, stages and memory
     Bench(bench::BenchArgs),
+    /// Measure machines and links of running nodes
+    Calibrate(calibrate::CalibrateArgs),
     /// Make the certificates with which coordinator and nodes know each other
     Certs(certs::CertsArgs),
     /// Say who of a cluster should hold what, and what to expect of it
@@ -90,8 +93,9 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Calibrate(args) => calibrate::run(&args).await,
             Command::Certs(args) => certs::run(&args),
-            Command::Plan(args) => plan::run(&args),
+            Command::Plan(args) => plan::run(&args).await,
             Command::Slice(args) => slice::run(&args),
             Command::Share(args) => share::run(args).await,
             Command::Verify(args) => verify::run(&args),

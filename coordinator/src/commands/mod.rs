@@ -2,6 +2,7 @@
 
 pub mod assembly;
 pub mod bench;
+pub mod calibrate;
 pub mod certs;
 pub mod chat;
 pub mod cli;

@@ -8,6 +8,7 @@ use ds4_common::model::synthetic::{Formats, presets};
 use ds4_common::model::{Fingerprint, WeightBudget};
 
 use super::assembly::OpenModel;
+use super::calibrate::{MeasureArgs, measure};
 use super::model_args::{ModelFiles, up_to};
 use crate::plan::{
     Assumptions, Bytes, ClusterFile, CoordinatorMachine, Copies, Demand, Machine, Plan, plan,
@@ -36,6 +37,20 @@ pub struct PlanArgs {
     #[arg(long, value_name = "FILE.toml")]
     pub cluster: Option<PathBuf>,
 
+    /// Running nodes to measure first, comma-separated; their machines and this one are what is
+    /// planned for
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        value_parser = super::calibrate::address,
+        conflicts_with = "cluster"
+    )]
+    pub calibrate: Vec<String>,
+
+    #[command(flatten)]
+    pub how: MeasureArgs,
+
     /// A node, beside those of the file: name=a,memory=64G, and if known address=, bandwidth=,
     /// link=, rtt= and compute=; repeatable
     #[arg(long = "node", value_name = "PROPERTIES")]
@@ -62,8 +77,8 @@ pub struct PlanArgs {
 /// # Errors
 /// The model or the list of machines cannot be used, the model does not fit, or the plan cannot be
 /// written.
-pub fn run(args: &PlanArgs) -> Result<()> {
-    let plan = make(args)?;
+pub async fn run(args: &PlanArgs) -> Result<()> {
+    let plan = make(args).await?;
     let model =
         (args.flash.is_none() && !args.files.model.is_empty()).then(|| &args.files.model[..]);
     print!("{}", report::text(&plan, model, args.out.as_deref()));
@@ -73,10 +88,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
-fn make(args: &PlanArgs) -> Result<Plan> {
+async fn make(args: &PlanArgs) -> Result<Plan> {
     let mut listed = match &args.cluster {
         Some(path) => ClusterFile::read(path)?,
-        None => ClusterFile::default(),
+        None if args.calibrate.is_empty() => ClusterFile::default(),
+        None => {
+            let measured = measure(&args.calibrate, &args.how).await?;
+            measured.complete()?;
+            measured.cluster()
+        }
     };
     listed.node.extend(args.nodes.iter().cloned());
     if let Some(own) = &args.coordinator {
@@ -84,7 +104,7 @@ fn make(args: &PlanArgs) -> Result<Plan> {
     }
     ensure!(
         !listed.node.is_empty(),
-        "there are no nodes to plan for: list them with --cluster or --node"
+        "there are no nodes to plan for: list them with --cluster, --calibrate or --node"
     );
     let cluster = listed.resolve(&Assumptions::default(), args.reserve)?;
     let copies = args.replicas.map_or(Copies::AsFit, Copies::Exactly);

@@ -232,7 +232,7 @@ async fn read(target: &Target, calls: &Calls, mut inbound: Streaming<pb::Compute
 }
 
 /// An error with its causes on one line; transport errors hide the telling part in their source.
-pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
     if let Some(text) = tls::explain(error) {
         return clip(&text, MAX_TEXT_BYTES);
     }
@@ -250,7 +250,7 @@ pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
 
 /// A status for a person: what the transport says below it, its message, or its code where it
 /// has none.
-pub(super) fn status_text(status: &tonic::Status) -> String {
+pub(crate) fn status_text(status: &tonic::Status) -> String {
     // A status without a cause came from the node.
     if std::error::Error::source(status).is_some() {
         return reason(status);

@@ -346,3 +346,17 @@ fn the_own_file_replaces_the_only_node_that_answers_with_garbage() {
     }
     assert!(own.computed.load(Ordering::SeqCst) >= 8 * u64::from(GRID.blocks));
 }
+
+#[test]
+fn a_node_of_older_software_is_described_but_not_measured() {
+    let cluster = Cluster::new();
+    let address = Impostor::honest().serve(&cluster.runtime);
+    let security = ds4_proto::security::Security::Loopback;
+    let patience = Duration::from_secs(20);
+    let addresses = [address];
+    let reports = crate::calibrate::nodes(&addresses, &security, patience);
+    let mut reports = cluster.runtime.block_on(reports);
+    let report = reports.remove(0).expect("a report");
+    assert!(report.measured.is_none());
+    assert!(report.round_trip > Duration::ZERO);
+}

@@ -1,5 +1,6 @@
 //! Real streams over loopback. Most experts are scripted: cheap, and able to misbehave.
 
+mod calibrate;
 mod cancel;
 mod cuts;
 mod failover;
