@@ -1,5 +1,9 @@
 //! Shared parts of the golden and cluster tests.
 
 pub mod golden;
+pub mod layout;
+pub mod namespace;
 pub mod process;
+pub mod random;
+pub mod relay;
 pub mod rewrite;

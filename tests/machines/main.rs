@@ -1,0 +1,3 @@
+//! Real processes on machines of their own: networks, links, limits.
+
+mod networks;
