@@ -1,5 +1,6 @@
 //! Shared parts of the golden and cluster tests.
 
+pub mod distribution;
 pub mod golden;
 pub mod layout;
 pub mod namespace;
