@@ -2,13 +2,15 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `expert`.
+//! `math`, `quant`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` · `expert`.
 
+mod digest;
 pub mod expert;
 pub mod gguf;
 pub mod kernels;
 pub mod math;
 pub mod model;
 pub mod quant;
+pub mod slice;
 pub mod threads;
 pub mod tiles;

@@ -1,7 +1,9 @@
 //! `ds4-expert bench`: how near the expert function comes to what memory and cores allow.
 //!
 //! Memory bandwidth of a shared machine drifts within seconds, so every timing of the expert
-//! function is paired with one of a probe right before it; medians of the pairs are reported.
+//! function is paired with probes right before it; medians over the rounds are reported.
+
+mod report;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +21,7 @@ use ds4_common::quant::{ActivationFormat, GgmlType};
 use ds4_common::threads::Threads;
 use rayon::ThreadPool;
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use report::{Report, Row, Sample};
 
 use crate::lifecycle::print;
 
@@ -54,15 +56,12 @@ pub struct BenchArgs {
     /// Kernels to measure; all of this machine without it
     #[arg(long, value_parser = crate::cli::kernels)]
     pub isa: Option<Kernels>,
-    /// Measured pairs of probe and work a figure
+    /// Measured turns of probes and work a batch size
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=999))]
     pub rounds: u16,
-    /// Batch sizes that are reported in GB of weights a second
-    #[arg(long, value_delimiter = ',', default_value = "1,8", value_parser = tokens)]
-    pub decode: Vec<usize>,
-    /// Batch sizes that are reported in operations a second
-    #[arg(long, value_delimiter = ',', default_value = "32,128,512", value_parser = tokens)]
-    pub prefill: Vec<usize>,
+    /// Batch sizes
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32,128,512", value_parser = tokens)]
+    pub tokens: Vec<usize>,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -96,11 +95,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut bench = Bench::new(&store, &pool, usize::from(args.rounds));
     let mut rows = Vec::new();
     for kernels in sets {
-        for &tokens in &args.decode {
-            rows.push(bench.decode(kernels, tokens)?);
-        }
-        for &tokens in &args.prefill {
-            rows.push(bench.prefill(kernels, tokens)?);
+        for &tokens in &args.tokens {
+            rows.push(bench.measure(kernels, tokens)?);
         }
     }
     let report = Report {
@@ -177,20 +173,6 @@ impl Random {
     }
 }
 
-/// One measured figure: medians over the rounds.
-struct Row {
-    isa: &'static str,
-    tokens: usize,
-    /// Milliseconds a token and layer.
-    milliseconds: f64,
-    unit: &'static str,
-    rate: f64,
-    /// What the probe reached in the same moments; 0 where there is none.
-    probe: f64,
-    /// Median of the rounds' shares.
-    share: f64,
-}
-
 struct Bench<'a> {
     store: &'a ExpertStore,
     pool: &'a ThreadPool,
@@ -226,35 +208,28 @@ impl<'a> Bench<'a> {
     fn expert_bytes(&self) -> usize {
         let experts = self.store.grid().experts as usize;
         let layer = self.store.weights(0);
-        layer.iter().map(|w| w.len()).sum::<usize>() / experts.max(1)
+        layer.map(<[u8]>::len).sum::<usize>() / experts.max(1)
     }
 
-    fn decode(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
-        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * self.store.experts_used() * tokens);
+    fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
+        let (hidden, used) = (self.store.hidden(), self.store.experts_used());
+        let operations = 2.0 * 3.0 * (hidden * self.store.width() * used * tokens) as f64;
+        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * used * tokens);
         self.calls(kernels, tokens, calls)?;
         let mut samples = Vec::with_capacity(self.rounds);
         for _ in 0..self.rounds {
-            let probe = self.probe_memory(kernels);
+            let memory_limit = self.probe_memory(kernels);
+            let core_limit = self.probe_cores(kernels);
             let (seconds, experts) = self.calls(kernels, tokens, calls)?;
-            let rate = (experts * self.expert_bytes()) as f64 / seconds / 1e9;
-            samples.push([seconds / (calls * tokens) as f64 * 1e3, rate, probe]);
+            samples.push(Sample {
+                milliseconds: seconds / (calls * tokens) as f64 * 1e3,
+                memory: (experts * self.expert_bytes()) as f64 / seconds / 1e9,
+                memory_limit,
+                operations: operations * calls as f64 / seconds / 1e9,
+                core_limit,
+            });
         }
-        Ok(row(kernels, tokens, "GB/s", &samples))
-    }
-
-    fn prefill(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
-        let (hidden, used) = (self.store.hidden(), self.store.experts_used());
-        let operations = 2.0 * 3.0 * (hidden * self.store.width() * used * tokens) as f64;
-        let calls = 128_usize.div_ceil(tokens);
-        self.calls(kernels, tokens, 1)?;
-        let mut samples = Vec::with_capacity(self.rounds);
-        for _ in 0..self.rounds {
-            let probe = self.probe_cores(kernels);
-            let (seconds, _) = self.calls(kernels, tokens, calls)?;
-            let rate = operations * calls as f64 / seconds / 1e9;
-            samples.push([seconds / (calls * tokens) as f64 * 1e3, rate, probe]);
-        }
-        Ok(row(kernels, tokens, "GOP/s", &samples))
+        Ok(Row::new(kernels.name(), tokens, &samples))
     }
 
     /// Seconds of so many calls of the expert function, and the experts that they read.
@@ -350,99 +325,9 @@ fn different_experts(batch: &ExpertBatch) -> usize {
     ids.len()
 }
 
-/// Samples are milliseconds, rate and probe of one round.
-fn row(kernels: Kernels, tokens: usize, unit: &'static str, samples: &[[f64; 3]]) -> Row {
-    let column = |i: usize| median(samples.iter().map(|s| s[i]).collect());
-    let share = |s: &[f64; 3]| if s[2] > 0.0 { s[1] / s[2] } else { 0.0 };
-    Row {
-        isa: kernels.name(),
-        tokens,
-        milliseconds: column(0),
-        unit,
-        rate: column(1),
-        probe: column(2),
-        share: median(samples.iter().map(share).collect()),
-    }
-}
-
-/// The middle value, or 0 of none.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-struct Report {
-    source: &'static str,
-    bytes: usize,
-    threads: usize,
-    rows: Vec<Row>,
-}
-
-impl Report {
-    fn table(&self) -> String {
-        let mut text = format!(
-            "{:.1} GB of {} experts, {} threads\n{:<12} {:>6} {:>10} {:>9} {:<5} {:>9} {:>6}\n",
-            self.bytes as f64 / 1e9,
-            self.source,
-            self.threads,
-            "kernels",
-            "tokens",
-            "ms/token",
-            "rate",
-            "",
-            "limit",
-            "share"
-        );
-        for r in &self.rows {
-            text += &format!(
-                "{:<12} {:>6} {:>10.3} {:>9.1} {:<5} {:>9.1} {:>5.1}%\n",
-                r.isa,
-                r.tokens,
-                r.milliseconds,
-                r.rate,
-                r.unit,
-                r.probe,
-                100.0 * r.share
-            );
-        }
-        text
-    }
-
-    fn json(&self) -> String {
-        let rows: Vec<Value> = self
-            .rows
-            .iter()
-            .map(|r| {
-                json!({
-                    "kernels": r.isa,
-                    "tokens": r.tokens,
-                    "ms_per_token": r.milliseconds,
-                    "unit": r.unit,
-                    "rate": r.rate,
-                    "limit": r.probe,
-                    "share": r.share,
-                })
-            })
-            .collect();
-        let report = json!({
-            "source": self.source,
-            "weight_bytes": self.bytes,
-            "threads": self.threads,
-            "rows": rows,
-        });
-        format!("{report:#}\n")
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_the_middle() {
-        assert_eq!(median(vec![]), 0.0);
-        assert_eq!(median(vec![9.0, 1.0, 4.0]), 4.0);
-    }
 
     #[test]
     fn a_small_store_is_measured_and_reported() {
@@ -464,14 +349,7 @@ mod tests {
         let (seconds, experts) = bench.calls(Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);
         assert!(bench.out.iter().all(|v| v.is_finite()));
-        let report = Report {
-            source: "random",
-            bytes: bench.bytes(),
-            threads: 2,
-            rows: vec![row(Kernels::detect(), 1, "GB/s", &[[1.0, 20.0, 40.0]])],
-        };
-        let value: Value = serde_json::from_str(&report.json()).expect("JSON");
-        assert_eq!(value["rows"][0]["share"], 0.5);
-        assert!(report.table().contains("50.0%"));
+        let row = bench.measure(Kernels::detect(), 3).expect("a figure");
+        assert!(row.memory.is_finite() && row.memory > 0.0 && row.memory_limit > 0.0);
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use ds4_common::kernels::Kernels;
+use ds4_proto::security::Security;
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
@@ -17,7 +18,8 @@ use crate::embedded::NodeConfig;
 use crate::lifecycle;
 use crate::load::ModelConfig;
 use crate::node::NodeSettings;
-use crate::tiles::{GridCut, TileChoice};
+use crate::tls_args::TlsArgs;
+use crate::weight_args::WeightArgs;
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -42,23 +44,26 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve the tiles of a model until SIGTERM or ctrl-c
-    Serve(ServeArgs),
-    /// Print a model's shape, its tile grid, and the kernels of this machine
-    Inspect(ModelArgs),
+    Serve(Box<ServeArgs>),
+    /// Print a model's shape, its tile grid or a slice's tiles, and the kernels of this machine
+    Inspect(InspectArgs),
     /// Measure the expert function against this machine's memory and cores
     Bench(BenchArgs),
 }
 
 #[derive(Args, Debug)]
-pub struct ModelArgs {
+#[group(required = true, multiple = false)]
+pub struct InspectArgs {
     /// GGUF file of the model, one of its split files, or all of its layer shards,
-    /// comma-separated
+    /// comma-separated; or a slice
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// The same
     #[arg(
         short,
         long = "model",
         env = "DS4_MODEL",
         value_name = "FILE",
-        required = true,
         num_args = 1..,
         value_delimiter = ','
     )]
@@ -68,7 +73,7 @@ pub struct ModelArgs {
 #[derive(Args, Debug)]
 pub struct ServeArgs {
     #[command(flatten)]
-    pub model: ModelArgs,
+    pub weights: WeightArgs,
     /// Address to listen on; port 0 takes a free one
     #[arg(
         long,
@@ -77,22 +82,18 @@ pub struct ServeArgs {
         value_name = "IP:PORT"
     )]
     pub listen: SocketAddr,
+    /// Address on which health alone is answered, in plain text, for probes that have no
+    /// certificate; port 0 takes a free one [default: none]
+    #[arg(long, env = "DS4_HEALTH_LISTEN", value_name = "IP:PORT")]
+    pub health_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    pub tls: TlsArgs,
     /// Compute threads; 0 takes one a core
     #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// Keep each compute thread on a core of its own
     #[arg(long, env = "DS4_PIN")]
     pub pin: bool,
-    /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
-    /// [default: all]
-    #[arg(long, env = "DS4_TILES", conflicts_with = "grid")]
-    pub tiles: Option<TileChoice>,
-    /// Cut the tiles into expert groups x block strips, and hold one part of them
-    #[arg(long, env = "DS4_GRID", value_name = "ExB", requires = "index")]
-    pub grid: Option<GridCut>,
-    /// Which part of `--grid` to hold, from 0
-    #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
-    pub index: Option<usize>,
     /// Kernels to use: `auto`, or one that `inspect` lists
     #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME", value_parser = kernels)]
     pub isa: Kernels,
@@ -120,23 +121,22 @@ pub struct ServeArgs {
         value_parser = clap::value_parser!(u64).range(0..=86_400)
     )]
     pub drain_timeout: u64,
-    /// Be ready before the weights are in memory; the first calls read them from disk
+    /// Leave the weights on the disk until calls need them. Otherwise a model's tiles are read
+    /// before the node is ready, a slice's while it serves already
     #[arg(long, env = "DS4_NO_POPULATE")]
     pub no_populate: bool,
 }
 
 impl ServeArgs {
     /// What the flags ask for.
-    #[must_use]
-    pub fn config(&self) -> NodeConfig {
-        let tiles = match (self.grid, self.index) {
-            (Some(cut), Some(index)) => TileChoice::Part { cut, index },
-            _ => self.tiles.clone().unwrap_or_default(),
-        };
-        NodeConfig {
+    ///
+    /// # Errors
+    /// The node's name cannot name a file, or plain text would be taken from other machines.
+    pub fn config(&self, security: Security) -> Result<NodeConfig> {
+        security.check_listen(self.listen)?;
+        Ok(NodeConfig {
             model: ModelConfig {
-                paths: self.model.models.clone(),
-                tiles,
+                source: self.weights.source()?,
                 kernels: self.isa,
                 populate: !self.no_populate,
             },
@@ -147,8 +147,9 @@ impl ServeArgs {
                 in_flight: self.in_flight,
                 memory: self.call_memory << 20,
                 drain_timeout: Duration::from_secs(self.drain_timeout),
+                security,
             },
-        }
+        })
     }
 }
 
@@ -222,6 +223,8 @@ fn run(cli: &Cli) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::WeightSource;
+    use crate::tiles::{GridCut, TileChoice};
     use clap::CommandFactory;
 
     fn parse(args: &str) -> Result<Cli, clap::Error> {
@@ -251,15 +254,16 @@ mod tests {
         let Command::Serve(args) = cli.expect("valid").command else {
             panic!("another command");
         };
-        let config = args.config();
+        let config = args.config(Security::Loopback).expect("config");
+        let cut = GridCut {
+            groups: 2,
+            strips: 4,
+        };
         assert_eq!(
-            config.model.tiles,
-            TileChoice::Part {
-                cut: GridCut {
-                    groups: 2,
-                    strips: 4
-                },
-                index: 3
+            config.model.source,
+            WeightSource::Model {
+                paths: vec!["a.gguf".into()],
+                tiles: TileChoice::Part { cut, index: 3 },
             }
         );
         assert_eq!(config.settings.threads, 7);
@@ -269,10 +273,57 @@ mod tests {
         assert!(config.model.populate);
     }
 
+    fn serve(args: &str) -> ServeArgs {
+        match parse(&format!("serve {args}")).expect(args).command {
+            Command::Serve(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_slice_comes_from_a_file_or_from_a_folder() {
+        let slice = |path: &str, verify| WeightSource::Slice {
+            path: path.into(),
+            verify,
+        };
+        let file = serve("--slice a/b.gguf --verify").weights;
+        assert_eq!(file.source().expect("slice"), slice("a/b.gguf", true));
+        assert!(file.pull(&Security::Loopback).expect("no pull").is_none());
+        let joins = serve("--data-dir /data --name n-1 --join coord:1 --join-timeout 9").weights;
+        assert_eq!(
+            joins.source().expect("slice"),
+            slice("/data/n-1.gguf", false)
+        );
+        let pull = joins
+            .pull(&Security::Insecure)
+            .expect("pull")
+            .expect("pull");
+        let away = joins.pull(&Security::Loopback).expect_err("plain text");
+        assert!(away.to_string().contains("--insecure"), "{away}");
+        assert_eq!(
+            (pull.coordinator.as_deref(), pull.node.as_str()),
+            (Some("coord:1"), "n-1")
+        );
+        assert_eq!(pull.patience, Duration::from_secs(9));
+        assert!(serve("--data-dir d --name ../a").weights.source().is_err());
+        // A node without a name has the machine's.
+        assert!(serve("--data-dir d").weights.source().is_ok());
+    }
+
     #[test]
     fn bad_flags_are_refused() {
         for bad in [
             "serve",
+            "serve -m a --slice b",
+            "serve -m a --data-dir b",
+            "serve --slice a --data-dir b",
+            "serve --slice a --tiles all",
+            "serve --slice a --join c:1",
+            "serve -m a --verify",
+            "serve --data-dir d --name",
+            "serve --data-dir d --grid 1x1 --index 0",
+            "inspect",
+            "inspect a -m b",
             "serve -m a --grid 2x4",
             "serve -m a --index 1",
             "serve -m a --grid 2x4 --index 0 --tiles all",
@@ -280,6 +331,8 @@ mod tests {
             "serve -m a --listen nowhere",
             "serve -m a --isa abacus",
             "serve -m a --queue 0",
+            "serve -m a --tls-ca ca.pem",
+            "serve -m a --tls-cert n.pem --tls-key n.key",
             "serve -m a --call-memory 100",
             "serve -m a --log ==",
             "serve -m a --drain-timeout 86401",

@@ -17,10 +17,14 @@ pub mod load;
 mod memory;
 pub mod node;
 mod outbox;
+pub mod pull;
 mod service;
 mod session;
 pub mod stats;
 pub mod tiles;
+pub mod tls_args;
+mod warming;
+mod weight_args;
 mod weights;
 pub mod worker;
 

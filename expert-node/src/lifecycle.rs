@@ -1,17 +1,21 @@
 //! A node as a process: load, ready, drain, stop.
 
 use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams};
+use ds4_common::slice::Slice;
 use ds4_common::tiles::Grid;
+use ds4_proto::tls::Role;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{ModelArgs, ServeArgs};
+use crate::cli::{InspectArgs, ServeArgs};
 use crate::embedded::start;
+use crate::pull;
 
 /// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once.
 ///
@@ -19,17 +23,29 @@ use crate::embedded::start;
 /// The address is taken, the model cannot be loaded, or the server fails.
 pub async fn serve(args: &ServeArgs) -> Result<()> {
     let mut signals = Signals::new()?;
+    let security = args.tls.security(Role::Node)?;
+    let config = args.config(security.clone())?;
+    let pull = args.weights.pull(&security)?;
     // The port is taken before minutes of loading, so that a clash is seen at once. Who connects
     // meanwhile waits in the listener's backlog.
-    let listener = TcpListener::bind(args.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let config = args.config();
-    let starting = start(&config, listener);
+    let listener = bind(args.listen).await?;
+    let health = match args.health_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    let starting = async {
+        if let Some(pull) = &pull {
+            pull::ensure(pull).await?;
+        }
+        anyhow::Ok(start(&config, listener).await?)
+    };
     let mut node = tokio::select! {
         node = starting => node?,
         name = signals.next() => bail!("{name} while the model was loading"),
     };
+    if let Some(listener) = health {
+        node.serve_health(listener);
+    }
     let identity = node.identity();
     let ready = format!(
         "ds4-expert ready on {}: {}, kernels {}, {} threads, {}\n",
@@ -58,12 +74,24 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
+async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("cannot listen on {address}"))
+}
+
 /// Prints what a model is and how it could be cut.
 ///
 /// # Errors
 /// The files are no model that this software reads.
-pub fn inspect(args: &ModelArgs) -> Result<()> {
-    let gguf = GgufModel::open_parts(&args.models)?;
+pub fn inspect(args: &InspectArgs) -> Result<()> {
+    let files = match args.files.is_empty() {
+        true => &args.models,
+        false => &args.files,
+    };
+    let gguf = GgufModel::open_parts(files)?;
+    if Slice::is_slice(&gguf) {
+        return print_rows(&Slice::of(gguf)?.head().describe());
+    }
     let hp = HyperParams::from_model(&gguf)?;
     let grid = Grid::of(hp.experts, hp.expert_width);
     let rows = [
@@ -81,6 +109,10 @@ pub fn inspect(args: &ModelArgs) -> Result<()> {
         ("file bytes", gguf.file_bytes().to_string()),
         ("kernels", Kernels::summary()),
     ];
+    print_rows(&rows)
+}
+
+fn print_rows(rows: &[(&str, String)]) -> Result<()> {
     let text: String = rows
         .iter()
         .map(|(name, value)| format!("{name:<12} {value}\n"))

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ds4_common::threads::Threads;
-use ds4_proto::channel;
+use ds4_proto::limits::MAX_HELLO_BYTES;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
+use ds4_proto::security::Security;
+use ds4_proto::tls::{Peers, TlsError};
+use ds4_proto::{channel, gate};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::compute::{Compute, Identity};
 use crate::memory::CallMemory;
@@ -22,6 +26,9 @@ use crate::worker::Worker;
 
 /// The name under which health answers for the compute service.
 pub const COMPUTE_SERVICE: &str = "ds4.v1.ExpertCompute";
+
+/// The name under which health answers as long as the process runs, draining or not.
+pub const CONTROL_SERVICE: &str = "ds4.v1.NodeControl";
 
 /// Time that open connections get to close once the streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -41,6 +48,8 @@ pub struct NodeSettings {
     pub memory: usize,
     /// Time in which a stopping node finishes what it has taken.
     pub drain_timeout: Duration,
+    /// What protects the node's connections.
+    pub security: Security,
 }
 
 impl Default for NodeSettings {
@@ -52,6 +61,7 @@ impl Default for NodeSettings {
             in_flight: 8,
             memory: 1 << 30,
             drain_timeout: Duration::from_secs(30),
+            security: Security::default(),
         }
     }
 }
@@ -63,6 +73,8 @@ pub enum NodeError {
     Address(std::io::Error),
     #[error("compute threads could not be started: {0}")]
     Threads(std::io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// A running node. Dropping it without [`RunningNode::stop`] ends its streams at once.
@@ -75,6 +87,8 @@ pub struct RunningNode {
     phase: watch::Sender<Phase>,
     sessions: Arc<Semaphore>,
     health: HealthReporter,
+    /// Servers of health alone.
+    probes: JoinSet<()>,
     shutdown: Option<oneshot::Sender<()>>,
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     worker: Worker,
@@ -93,6 +107,7 @@ impl RunningNode {
         listener: TcpListener,
     ) -> Result<Self, NodeError> {
         let address = listener.local_addr().map_err(NodeError::Address)?;
+        let incoming = settings.security.incoming(listener, Peers::Coordinators)?;
         let pool = Threads::new(settings.threads, settings.pin);
         let threads = pool.count();
         let stats = Arc::new(Stats::default());
@@ -114,12 +129,17 @@ impl RunningNode {
         }));
         let (health, health_service) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::Serving).await;
+        health
+            .set_service_status(CONTROL_SERVICE, ServingStatus::Serving)
+            .await;
+        let control = NodeControlServer::new(service.clone());
+        let control = control.max_decoding_message_size(MAX_HELLO_BYTES);
         let (shutdown, stop) = oneshot::channel::<()>();
         let server = channel::server()
-            .add_service(health_service)
-            .add_service(channel::compute_server(service.clone(), largest_request))
-            .add_service(NodeControlServer::new(service))
-            .serve_with_incoming_shutdown(channel::incoming(listener), async {
+            .add_service(health_service.max_decoding_message_size(MAX_HELLO_BYTES))
+            .add_service(channel::compute_server(service, largest_request))
+            .add_service(control)
+            .serve_with_incoming_shutdown(incoming, async {
                 // A dropped handle is a stop as well.
                 let _ = stop.await;
             });
@@ -131,11 +151,27 @@ impl RunningNode {
             phase,
             sessions,
             health,
+            probes: JoinSet::new(),
             shutdown: Some(shutdown),
             server: tokio::spawn(server),
             worker,
             drain_timeout: settings.drain_timeout,
         })
+    }
+
+    /// Answers questions about health, and nothing else, in plain text on another socket: what
+    /// asks there, such as a kubelet, has no certificate. Ends with the node.
+    pub fn serve_health(&mut self, listener: TcpListener) {
+        let service = HealthServer::new(HealthService::from_health_reporter(self.health.clone()))
+            .max_decoding_message_size(MAX_HELLO_BYTES);
+        let server = channel::server()
+            .add_service(service)
+            .serve_with_incoming(gate::incoming(listener, None));
+        self.probes.spawn(async {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "health is no longer answered");
+            }
+        });
     }
 
     #[must_use]

@@ -105,14 +105,17 @@ fn halves(ty: GgmlType) -> &'static [usize] {
     }
 }
 
-/// What every instruction set makes of the tile, and of it in parts of 256 columns where `parts`
-/// holds the activations for that.
+/// What every instruction set makes of the tile, row by row and token by token, and of it in parts
+/// of 256 columns where `parts` holds the activations for that.
 fn compare(w: &Matrix<'_>, xs: &[ActRow<'_>], parts: &[ActRow<'_>]) {
     let mut results = Kernels::available().into_iter().map(|kernels| {
-        let mut out = vec![0.0; w.rows() * (xs.len() + parts.len())];
-        let (whole, in_parts) = out.split_at_mut(w.rows() * xs.len());
-        kernels.tile(w, 0..w.rows(), xs, whole);
-        kernels.tile_parts(w, 0..w.rows(), parts, in_parts);
+        let whole = w.rows() * xs.len();
+        let mut out = vec![0.0; 2 * whole + w.rows() * parts.len()];
+        let (by_row, rest) = out.split_at_mut(whole);
+        let (by_token, in_parts) = rest.split_at_mut(whole);
+        kernels.tile(w, 0..w.rows(), xs, by_row);
+        kernels.tile_by_token(w, 0..w.rows(), xs, None, by_token);
+        kernels.tile_parts(w, 0..w.rows(), parts, None, in_parts);
         (kernels.name(), out)
     });
     let (_, scalar) = results.next().expect("always there");

@@ -1,21 +1,19 @@
 //! Transport settings of both sides: large windows for bulk messages, no delay for small ones,
 //! pings so that a dead peer is noticed.
 
-use std::io;
+use tonic::transport::{ClientTlsConfig, Endpoint, Server};
 
-use futures::stream::{self, Stream};
-use tokio::net::TcpListener;
-use tonic::transport::{Endpoint, Server};
-
-use crate::connections::{BoundedListener, Connection};
 pub use crate::first_message::FirstMessageLimit;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTION_WINDOW, FRAME_BYTES, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT,
-    MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_STREAMS,
-    NODE_PING_INTERVAL, NODE_PING_TIMEOUT, STREAM_WINDOW,
+    MAX_HEADER_BYTES, MAX_HELLO_BYTES, MAX_MESSAGE_BYTES, MAX_SLICE_HEAD_BYTES,
+    MAX_SLICE_MESSAGE_BYTES, MAX_SLICE_REQUEST_BYTES, MAX_STREAMS, NODE_PING_INTERVAL,
+    NODE_PING_TIMEOUT, STREAM_WINDOW,
 };
 use crate::pb::expert_compute_client::ExpertComputeClient;
 use crate::pb::expert_compute_server::{ExpertCompute, ExpertComputeServer};
+use crate::pb::slice_source_client::SliceSourceClient;
+use crate::pb::slice_source_server::{SliceSource, SliceSourceServer};
 
 /// Why a text is no address of a node. No wait would make it one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +35,21 @@ pub enum AddressError {
 /// # Errors
 /// The address could not be connected to, whoever listens.
 pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
+    endpoint_of("http", address)
+}
+
+/// As [`endpoint`], over TLS. The domain name in `tls`, and without one the name or IP address in
+/// `address`, must be one of the node's certificate.
+///
+/// # Errors
+/// The address could not be connected to, whoever listens.
+pub fn tls_endpoint(address: &str, tls: ClientTlsConfig) -> Result<Endpoint, AddressError> {
+    let endpoint = endpoint_of("https", address)?.tls_config(tls);
+    // The credentials were checked when they were read; what is left is the name.
+    endpoint.map_err(|_| AddressError::Form)
+}
+
+fn endpoint_of(scheme: &str, address: &str) -> Result<Endpoint, AddressError> {
     let authority = match address.split_once("://") {
         Some(("http", rest)) => rest.strip_suffix('/').unwrap_or(rest),
         Some(_) => return Err(AddressError::Url),
@@ -46,7 +59,7 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
         return Err(AddressError::Url);
     }
     check_port(authority)?;
-    let endpoint = Endpoint::from_shared(format!("http://{authority}"));
+    let endpoint = Endpoint::from_shared(format!("{scheme}://{authority}"));
     Ok(endpoint
         .map_err(|_| AddressError::Form)?
         .connect_timeout(CONNECT_TIMEOUT)
@@ -89,16 +102,6 @@ pub fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
 
-/// Connections accepted from `listener`, at most [`MAX_CONNECTIONS`] at the same time. None of
-/// them is an error, at which the server would end.
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Connection>> {
-    let listener = BoundedListener::new(listener, MAX_CONNECTIONS);
-    stream::unfold(listener, |listener| async {
-        let connection = listener.accept().await;
-        Some((Ok(connection), listener))
-    })
-}
-
 /// A compute client with this protocol's message limits.
 pub fn compute_client(
     channel: tonic::transport::Channel,
@@ -120,6 +123,31 @@ pub fn compute_server<S: ExpertCompute>(
         .max_decoding_message_size(largest_request)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
     FirstMessageLimit::new(service, MAX_HELLO_BYTES)
+}
+
+/// A client that asks for offers, with this protocol's message limits.
+pub fn offer_client(
+    channel: tonic::transport::Channel,
+) -> SliceSourceClient<tonic::transport::Channel> {
+    SliceSourceClient::new(channel)
+        .max_decoding_message_size(MAX_SLICE_HEAD_BYTES + 1024)
+        .max_encoding_message_size(MAX_SLICE_REQUEST_BYTES)
+}
+
+/// A client that fetches tensors, with this protocol's message limits.
+pub fn fetch_client(
+    channel: tonic::transport::Channel,
+) -> SliceSourceClient<tonic::transport::Channel> {
+    SliceSourceClient::new(channel)
+        .max_decoding_message_size(MAX_SLICE_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_SLICE_REQUEST_BYTES)
+}
+
+/// A source of slices with this protocol's message limits.
+pub fn slice_server<S: SliceSource>(service: S) -> SliceSourceServer<S> {
+    SliceSourceServer::new(service)
+        .max_decoding_message_size(MAX_SLICE_REQUEST_BYTES)
+        .max_encoding_message_size(MAX_SLICE_HEAD_BYTES + 1024)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! TCP connections, no more than so many at a time.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -9,7 +10,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// Pause after a connection could not be taken, which is so when the process has too many files
 /// open.
@@ -42,22 +42,29 @@ impl BoundedListener {
     pub async fn accept(&self) -> Connection {
         // Nobody closes the semaphore, so there is always a place in the end.
         let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, _)) => {
-                    // A small message should not wait for the next one. A socket that refuses
-                    // works all the same.
-                    let _ = stream.set_nodelay(true);
-                    return Connection {
-                        stream,
-                        _place: place,
-                    };
-                }
-                Err(error) if is_of_the_peer(&error) => {}
-                Err(error) => {
-                    tracing::error!(%error, "a connection could not be taken");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+        let (stream, _) = accept(&self.listener).await;
+        Connection {
+            stream,
+            _place: place,
+        }
+    }
+}
+
+/// The next connection. What goes wrong with one, or for want of files, is no end: it is tried
+/// again.
+pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // A small message should not wait for the next one. A socket that refuses works
+                // all the same.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer);
+            }
+            Err(error) if is_of_the_peer(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "a connection could not be taken");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -116,14 +123,6 @@ impl AsyncWrite for Connection {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
     }
 }
 

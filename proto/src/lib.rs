@@ -4,10 +4,13 @@
 pub mod channel;
 pub mod connections;
 mod first_message;
+pub mod gate;
 pub mod limits;
+pub mod security;
+pub mod tls;
 pub mod wire;
 
-/// Generated from `proto/ds4/v1/expert.proto`; `UPDATE_GEN=1 cargo test -p ds4-proto --test
+/// Generated from `proto/ds4/v1/*.proto`; `UPDATE_GEN=1 cargo test -p ds4-proto --test
 /// bootstrap` writes it again.
 #[allow(
     clippy::all,

@@ -47,7 +47,8 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 pub const MAX_MESSAGE_BYTES: usize =
     MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
 
-/// Bytes of the first message of a stream: who has not said hello may not fill more memory.
+/// Bytes of the first message of a stream, and of a question about a node or its health: who has
+/// not said hello may not fill more memory.
 pub const MAX_HELLO_BYTES: usize = 1024;
 
 /// Bytes of a node's description: its tiles, the layers that they are in, and the rest.
@@ -73,6 +74,10 @@ pub const MAX_IN_FLIGHT: u32 = 1024;
 /// the node is.
 pub const MAX_CONNECTIONS: usize = 128;
 
+/// Connections to one node whose handshake is not over, besides those: the newest drives out the
+/// oldest, so that peers which never finish cannot keep out one that does.
+pub const MAX_HANDSHAKES: usize = 128;
+
 /// HTTP/2 streams on one connection: the compute stream, health and description.
 pub const MAX_STREAMS: u32 = 32;
 
@@ -91,7 +96,8 @@ pub const FRAME_BYTES: u32 = 1 << 20;
 /// Time to open a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Time from a stream's start to its hello or welcome, and of a description.
+/// Time from a connection's start to the end of its TLS handshake, from a stream's start to its
+/// hello or welcome, and of a description.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Silence after which a node pings a coordinator.
@@ -106,3 +112,18 @@ pub const NODE_PING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time of a node to answer a ping before the connection counts as dead and is made again.
 pub const NODE_PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Bytes of a slice's head that a node takes.
+pub const MAX_SLICE_HEAD_BYTES: usize = 16 << 20;
+
+/// Bytes of a tensor in one message.
+pub const SLICE_CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes of a request for a slice or a part of one.
+pub const MAX_SLICE_REQUEST_BYTES: usize = 1024;
+
+/// Bytes of a message with a part of a slice.
+pub const MAX_SLICE_MESSAGE_BYTES: usize = SLICE_CHUNK_BYTES + 64;
+
+/// Time between two parts of a tensor after which the other side counts as gone.
+pub const SLICE_STALL: Duration = Duration::from_secs(60);

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 fn committed_code_is_what_the_proto_files_generate() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let protos = root.join("proto");
-    let files = protox::compile([protos.join("ds4/v1/expert.proto")], [&protos]).expect("protos");
+    let sources = ["expert.proto", "slice.proto"].map(|name| protos.join("ds4/v1").join(name));
+    let files = protox::compile(sources, [&protos]).expect("protos");
     let out = tempfile::tempdir().expect("temporary folder");
     tonic_prost_build::configure()
         .bytes(".")

@@ -138,7 +138,7 @@ fn nodes_that_cannot_be_reached() {
         "no-such-host.invalid:9",
     ] {
         let start = Instant::now();
-        let flags = ["--nodes", node, "--wait-for-nodes", "1"];
+        let flags = ["--insecure", "--nodes", node, "--wait-for-nodes", "1"];
         place.assert_logits_refused("[1]", &flags, &[node, "1 s"]);
         assert!(start.elapsed() < Duration::from_secs(8), "{node}");
     }

@@ -11,11 +11,11 @@ use ds4_tests::process::{Server, resident_kilobytes, run};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
-const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
-const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
+pub(crate) const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
+pub(crate) const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
 /// Runs `ds4-coord logits` on the model's `rand` tokens; the bytes of the file it wrote.
-fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
+pub(crate) fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
     let folder = TempDir::new().expect("folder");
     let out = folder.path().join("logits.npy");
     let tokens = reference.folder().join("rand.tokens.json");
@@ -32,21 +32,21 @@ fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
 }
 
 /// A node process and its address.
-fn node(reference: Reference, args: &[&str]) -> (Server, String) {
+pub(crate) fn node(reference: Reference, args: &[&str]) -> (Server, String) {
     node_at(reference, "127.0.0.1:0", args)
 }
 
 fn node_at(reference: Reference, listen: &str, args: &[&str]) -> (Server, String) {
     let model = reference.model();
-    let mut all = vec![
-        "serve",
-        "-m",
-        model.to_str().expect("utf-8"),
-        "--listen",
-        listen,
-    ];
+    let mut all = vec!["-m", model.to_str().expect("utf-8"), "--listen", listen];
     all.extend(args);
-    let server = Server::start(NODE, &all).expect("node");
+    start_node(&all)
+}
+
+/// A node process with all its flags given, and its address.
+pub(crate) fn start_node(args: &[&str]) -> (Server, String) {
+    let args = [&["serve"], args].concat();
+    let server = Server::start(NODE, &args).expect("node");
     let address = server.ready.split(&[' ', ':'][..]).collect::<Vec<_>>();
     let at = address
         .iter()
@@ -256,7 +256,14 @@ fn a_coordinator_of_nodes_touches_no_expert_page() {
 fn a_restarted_node_is_used_again() {
     let reference = Reference("tiny-b");
     let (mut first, address) = node(reference, &[]);
-    let args = ["serve", "--listen=127.0.0.1:0", "--nodes", &address];
+    // Without the own file the coordinator has to wait for the node.
+    let args = [
+        "serve",
+        "--listen=127.0.0.1:0",
+        "--local-fallback=never",
+        "--nodes",
+        &address,
+    ];
     let mut coordinator = Server::start(COORD, &args).expect("coordinator");
     let before = complete(&coordinator.ready).expect("completion");
     assert!(first.stop().expect("drain").success());
@@ -266,6 +273,103 @@ fn a_restarted_node_is_used_again() {
     assert!(counters(&address).expert_blocks > 0);
     assert!(coordinator.stop().expect("stop").success());
     assert!(second.stop().expect("drain").success());
+}
+
+/// Completions one after the other while `disturb` runs; each must be `expected`.
+fn complete_while(url: &str, expected: &str, disturb: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let disturbance = scope.spawn(disturb);
+        let mut rounds = 0;
+        while !disturbance.is_finished() || rounds < 3 {
+            let reply = complete(url).expect("a completion whatever happens to nodes");
+            assert_eq!(text(&reply), expected, "round {rounds}");
+            rounds += 1;
+        }
+        disturbance.join().expect("disturbance");
+    });
+}
+
+fn metrics(url: &str) -> String {
+    let runtime = tokio::runtime::Runtime::new().expect("runtime");
+    let get = async { reqwest::get(format!("{url}/metrics")).await?.text().await };
+    runtime.block_on(get).expect("metrics")
+}
+
+/// The sum of a counter's series.
+fn counted(metrics: &str, name: &str) -> f64 {
+    let of_series = |line: &str| -> Option<f64> {
+        let rest = line.strip_prefix(name)?;
+        (rest.starts_with(['{', ' '])).then(|| rest.rsplit(' ').next()?.parse().ok())?
+    };
+    metrics.lines().filter_map(of_series).sum()
+}
+
+#[test]
+fn nodes_that_die_stop_and_return_change_no_token_of_two_coordinators() {
+    let reference = Reference("tiny-b");
+    let model = reference.model();
+    let model = model.to_str().expect("utf-8");
+    let direct = Server::start(
+        COORD,
+        &["serve", "-m", model, "--listen=127.0.0.1:0", "--embedded=0"],
+    );
+    let direct = direct.expect("serve in process");
+    let expected = text(&complete(&direct.ready).expect("completion")).to_owned();
+    let (mut first, first_address) = node(reference, &[]);
+    let (second, second_address) = node(reference, &[]);
+    let names = format!("{first_address},{second_address}");
+    let args = [
+        "serve",
+        "-m",
+        model,
+        "--listen=127.0.0.1:0",
+        "--local-fallback=never",
+        "--nodes",
+        &names,
+    ];
+    let coordinators = [(); 2].map(|()| Server::start(COORD, &args).expect("coordinator"));
+    let url = |i: usize| coordinators[i].ready.as_str();
+    let pause = || std::thread::sleep(Duration::from_millis(300));
+    let mut disturb = || {
+        pause();
+        first.signal("KILL").expect("kill");
+        first.wait().expect("dead");
+        pause();
+        let (returned, _) = node_at(reference, &first_address, &[]);
+        let work = || counters(&first_address).expert_blocks;
+        while work() == 0 {
+            pause();
+        }
+        second.signal("STOP").expect("stop");
+        pause();
+        second.signal("CONT").expect("continue");
+        pause();
+        returned
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            complete_while(url(1), &expected, || {
+                std::thread::sleep(Duration::from_secs(3))
+            })
+        });
+        complete_while(url(0), &expected, || drop(disturb()));
+    });
+}
+
+#[test]
+fn without_any_node_left_the_own_file_goes_on_and_says_so() {
+    let reference = Reference("tiny-b");
+    let (mut only, address) = node(reference, &[]);
+    let args = ["serve", "--listen=127.0.0.1:0", "--nodes", &address];
+    let coordinator = Server::start(COORD, &args).expect("coordinator");
+    let url = coordinator.ready.clone();
+    let before = complete(&url).expect("completion");
+    assert!(counted(&metrics(&url), "ds4_fallback_pieces_total") == 0.0);
+    only.signal("KILL").expect("kill");
+    only.wait().expect("dead");
+    let after = complete(&url).expect("completion without a node");
+    assert_eq!(text(&after), text(&before));
+    assert!(counted(&metrics(&url), "ds4_fallback_pieces_total") > 0.0);
 }
 
 #[test]

@@ -1,8 +1,11 @@
 mod api;
 mod bad_flags;
 mod bad_input;
+mod certs;
 mod cluster;
 mod engine;
 mod formats;
 mod golden;
+mod mtls;
+mod slices;
 mod variants;

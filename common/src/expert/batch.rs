@@ -248,7 +248,8 @@ mod tests {
             (4, 2, 2, true)
         );
         assert_eq!(part.routes, batch.routes[2..]);
-        assert_eq!(part.input.row(0, 4), batch.input.row(1, 4));
+        let values = (4..12).map(|i| i as f32).collect();
+        assert_eq!(part.input, ExpertInput::F32(values));
         assert_eq!(batch.part(0..3), batch);
     }
 

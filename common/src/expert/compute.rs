@@ -12,7 +12,7 @@ use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
 use crate::math::silu;
 use crate::quant::ActivationFormat;
-use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
+use crate::tiles::{Grid, Span, TileRect};
 
 /// Rows of down that one task computes for all pairs, and how many where there are few pairs: a
 /// longer run of rows is a longer stream from memory, a shorter one keeps contributions in cache.
@@ -21,9 +21,6 @@ const LONG_DOWN_ROWS: usize = 256;
 
 /// Pairs up to which the tiles of down are long.
 const FEW_PAIRS: usize = 64;
-
-/// Weight rows that are asked for before the product before theirs begins.
-const ROWS_AHEAD: usize = 16;
 
 /// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
 #[inline(always)]
@@ -64,8 +61,6 @@ pub struct ExpertScratch {
 struct InnerTask {
     gate: Vec<f32>,
     up: Vec<f32>,
-    up_of_pair: Vec<f32>,
-    mid: Vec<f32>,
     activations: Activations,
 }
 
@@ -197,8 +192,7 @@ impl Call<'_> {
         };
         tasks.par_iter_mut().enumerate().try_for_each(|(i, task)| {
             let group = &self.schedule.groups[i / self.blocks];
-            let block = self.rect.blocks.start as usize + i % self.blocks;
-            let features = block * BLOCK_WIDTH..((block + 1) * BLOCK_WIDTH).min(self.layer.width);
+            let features = self.features(i);
             let width = features.len();
             let pairs = group.pairs.clone();
             let count = pairs.len();
@@ -206,32 +200,43 @@ impl Call<'_> {
             task.up.resize(width * count, 0.0);
             let gate = self.layer.gate.expert(group.expert)?;
             let up = self.layer.up.expert(group.expert)?;
-            for row in features.clone().take(ROWS_AHEAD) {
-                self.kernels.prefetch(up.row(row));
-            }
-            self.kernels.tile(
+            let next = self.gate_rows(i + 1)?;
+            let up_next = up.row_range(features.clone());
+            let (gate_xs, up_xs) = (&gate_rows[pairs.clone()], &up_rows[pairs.clone()]);
+            let k = self.kernels;
+            k.tile_by_token(
                 &gate,
                 features.clone(),
-                &gate_rows[pairs.clone()],
+                gate_xs,
+                Some(&up_next),
                 &mut task.gate,
             );
-            self.kernels
-                .tile(&up, features, &up_rows[pairs.clone()], &mut task.up);
-            task.mid.resize(width * count, 0.0);
-            task.up_of_pair.resize(width, 0.0);
-            for (p, mid) in task.mid.chunks_exact_mut(width).enumerate() {
-                let weight = self.schedule.pairs[pairs.start + p].weight;
-                // Side by side first, so that the arithmetic runs in vectors.
-                let up = &mut task.up_of_pair;
-                let both = task.gate.iter().zip(&task.up).skip(p).step_by(count);
-                for ((m, u), (gate, up)) in mid.iter_mut().zip(up.iter_mut()).zip(both) {
-                    (*m, *u) = (*gate, *up);
-                }
-                swiglu(mid, up, self.layer.clamp, weight);
+            k.tile_by_token(&up, features, up_xs, next.as_ref(), &mut task.up);
+            let both = task
+                .gate
+                .chunks_exact_mut(width)
+                .zip(task.up.chunks_exact(width));
+            for ((gate, up), pair) in both.zip(&self.schedule.pairs[pairs]) {
+                swiglu(gate, up, self.layer.clamp, pair.weight);
             }
-            task.activations.set(format, width, &task.mid);
+            task.activations.set(format, width, &task.gate);
             Ok(())
         })
+    }
+
+    /// Where the block of inner task `i` is in what the layer holds.
+    fn features(&self, i: usize) -> Range<usize> {
+        let block = self.rect.blocks.start + (i % self.blocks) as u32;
+        self.layer.features(Span::new(block, block + 1))
+    }
+
+    /// The rows of gate that task `i` of the inner ones begins with.
+    fn gate_rows(&self, i: usize) -> Result<Option<Matrix<'_>>, BatchError> {
+        let Some(group) = self.schedule.groups.get(i / self.blocks) else {
+            return Ok(None);
+        };
+        let gate = self.layer.gate.expert(group.expert)?;
+        Ok(Some(gate.row_range(self.features(i))))
     }
 
     /// Down rows in tiles, each for all pairs, added by the tree.
@@ -284,11 +289,10 @@ impl Call<'_> {
 
     /// The columns of down that belong to the rectangle, of every group.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
-        let start = self.rect.blocks.start as usize * BLOCK_WIDTH;
-        let end = (self.rect.blocks.end as usize * BLOCK_WIDTH).min(self.layer.width);
+        let features = self.layer.features(self.rect.blocks);
         let strip = |expert| {
             let down = self.layer.down.expert(expert)?;
-            self.layer.down.strip(&down, start..end)
+            self.layer.down.strip(&down, features.clone())
         };
         self.schedule
             .groups
@@ -309,15 +313,19 @@ impl Call<'_> {
         down.contributions
             .resize(self.schedule.pairs.len() * of_pair, 0.0);
         for (g, group) in self.schedule.groups.iter().enumerate() {
-            if let Some(next) = strips.get(g + 1) {
-                for row in rows.clone().take(ROWS_AHEAD) {
-                    self.kernels.prefetch(next.row(row));
-                }
-            }
+            let next = match strips.get(g + 1) {
+                Some(next) => Some(next.row_range(rows.clone())),
+                // The first rows of the next tile.
+                None => strips[0]
+                    .rows()
+                    .checked_sub(rows.end)
+                    .map(|left| strips[0].row_range(rows.end..rows.end + left.min(rows.len()))),
+            };
             let pairs = group.pairs.clone();
             let mids = &mids[pairs.start * self.blocks..pairs.end * self.blocks];
             let out = &mut down.contributions[pairs.start * of_pair..pairs.end * of_pair];
-            self.kernels.tile_parts(&strips[g], rows.clone(), mids, out);
+            let k = self.kernels;
+            k.tile_parts(&strips[g], rows.clone(), mids, next.as_ref(), out);
         }
     }
 

@@ -3,6 +3,8 @@
 mod batch;
 mod compute;
 mod schedule;
+#[cfg(test)]
+mod slice_tests;
 mod store;
 mod weights;
 

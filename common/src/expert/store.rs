@@ -8,19 +8,22 @@ use super::{BatchError, ExpertBatch, ExpertScratch};
 use crate::kernels::{Kernels, Matrix, ShapeError};
 use crate::model::{HyperParams, ModelTensors};
 use crate::quant::GgmlType;
-use crate::tiles::{BLOCK_WIDTH, Grid, TileRect};
+use crate::slice::Slice;
+use crate::tiles::{BLOCK_WIDTH, Grid, Span, TileRect};
 
-/// All experts of one projection of one layer, stacked.
+/// Some experts of one projection of one layer, stacked.
 #[derive(Clone, Debug)]
 pub(super) struct ExpertMatrices {
     weights: Weights,
+    /// The expert that the first matrix is of.
+    first: u32,
     rows: usize,
     cols: usize,
     bytes_each: usize,
 }
 
 impl ExpertMatrices {
-    fn new(weights: Weights, rows: usize, cols: usize) -> Result<Self, StoreError> {
+    fn new(weights: Weights, first: u32, rows: usize, cols: usize) -> Result<Self, StoreError> {
         let name = weights.name().to_owned();
         let error = |reason: String| StoreError {
             tensor: name.clone(),
@@ -32,11 +35,12 @@ impl ExpertMatrices {
             .ok_or_else(|| error(format!("rows of {cols} are no whole number of {ty} blocks")))?;
         let matrices = ExpertMatrices {
             weights,
+            first,
             rows,
             cols,
             bytes_each: row_bytes as usize * rows,
         };
-        matrices.expert(0).map_err(|e| error(e.to_string()))?;
+        matrices.expert(first).map_err(|e| error(e.to_string()))?;
         Ok(matrices)
     }
 
@@ -44,12 +48,13 @@ impl ExpertMatrices {
         self.weights.ty()
     }
 
+    /// The matrix of an expert that is held here.
     pub(super) fn expert(&self, expert: u32) -> Result<Matrix<'_>, BatchError> {
-        let start = expert as usize * self.bytes_each;
+        let start = expert.wrapping_sub(self.first) as usize * self.bytes_each;
         let bytes = self
             .weights
             .bytes()
-            .get(start..start + self.bytes_each)
+            .get(start..start.saturating_add(self.bytes_each))
             .unwrap_or_default();
         Matrix::new(self.ty(), self.rows, self.cols, bytes).map_err(|e| self.error(&e))
     }
@@ -70,36 +75,70 @@ impl ExpertMatrices {
     }
 }
 
-/// One layer's routed experts.
+/// One rectangle of a layer's routed experts that lies together: a whole layer, or a part of it.
 #[derive(Clone, Debug)]
 pub(super) struct ExpertLayer {
+    /// The tiles that are here.
+    rect: TileRect,
     pub(super) gate: ExpertMatrices,
     pub(super) up: ExpertMatrices,
     pub(super) down: ExpertMatrices,
     pub(super) clamp: f32,
     pub(super) hidden: usize,
-    /// Inner width.
-    pub(super) width: usize,
+    /// Inner width of an expert, held or not.
+    width: usize,
+}
+
+/// What the parts of a layer have in common.
+#[derive(Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    width: usize,
+    clamp: f32,
 }
 
 impl ExpertLayer {
     fn new(
-        hidden: usize,
-        width: usize,
-        clamp: f32,
+        sizes: Sizes,
+        rect: TileRect,
         [gate, up, down]: [Weights; 3],
     ) -> Result<Self, StoreError> {
-        let down = ExpertMatrices::new(down, hidden, width)?;
+        let Sizes {
+            hidden,
+            width,
+            clamp,
+        } = sizes;
+        let held = inner_features(rect.blocks, width).len();
+        let first = rect.experts.start;
+        let down = ExpertMatrices::new(down, first, hidden, held)?;
         debug_assert!(BLOCK_WIDTH.is_multiple_of(down.ty().block_elements()));
         Ok(ExpertLayer {
-            gate: ExpertMatrices::new(gate, width, hidden)?,
-            up: ExpertMatrices::new(up, width, hidden)?,
+            rect,
+            gate: ExpertMatrices::new(gate, first, held, hidden)?,
+            up: ExpertMatrices::new(up, first, held, hidden)?,
             down,
             clamp,
             hidden,
             width,
         })
     }
+
+    /// Where the inner features of some held blocks are: rows of gate and up, columns of down.
+    pub(super) fn features(&self, blocks: Span) -> Range<usize> {
+        let first = inner_features(self.rect.blocks, self.width).start;
+        let all = inner_features(blocks, self.width);
+        all.start - first..all.end - first
+    }
+
+    fn weights(&self) -> [&[u8]; 3] {
+        [&self.gate, &self.up, &self.down].map(|m| m.weights.bytes())
+    }
+}
+
+/// The inner features of blocks; the last block of an expert may be narrow.
+fn inner_features(blocks: Span, width: usize) -> Range<usize> {
+    let at = |block: u32| block as usize * BLOCK_WIDTH;
+    at(blocks.start)..at(blocks.end).min(width)
 }
 
 /// Sizes of experts that come from no model file.
@@ -116,35 +155,73 @@ pub struct ExpertShape {
     pub ty: GgmlType,
 }
 
-/// The routed experts of a model, mapped.
+/// The routed experts of a model, or some tiles of them, mapped.
 #[derive(Clone, Debug)]
 pub struct ExpertStore {
-    layers: Vec<ExpertLayer>,
+    /// The parts of every layer, none where nothing is held.
+    layers: Vec<Vec<ExpertLayer>>,
     grid: Grid,
     hidden: usize,
+    width: usize,
     used: usize,
 }
 
 impl ExpertStore {
+    /// All tiles of a whole model.
+    ///
     /// # Errors
     /// An expert tensor's rows or tiles are no whole number of blocks.
     pub fn new(hp: &HyperParams, tensors: &ModelTensors) -> Result<Self, StoreError> {
-        let (hidden, width) = (hp.hidden, hp.expert_width);
+        let whole = Grid::of(hp.experts, hp.expert_width).whole();
         let layers = tensors
             .layers
             .iter()
-            .zip(&hp.clamp_routed)
-            .map(|(t, &clamp)| {
+            .enumerate()
+            .map(|(layer, t)| {
                 let tensors = [&t.gate_exps, &t.up_exps, &t.down_exps];
-                ExpertLayer::new(hidden, width, clamp, tensors.map(Weights::mapped))
+                let weights = tensors.map(Weights::mapped);
+                Ok(vec![ExpertLayer::new(sizes(hp, layer), whole, weights)?])
             })
             .collect::<Result<_, StoreError>>()?;
-        Ok(ExpertStore {
+        Ok(Self::of(hp, layers))
+    }
+
+    /// The tiles of a slice.
+    ///
+    /// # Errors
+    /// A tensor's rows are no whole number of blocks, or the file is gone.
+    pub fn from_slice(slice: &Slice) -> Result<Self, StoreError> {
+        let head = slice.head();
+        let hp = head.hyper_params();
+        let mut layers = vec![Vec::new(); hp.layers];
+        // Three tensors a part, of one layer and rectangle: the head was checked.
+        let (parts, _) = head.tensors().as_chunks::<3>();
+        for part in parts {
+            let [gate, up, down] = part.each_ref().map(|t| {
+                let tensor = slice.tensor(t).map_err(|e| StoreError {
+                    tensor: t.name.clone(),
+                    reason: e.to_string(),
+                })?;
+                Ok(Weights::mapped(&tensor))
+            });
+            let (layer, rect) = (part[0].layer, part[0].rect);
+            layers[layer].push(ExpertLayer::new(
+                sizes(hp, layer),
+                rect,
+                [gate?, up?, down?],
+            )?);
+        }
+        Ok(Self::of(hp, layers))
+    }
+
+    fn of(hp: &HyperParams, layers: Vec<Vec<ExpertLayer>>) -> Self {
+        ExpertStore {
             layers,
-            grid: Grid::of(hp.experts, width),
-            hidden,
+            grid: Grid::of(hp.experts, hp.expert_width),
+            hidden: hp.hidden,
+            width: hp.expert_width,
             used: hp.experts_used,
-        })
+        }
     }
 
     /// Experts without a clamp in anonymous memory (in huge pages where the system grants them),
@@ -157,33 +234,41 @@ impl ExpertStore {
         fill: impl Fn(&mut [u8]) + Sync,
     ) -> Result<Self, StoreError> {
         let ExpertShape { hidden, width, .. } = shape;
+        let grid = Grid::of(shape.experts, width);
+        let clamp = f32::INFINITY;
         let layer = |_| {
             let make = |name| Weights::in_memory(name, shape, &fill);
             let weights = [make("gate")?, make("up")?, make("down")?];
-            ExpertLayer::new(hidden, width, f32::INFINITY, weights)
+            let sizes = Sizes {
+                hidden,
+                width,
+                clamp,
+            };
+            Ok(vec![ExpertLayer::new(sizes, grid.whole(), weights)?])
         };
         Ok(ExpertStore {
-            layers: (0..shape.layers).map(layer).collect::<Result<_, _>>()?,
-            grid: Grid::of(shape.experts, width),
+            layers: (0..shape.layers)
+                .map(layer)
+                .collect::<Result<_, StoreError>>()?,
+            grid,
             hidden,
+            width,
             used: shape.used,
         })
     }
 
-    /// The bytes of a layer's gate, up and down experts.
+    /// The bytes of a layer's gate, up and down experts, part by part.
     ///
     /// # Panics
     /// `layer` is not a layer.
-    #[must_use]
-    pub fn weights(&self, layer: usize) -> [&[u8]; 3] {
-        let ExpertLayer { gate, up, down, .. } = &self.layers[layer];
-        [gate, up, down].map(|m| m.weights.bytes())
+    pub fn weights(&self, layer: usize) -> impl Iterator<Item = &[u8]> {
+        self.layers[layer].iter().flat_map(ExpertLayer::weights)
     }
 
     /// Inner width of an expert.
     #[must_use]
     pub fn width(&self) -> usize {
-        self.layers.first().map_or(0, |layer| layer.width)
+        self.width
     }
 
     #[must_use]
@@ -212,7 +297,7 @@ impl ExpertStore {
     /// (token, expert, block) products that were.
     ///
     /// # Errors
-    /// The batch does not fit the model, or a rectangle reaches outside of the grid.
+    /// The batch does not fit the model, or no single part holds all of a rectangle.
     pub fn compute(
         &self,
         kernels: Kernels,
@@ -222,17 +307,32 @@ impl ExpertStore {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         batch.check(self.layers(), self.grid, self.hidden, self.used)?;
-        for &rect in rects {
-            rect.check(self.grid)
-                .map_err(|_| BatchError::NotHeld { rect })?;
-        }
+        let parts = rects
+            .iter()
+            .map(|&rect| self.part(batch.layer, rect))
+            .collect::<Result<Vec<_>, _>>()?;
         out.clear();
-        let layer = &self.layers[batch.layer];
         let mut products = 0;
-        for &rect in rects {
-            products += compute_rect(kernels, self.grid, layer, batch, rect, scratch, out)?;
+        for (&rect, part) in rects.iter().zip(parts) {
+            products += compute_rect(kernels, self.grid, part, batch, rect, scratch, out)?;
         }
         Ok(products)
+    }
+
+    /// The part of a layer that holds all of `rect`.
+    fn part(&self, layer: usize, rect: TileRect) -> Result<&ExpertLayer, BatchError> {
+        rect.check(self.grid)
+            .ok()
+            .and_then(|()| self.layers[layer].iter().find(|p| p.rect.covers(rect)))
+            .ok_or(BatchError::NotHeld { rect })
+    }
+}
+
+fn sizes(hp: &HyperParams, layer: usize) -> Sizes {
+    Sizes {
+        hidden: hp.hidden,
+        width: hp.expert_width,
+        clamp: hp.clamp_routed[layer],
     }
 }
 

@@ -21,7 +21,7 @@ pub use error::{FormatError, GgufError};
 pub use metadata::{Metadata, MetadataError, MetadataProblem};
 pub use mmap::Mapping;
 pub use model_file::GgufModel;
-pub use parse::{DEFAULT_ALIGNMENT, Header, RawTensor, parse};
+pub use parse::{DEFAULT_ALIGNMENT, Header, RawTensor, parse, parse_head};
 pub use tensor::{Tensor, TensorInfo, UnsupportedTensor};
 pub use value::{Array, Value, ValueType};
 pub use write::{GgufWriter, PlannedTensor, WriteError};

@@ -64,8 +64,16 @@ pub struct RawTensor {
 /// Anything that is not so. Never panics, and never allocates more than a small multiple of the
 /// header's own bytes.
 pub fn parse(file: &[u8]) -> Result<Header, FormatError> {
-    let mut cursor = Cursor::new(file, MOST_HEADER_BYTES);
-    if file.len() < MAGIC.len() || cursor.array::<4>("the magic")? != MAGIC {
+    parse_head(file, file.len() as u64)
+}
+
+/// As [`parse`], for the first bytes of a file of `length` bytes whose tensors may be elsewhere.
+///
+/// # Errors
+/// As [`parse`]; also if `head` ends inside of the header.
+pub fn parse_head(head: &[u8], length: u64) -> Result<Header, FormatError> {
+    let mut cursor = Cursor::new(head, MOST_HEADER_BYTES);
+    if head.len() < MAGIC.len() || cursor.array::<4>("the magic")? != MAGIC {
         return Err(FormatError::Magic);
     }
     let version = cursor.u32("the version")?;
@@ -98,7 +106,7 @@ pub fn parse(file: &[u8]) -> Result<Header, FormatError> {
         .position()
         .checked_next_multiple_of(alignment)
         .ok_or_else(|| cursor.truncated("the padding before the tensors"))?;
-    place(&mut tensors, data_start, alignment, file.len() as u64)?;
+    place(&mut tensors, data_start, alignment, length)?;
     Ok(Header {
         version,
         alignment,

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub struct GgufWriter {
     alignment: u64,
     metadata: Vec<(String, Value)>,
     tensors: Vec<PlannedTensor>,
+    names: HashSet<String>,
     /// End of the data section so far.
     end: u64,
 }
@@ -81,6 +83,7 @@ impl GgufWriter {
             alignment: DEFAULT_ALIGNMENT,
             metadata: Vec::new(),
             tensors: Vec::new(),
+            names: HashSet::new(),
             end: 0,
         }
     }
@@ -126,7 +129,7 @@ impl GgufWriter {
     /// The name is there already, or the shape is not legal for the type.
     pub fn add_tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<(), WriteError> {
         let tensor = || name.to_owned();
-        if self.tensors.iter().any(|t| t.name == name) {
+        if self.names.contains(name) {
             return Err(WriteError::Format(FormatError::DuplicateTensor {
                 tensor: tensor(),
             }));
@@ -156,6 +159,7 @@ impl GgufWriter {
             .checked_next_multiple_of(self.alignment)
             .ok_or_else(too_large)?;
         self.end = offset.checked_add(bytes).ok_or_else(too_large)?;
+        self.names.insert(tensor());
         self.tensors.push(PlannedTensor {
             name: tensor(),
             dims: dims.to_vec(),
@@ -183,8 +187,7 @@ impl GgufWriter {
         mut data: impl FnMut(&PlannedTensor, &mut dyn Write) -> io::Result<()>,
     ) -> Result<u64, WriteError> {
         let mut out = Counted { sink, written: 0 };
-        out.write_all(&self.header())?;
-        out.pad(self.alignment)?;
+        out.write_all(&self.head())?;
         for tensor in &self.tensors {
             out.pad(self.alignment)?;
             let start = out.written;
@@ -235,7 +238,9 @@ impl GgufWriter {
         result
     }
 
-    fn header(&self) -> Vec<u8> {
+    /// The file's bytes up to the data section.
+    #[must_use]
+    pub fn head(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(b"GGUF");
         out.extend(3u32.to_le_bytes());
@@ -254,6 +259,8 @@ impl GgufWriter {
             out.extend(t.ty.id().to_le_bytes());
             out.extend(t.offset.to_le_bytes());
         }
+        // The alignment is bounded by MOST_ALIGNMENT.
+        out.resize(out.len().next_multiple_of(self.alignment as usize), 0);
         out
     }
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
+use super::parts;
 use super::q8_lone::STREAM_AHEAD;
 use super::q8_panel;
 use super::row::RowKernel;
@@ -172,6 +173,9 @@ impl<'a> Plan<'a> {
         if self.panel {
             return self.panels(kernel, rows, tokens, &columns, scratch);
         }
+        if parts::lockstep::<K>(&self.w) && self.x.format() == ActivationFormat::Q8K {
+            return self.by_token(kernel, rows, tokens, &columns, scratch);
+        }
         let len = rows.len() * tokens.len();
         if scratch.tile.len() < len {
             scratch.tile.resize(len, 0.0);
@@ -182,6 +186,28 @@ impl<'a> Plan<'a> {
         tile::run(kernel, &part, xs, &mut scratch.rows, results);
         // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
         unsafe { self.out.write(rows, tokens, results) };
+    }
+
+    /// Rows in the shapes that write token by token.
+    fn by_token<K: RowKernel>(
+        &self,
+        kernel: K,
+        rows: Range<usize>,
+        tokens: Range<usize>,
+        columns: &Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let part = self.w.row_range(rows.clone());
+        let x = |t| self.x.part(t, columns.clone());
+        let xs: Vec<ActRow<'_>> = tokens.clone().map(x).collect();
+        let mut results = std::mem::take(&mut scratch.tile);
+        results.resize(rows.len() * tokens.len(), 0.0);
+        parts::run_whole(kernel, &part, &xs, None, scratch, &mut results);
+        for (t, results) in tokens.zip(results.chunks_exact(rows.len())) {
+            // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
+            unsafe { self.out.write_row(t, rows.start, results) };
+        }
+        scratch.tile = results;
     }
 
     /// Streams rows past a lone activation; false if this is not how the product goes.

@@ -116,6 +116,37 @@ impl<'a> Matrix<'a> {
         &self.data[r * self.stride..][..self.row_bytes]
     }
 
+    /// The bytes of block `block`, of `N` bytes, of the row `first`, and the distance from there to
+    /// those of each of the `count - 1` rows below, which are checked to be there.
+    ///
+    /// # Panics
+    /// They are not.
+    pub(super) fn blocks_below<const N: usize>(
+        &self,
+        first: usize,
+        count: usize,
+        block: usize,
+    ) -> (&'a [u8; N], usize) {
+        assert!(
+            count > 0 && first + count <= self.rows && (block + 1) * N <= self.row_bytes,
+            "block {block} of {count} rows from {first} on in {self:?}"
+        );
+        let last = (first + count - 1) * self.stride + block * N;
+        assert!(last + N <= self.data.len(), "bytes of {self:?}");
+        let start = &self.data[first * self.stride + block * N..];
+        (&start.as_chunks().0[0], self.stride)
+    }
+
+    /// Whether a row ends where the next one starts.
+    pub(super) fn is_dense(&self) -> bool {
+        self.stride == self.row_bytes
+    }
+
+    /// Where the first row starts.
+    pub(super) fn start(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
     /// The rows `range` as a matrix.
     ///
     /// # Panics

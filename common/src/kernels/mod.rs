@@ -24,6 +24,7 @@ mod matmul;
 mod matrix;
 mod parts;
 mod probe;
+mod q4_k;
 mod q8_lone;
 mod q8_panel;
 mod row;
@@ -238,10 +239,29 @@ impl Kernels {
         });
     }
 
+    /// As [`Kernels::tile`], but token by token: `out[t * rows.len() + r - rows.start]`. `then` is
+    /// what this thread will read next, of which the first rows are asked for in time.
+    ///
+    /// # Panics
+    /// As [`Kernels::tile`].
+    pub fn tile_by_token(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
+        out: &mut [f32],
+    ) {
+        let part = w.row_range(rows);
+        SCRATCH.with_borrow_mut(
+            |scratch| with_kernel!(self, k => parts::run_whole(k, &part, xs, then, scratch, out)),
+        );
+    }
+
     /// The rows `rows` of `w` times activations, every block of 256 columns apart, on this thread:
     /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
     /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
-    /// `b` of activation `t`.
+    /// `b` of activation `t`. `then` is what this thread will read next.
     ///
     /// The rows are read from one end to the other, unlike strip by strip.
     ///
@@ -252,11 +272,12 @@ impl Kernels {
         w: &Matrix<'_>,
         rows: Range<usize>,
         xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
         out: &mut [f32],
     ) {
         let part = w.row_range(rows);
         SCRATCH.with_borrow_mut(
-            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, scratch, out)),
+            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, then, scratch, out)),
         );
     }
 

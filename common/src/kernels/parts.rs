@@ -1,14 +1,59 @@
-//! Rows times activations with the blocks of 256 columns kept apart.
+//! Rows times activations, token by token in the output: over all columns, or with the blocks of
+//! 256 columns kept apart.
 
 use super::activations::ActRow;
 use super::matrix::Matrix;
+use super::q4_k::Product;
 use super::row::RowKernel;
-use super::sixteen::{self, Sums};
 use super::tile::{self, Scratch, Tokens};
 use crate::quant::{BlockQ8K, GgmlType};
 
 /// Columns of a part.
 const WIDTH: usize = 256;
+
+/// Whether the kernels have shapes of their own for such a product, which write token by token.
+pub(super) fn lockstep<K: RowKernel>(w: &Matrix<'_>) -> bool {
+    w.ty() == GgmlType::Q4K && (K::SIXTEEN || K::EIGHT || K::TERMS)
+}
+
+/// The sums over all columns: `out[t * rows + r]`.
+///
+/// # Panics
+/// A shape or a format does not fit; see [`super::Kernels::tile_by_token`].
+pub(super) fn run_whole<K: RowKernel>(
+    k: K,
+    w: &Matrix<'_>,
+    xs: &[ActRow<'_>],
+    then: Option<&Matrix<'_>>,
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let (rows, tokens) = (w.rows(), xs.len());
+    assert_eq!(
+        out.len(),
+        rows * tokens,
+        "results of {rows} rows x {tokens}"
+    );
+    let wide: Option<Vec<&[BlockQ8K]>> = xs
+        .iter()
+        .map(|x| match x {
+            ActRow::Q8K(blocks) if 256 * blocks.len() == w.cols() => Some(*blocks),
+            _ => None,
+        })
+        .collect();
+    if let Some(xs) = wide.filter(|_| lockstep::<K>(w)) {
+        let product = Product { w, tokens, then };
+        return product.run::<K, false>(k, |b, t| &xs[t][b], &mut scratch.q4_k, out);
+    }
+    scratch.tile.resize(out.len(), 0.0);
+    let results = &mut scratch.tile[..];
+    tile::run(k, w, Tokens::Rows(xs), &mut scratch.rows, results);
+    for (r, results) in results.chunks_exact(tokens.max(1)).enumerate() {
+        for (t, result) in results.iter().enumerate() {
+            out[t * rows + r] = *result;
+        }
+    }
+}
 
 /// # Panics
 /// A shape or a format does not fit; see [`super::Kernels::tile_parts`].
@@ -16,6 +61,7 @@ pub(super) fn run<K: RowKernel>(
     k: K,
     w: &Matrix<'_>,
     xs: &[ActRow<'_>],
+    then: Option<&Matrix<'_>>,
     scratch: &mut Scratch,
     out: &mut [f32],
 ) {
@@ -40,11 +86,12 @@ pub(super) fn run<K: RowKernel>(
         })
         .collect();
     match wide {
-        Some(xs) if w.ty() == GgmlType::Q4K && K::SIXTEEN && tokens >= K::SIXTEEN_FROM => {
-            let done = shape.sixteens(k, w, &xs, out);
-            shape.row_by_row(k, w, done, &xs, out);
+        Some(xs) if lockstep::<K>(w) => {
+            let product = Product { w, tokens, then };
+            let x = |b: usize, t: usize| xs[b * tokens + t];
+            product.run::<K, true>(k, x, &mut scratch.q4_k, out);
         }
-        Some(xs) if w.ty().block_elements() == WIDTH => shape.row_by_row(k, w, 0, &xs, out),
+        Some(xs) if w.ty().block_elements() == WIDTH => shape.row_by_row(k, w, &xs, out),
         _ => shape.strip_by_strip(k, w, xs, scratch, out),
     }
 }
@@ -61,38 +108,11 @@ impl Shape {
         (token * self.blocks + block) * self.rows + row
     }
 
-    /// Whole sixteens of rows; returns how many rows that were.
-    fn sixteens<K: RowKernel>(
-        self,
-        k: K,
-        w: &Matrix<'_>,
-        xs: &[&BlockQ8K],
-        out: &mut [f32],
-    ) -> usize {
-        let done = self.rows / sixteen::ROWS * sixteen::ROWS;
-        let mut sums: Vec<Sums> = vec![[0.0; sixteen::ROWS]; self.tokens];
-        for first in (0..done).step_by(sixteen::ROWS) {
-            sixteen::rows_in_parts(k, w, first, xs, &mut sums, |b, sums| {
-                for (t, sums) in sums.iter().enumerate() {
-                    out[self.at(t, b, first)..][..sixteen::ROWS].copy_from_slice(sums);
-                }
-            });
-        }
-        done
-    }
-
-    fn row_by_row<K: RowKernel>(
-        self,
-        k: K,
-        w: &Matrix<'_>,
-        first: usize,
-        xs: &[&BlockQ8K],
-        out: &mut [f32],
-    ) {
+    fn row_by_row<K: RowKernel>(self, k: K, w: &Matrix<'_>, xs: &[&BlockQ8K], out: &mut [f32]) {
         let xs: Vec<&[BlockQ8K]> = xs.iter().map(|x| std::slice::from_ref(*x)).collect();
         let mut results = vec![0.0; self.tokens];
         let bytes = w.ty().block_bytes();
-        for r in first..self.rows {
+        for r in 0..self.rows {
             let parts = w
                 .row(r)
                 .chunks_exact(bytes)

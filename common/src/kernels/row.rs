@@ -1,5 +1,6 @@
 //! What an instruction set has to offer: products of one weight row with several activations.
 
+use super::q4_k::{Four, Rows};
 use super::q8_lone::{self, Sixteen};
 use super::q8_panel::{self, Group, MAX_ROWS, PanelBlock, Waiting};
 use super::sixteen::{self, Blocks, Sums};
@@ -15,9 +16,6 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// Whether [`RowKernel::q4_k_sixteen`] is faster than row by row.
     const SIXTEEN: bool = false;
 
-    /// With how many activations that begins.
-    const SIXTEEN_FROM: usize = 1;
-
     /// Whether [`RowKernel::q8_0_lone`] is faster than what takes several activations.
     const Q8_LONE: bool = false;
 
@@ -26,6 +24,11 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// Rows that [`RowKernel::q8_panel`] takes at once; 0 where row by row is faster.
     const PANEL: usize = 0;
+    /// Whether [`RowKernel::q4_k_eight`] is faster than row by row.
+    const EIGHT: bool = false;
+
+    /// Whether [`RowKernel::q4_k_terms`] is faster than [`RowKernel::q4_k`] for one activation.
+    const TERMS: bool = false;
 
     fn name(self) -> &'static str;
 
@@ -112,6 +115,36 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// `waiting.total()[t][r] = w[r] · x[t]` for the rows that were unpacked.
     fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
         q8_panel::multiply(weights, x, waiting);
+    }
+
+    /// As [`RowKernel::q4_k_sixteen`]; meanwhile asks for the 16 blocks' worth of bytes at `ahead`,
+    /// which may be no valid address.
+    fn q4_k_sixteen_ahead(
+        self,
+        w: Rows<'_, 16>,
+        xs: &[&BlockQ8K],
+        _ahead: *const u8,
+        out: &mut [Sums],
+    ) {
+        self.q4_k_sixteen(w.all(), xs, out);
+    }
+
+    /// As [`RowKernel::q4_k_sixteen_ahead`] for eight rows.
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], _ahead: *const u8, out: &mut [[f32; 8]]) {
+        sixteen::add_block(w.all(), xs, out);
+    }
+
+    /// `terms[b] = row[b] · x[b]` for the blocks of a Q4_K row; `fours` holds the whole fours of
+    /// `x`. Meanwhile asks for a row's worth of bytes at `ahead`, which may be no valid address.
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        _fours: &[Four],
+        _ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        sixteen::terms(row, x, terms);
     }
 
     /// Asks for bytes that will be read soon.

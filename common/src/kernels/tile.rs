@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use super::activations::{ActRow, Activations};
 use super::matrix::Matrix;
+use super::q4_k;
 use super::q8_panel::PanelScratch;
 use super::row::RowKernel;
-use super::sixteen;
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
 use crate::quant::{Mxfp4, Q3K, Q5K, Q6K, Q8_0};
 
@@ -32,6 +32,7 @@ pub(super) struct Scratch {
     /// Results of a tile before they are spread over the output.
     pub(super) tile: Vec<f32>,
     pub(super) panel: PanelScratch,
+    pub(super) q4_k: q4_k::Scratch,
 }
 
 thread_local! {
@@ -147,52 +148,22 @@ struct Part<'p, 'w> {
 
 impl Part<'_, '_> {
     fn q8_k<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) {
-        let done = match self.w.ty() {
-            GgmlType::Q4K if K::SIXTEEN && xs.len() >= K::SIXTEEN_FROM => self.sixteens(k, xs),
-            _ => 0,
-        };
         let ty = self.w.ty();
-        self.each_row(done, xs.len(), |row, out| q8_k_row(k, ty, row, xs, out));
-    }
-
-    /// Whole sixteens of rows; returns how many rows that were.
-    fn sixteens<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8K]]) -> usize {
-        let done = self.w.rows() / sixteen::ROWS * sixteen::ROWS;
-        if done == 0 {
-            return 0;
-        }
-        let blocks = self.w.cols() / 256;
-        let list: Vec<&BlockQ8K> = (0..blocks)
-            .flat_map(|b| xs.iter().map(move |x| &x[b]))
-            .collect();
-        let mut sums = [[0.0; sixteen::ROWS]; TOKENS_AT_ONCE];
-        let sums = &mut sums[..xs.len()];
-        for first in (0..done).step_by(sixteen::ROWS) {
-            sums.fill([0.0; sixteen::ROWS]);
-            sixteen::add_rows(k, self.w, first, &list, sums);
-            for (t, sums) in sums.iter().enumerate() {
-                for (r, sum) in sums.iter().enumerate() {
-                    self.out[(first + r) * self.tokens + self.start + t] = *sum;
-                }
-            }
-        }
-        done
+        self.each_row(xs.len(), |row, out| q8_k_row(k, ty, row, xs, out));
     }
 
     fn q8<K: RowKernel>(&mut self, k: K, xs: &[&[BlockQ8]]) {
         match self.w.ty() {
-            GgmlType::Q8_0 => {
-                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out))
-            }
+            GgmlType::Q8_0 => self.each_row(xs.len(), |r, out| k.small_blocks::<Q8_0>(r, xs, out)),
             GgmlType::Mxfp4 => {
-                self.each_row(0, xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
+                self.each_row(xs.len(), |r, out| k.small_blocks::<Mxfp4>(r, xs, out));
             }
             ty => panic!("{ty} weights do not meet Q8 activations"),
         }
     }
 
-    fn each_row(&mut self, first: usize, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
-        for r in first..self.w.rows() {
+    fn each_row(&mut self, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
+        for r in 0..self.w.rows() {
             let at = r * self.tokens + self.start;
             product(self.w.row(r), &mut self.out[at..at + len]);
         }
@@ -201,7 +172,7 @@ impl Part<'_, '_> {
     fn f32<K: RowKernel>(&mut self, k: K, xs: &[&[f32]], buffer: &mut Vec<f32>) {
         let (w, cols) = (self.w, self.w.cols());
         if cols == 0 {
-            return self.each_row(0, xs.len(), |_, out| out.fill(0.0));
+            return self.each_row(xs.len(), |_, out| out.fill(0.0));
         }
         if buffer.len() < GRID_ROWS * cols {
             buffer.resize(GRID_ROWS * cols, 0.0);

@@ -1,8 +1,10 @@
 use std::fmt;
+use std::str::FromStr;
 
 use thiserror::Error;
 
 use super::HyperParams;
+use crate::digest::FieldDigest;
 use crate::gguf::{GgufError, GgufModel, Tensor};
 
 /// Says whether two machines hold the same model: a BLAKE3 digest of the hyper-parameters, of
@@ -29,9 +31,8 @@ impl Fingerprint {
     /// # Errors
     /// A file cannot be read.
     pub fn of(gguf: &GgufModel, hp: &HyperParams) -> Result<Self, GgufError> {
-        let mut digest = Digest(blake3::Hasher::new());
-        digest.text("ds4 model fingerprint 1");
-        digest.hyper_params(hp);
+        let mut digest = FieldDigest::new("ds4 model fingerprint 1");
+        hyper_params(&mut digest, hp);
         let readable = gguf.tensors().iter().map(|t| (&t.name, &t.dims, t.ty.id()));
         let unreadable = gguf
             .unsupported()
@@ -46,10 +47,10 @@ impl Fingerprint {
             dims.iter().for_each(|&d| digest.integer(d));
             digest.integer(ty.into());
             if let Some(tensor) = gguf.tensor(name) {
-                digest.samples(&tensor)?;
+                samples(&mut digest, &tensor)?;
             }
         }
-        Ok(Self(*digest.0.finalize().as_bytes()))
+        Ok(Self(*digest.finish().as_bytes()))
     }
 
     #[must_use]
@@ -85,6 +86,20 @@ impl TryFrom<&[u8]> for Fingerprint {
     }
 }
 
+/// Text that is no fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("a model fingerprint is 64 hex digits")]
+pub struct FingerprintText;
+
+impl FromStr for Fingerprint {
+    type Err = FingerprintText;
+
+    fn from_str(text: &str) -> Result<Self, FingerprintText> {
+        let hash = blake3::Hash::from_hex(text).map_err(|_| FingerprintText)?;
+        Ok(Self(*hash.as_bytes()))
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -97,53 +112,28 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Feeds fields to the hash so that no two different lists of fields give the same bytes.
-struct Digest(blake3::Hasher);
-
-impl Digest {
-    fn integer(&mut self, value: u64) {
-        self.0.update(&value.to_le_bytes());
+/// Feeds the start and the middle of a tensor's data.
+fn samples(digest: &mut FieldDigest, tensor: &Tensor) -> Result<(), GgufError> {
+    let bytes = tensor.info().bytes;
+    for start in [0, bytes / 2] {
+        let mut sample = [0; SAMPLE as usize];
+        let sample = &mut sample[..(bytes - start).min(SAMPLE) as usize];
+        tensor
+            .read_at(sample, start)
+            .map_err(|problem| GgufError::Io {
+                file: tensor.file().to_path_buf(),
+                problem,
+            })?;
+        digest.raw(sample);
     }
+    Ok(())
+}
 
-    fn size(&mut self, value: usize) {
-        self.integer(value as u64);
-    }
-
-    fn text(&mut self, value: &str) {
-        self.size(value.len());
-        self.0.update(value.as_bytes());
-    }
-
-    fn samples(&mut self, tensor: &Tensor) -> Result<(), GgufError> {
-        let bytes = tensor.info().bytes;
-        for start in [0, bytes / 2] {
-            let mut sample = [0; SAMPLE as usize];
-            let sample = &mut sample[..(bytes - start).min(SAMPLE) as usize];
-            tensor
-                .read_at(sample, start)
-                .map_err(|problem| GgufError::Io {
-                    file: tensor.file().to_path_buf(),
-                    problem,
-                })?;
-            self.0.update(sample);
-        }
-        Ok(())
-    }
-
-    /// As the keys of a file, which leave nothing out: the values are read back from them.
-    fn hyper_params(&mut self, hp: &HyperParams) {
-        let mut keys = hp.to_metadata();
-        keys.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        self.size(keys.len());
-        for (key, value) in keys {
-            self.text(&key);
-            self.integer(value.value_type().id().into());
-            let mut bytes = Vec::new();
-            value.encode(&mut bytes);
-            self.size(bytes.len());
-            self.0.update(&bytes);
-        }
-    }
+/// As the keys of a file, which leave nothing out: the values are read back from them.
+fn hyper_params(digest: &mut FieldDigest, hp: &HyperParams) {
+    let mut keys = hp.to_metadata();
+    keys.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    digest.keys(keys.iter().map(|(key, value)| (key.as_str(), value)));
 }
 
 #[cfg(test)]
@@ -201,6 +191,8 @@ mod tests {
         let print = Fingerprint::from([0xab; 32]);
         assert_eq!(print.to_string(), "ab".repeat(32));
         assert_eq!(print.short(), "abababababab");
+        assert_eq!(print.to_string().parse(), Ok(print));
+        assert_eq!("ab".parse::<Fingerprint>(), Err(FingerprintText));
         assert_eq!(Fingerprint::try_from(&[0xab; 32][..]), Ok(print));
         assert_eq!(
             Fingerprint::try_from(&[1, 2][..]),

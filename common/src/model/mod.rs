@@ -15,7 +15,7 @@ pub mod synthetic;
 mod tensors;
 
 pub use error::ModelError;
-pub use fingerprint::{Fingerprint, FingerprintLength};
+pub use fingerprint::{Fingerprint, FingerprintLength, FingerprintText};
 pub use floats::read_floats;
 pub use hparams::{ARCHITECTURE, HyperParams, MAX_EXPERTS_USED, Yarn};
 pub use tensors::{CompressorTensors, IndexerTensors, LayerTensors, ModelTensors};

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ds4_common::expert::ExpertBatch;
-use ds4_proto::channel;
+use ds4_proto::security::Security;
 use tokio::task::JoinSet;
 
 use super::dispatch::{DispatchSettings, Dispatcher, Standing};
@@ -38,6 +38,8 @@ pub struct ClusterOptions {
     pub resolver: Arc<dyn Resolver>,
     /// Time between two questions for the addresses of a name.
     pub resolve_interval: Duration,
+    /// What protects the connections to them.
+    pub security: Security,
 }
 
 impl Default for ClusterOptions {
@@ -51,6 +53,7 @@ impl Default for ClusterOptions {
             resolver: Arc::new(SystemResolver),
             // A headless service's records change within seconds of a pod.
             resolve_interval: Duration::from_secs(3),
+            security: Security::default(),
         }
     }
 }
@@ -69,6 +72,7 @@ pub struct ClusterBackend {
 struct Nodes {
     table: Arc<Table>,
     expected: Expectation,
+    security: Security,
     /// Ended with this.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -91,15 +95,18 @@ impl ClusterBackend {
         let nodes = Arc::new(Nodes {
             table: Arc::default(),
             expected: expected.clone(),
+            security: options.security.clone(),
             tasks: Mutex::default(),
         });
         let mut resolving = false;
         for spec in specs {
             match spec {
                 NodeSpec::One(address) => {
-                    nodes.join(&address)?;
+                    nodes.join(&address, None)?;
                 }
                 NodeSpec::Dns(name) => {
+                    // What is wrong with the name would be wrong with all of its addresses.
+                    options.security.endpoint(&name)?;
                     nodes.watch(name, options);
                     resolving = true;
                 }
@@ -168,12 +175,13 @@ fn specs(names: &[String]) -> Result<Vec<NodeSpec>, ClusterError> {
 }
 
 impl Nodes {
-    /// Starts a link on the current runtime.
-    fn join(&self, address: &str) -> Result<EntryId, ClusterError> {
-        let endpoint = channel::endpoint(address).map_err(|reason| ClusterError::Address {
-            address: address.to_owned(),
-            reason,
-        })?;
+    /// Starts a link on the current runtime. Over TLS the node is to prove that it is `host`,
+    /// where `address` is what that was resolved to.
+    fn join(&self, address: &str, host: Option<&str>) -> Result<EntryId, ClusterError> {
+        let endpoint = match host {
+            Some(host) => self.security.endpoint_as(address, host),
+            None => self.security.endpoint(address),
+        }?;
         let name: Arc<str> = address.into();
         let metrics = Arc::new(NodeMetrics::new(address));
         let entry = self.table.add(Arc::clone(&name), Arc::clone(&metrics));
@@ -200,30 +208,45 @@ impl Nodes {
         // Not strong: the tasks belong to the nodes.
         let nodes = Arc::downgrade(self);
         let links: Mutex<BTreeMap<SocketAddr, EntryId>> = Mutex::default();
+        let host = host_of(&name).to_owned();
         let found = move |addresses: &BTreeSet<SocketAddr>| {
             let Some(nodes) = nodes.upgrade() else {
                 return;
             };
             let mut links = links.lock().unwrap_or_else(PoisonError::into_inner);
-            nodes.update(&mut links, addresses);
+            nodes.update(&host, &mut links, addresses);
         };
         let (resolver, interval) = (Arc::clone(&options.resolver), options.resolve_interval);
         self.spawn(async move { follow(name, &*resolver, interval, found).await });
     }
 
-    fn update(&self, links: &mut BTreeMap<SocketAddr, EntryId>, addresses: &BTreeSet<SocketAddr>) {
+    fn update(
+        &self,
+        host: &str,
+        links: &mut BTreeMap<SocketAddr, EntryId>,
+        addresses: &BTreeSet<SocketAddr>,
+    ) {
         // A node that is up stays although its name has gone, and may be named again.
         links.retain(|address, entry| self.table.list(*entry, addresses.contains(address)));
         for address in addresses {
-            if !links.contains_key(address)
-                // An IP address and a port are always an address.
-                && let Ok(entry) = self.join(&address.to_string())
-            {
-                tracing::info!(node = %address, "expert node has joined");
-                links.insert(*address, entry);
+            if links.contains_key(address) {
+                continue;
+            }
+            match self.join(&address.to_string(), Some(host)) {
+                Ok(entry) => {
+                    tracing::info!(node = %address, "expert node has joined");
+                    links.insert(*address, entry);
+                }
+                Err(error) => tracing::error!(node = %address, %error, "expert node is not used"),
             }
         }
     }
+}
+
+/// The host in `host:port`.
+fn host_of(name: &str) -> &str {
+    let host = name.rsplit_once(':').map_or(name, |(host, _)| host);
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 impl ExpertBackend for ClusterBackend {

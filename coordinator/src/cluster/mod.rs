@@ -22,6 +22,10 @@ mod own_file;
 
 #[cfg(test)]
 mod loopback;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
 pub use link::inspect;

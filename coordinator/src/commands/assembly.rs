@@ -3,20 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ds4_common::expert::ExpertStore;
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
+use ds4_common::slice::{Slice, WholeModel};
 use ds4_common::tiles::Grid;
-use ds4_expert_node::load::ModelConfig;
+use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
+use ds4_proto::security::Security;
 use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
-use super::model_args::{LocalFallback, ModelArgs};
+use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
 use crate::cluster::{
     ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
 };
@@ -49,9 +51,14 @@ impl OpenModel {
     ///
     /// # Errors
     /// Names the file, key or tensor that is wrong.
-    pub fn open(args: &ModelArgs) -> Result<Self> {
-        let paths = args.paths()?;
+    pub fn open(files: &ModelFiles) -> Result<Self> {
+        let paths = files.paths()?;
         let gguf = GgufModel::open_parts(&paths)?;
+        ensure!(
+            !Slice::is_slice(&gguf),
+            "{} is a slice of a model, which `ds4-expert serve --slice` takes",
+            gguf.name().display()
+        );
         let hp = HyperParams::from_model(&gguf)?;
         let tensors = ModelTensors::bind(&gguf, &hp)?;
         let named = gguf.metadata().optional_str("general.name").ok().flatten();
@@ -94,6 +101,15 @@ impl OpenModel {
         .with_context(|| format!("the tokenizer in {}", self.gguf.name().display()))
     }
 
+    /// The model as slices are cut from it.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn whole(&self) -> Result<WholeModel> {
+        let (gguf, hp) = (self.gguf.clone(), self.hp.clone());
+        Ok(WholeModel::new(gguf, hp, &self.tensors)?)
+    }
+
     fn expectation(&self) -> Result<Expectation> {
         let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
@@ -115,7 +131,8 @@ impl Assembly {
     /// Names what is wrong with the flags, the model or a node.
     pub async fn open(args: &ModelArgs) -> Result<Self> {
         let kernels = args.kernels()?;
-        let for_load = args.clone();
+        let security = args.security()?;
+        let for_load = args.files.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {
             kernels,
@@ -131,7 +148,11 @@ impl Assembly {
             .nodes
             .iter()
             .cloned()
-            .chain(embedded.iter().map(EmbeddedNode::address))
+            .chain(
+                embedded
+                    .iter()
+                    .map(|node| embedded_address(node, &security)),
+            )
             .collect();
         let mut cluster = None;
         let experts: Arc<dyn ExpertBackend> = if nodes.is_empty() {
@@ -144,6 +165,7 @@ impl Assembly {
                 patience: Duration::from_secs(args.wait_for_nodes),
                 begin_incomplete: args.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.call_timeout),
+                security,
                 ..ClusterOptions::default()
             };
             let own = own_experts(args.local_fallback, &model, kernels)?;
@@ -177,6 +199,14 @@ fn own_experts(
     }
 }
 
+/// Embedded nodes have no certificate, and their connections do not leave the process.
+fn embedded_address(node: &EmbeddedNode, security: &Security) -> String {
+    match security {
+        Security::Tls(_) => format!("http://{}", node.address()),
+        Security::Loopback | Security::Insecure => node.address(),
+    }
+}
+
 /// Nodes of this process, each with an equal share of the threads.
 async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<EmbeddedNode>> {
     let count = args.embedded_nodes();
@@ -191,8 +221,10 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
     };
     let config = NodeConfig {
         model: ModelConfig {
-            paths: args.paths()?,
-            tiles: TileChoice::All,
+            source: WeightSource::Model {
+                paths: args.files.paths()?,
+                tiles: TileChoice::All,
+            },
             kernels,
             populate: false,
         },

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use ds4_common::kernels::Kernels;
 use tracing_subscriber::EnvFilter;
 
-use super::{bench, chat, inspect, logits, serve, synth};
+use super::{bench, certs, chat, inspect, logits, serve, share, slice, synth, verify};
 
 /// What `--version` prints: also the kernels, of which the CPU decides.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -42,7 +42,15 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Measure prefill, decode, stages and memory
     Bench(bench::BenchArgs),
-    /// Describe a model
+    /// Make the certificates with which coordinator and nodes know each other
+    Certs(certs::CertsArgs),
+    /// Cut a model into one file a node
+    Slice(slice::SliceArgs),
+    /// Give nodes their slices over the network
+    Share(share::ShareArgs),
+    /// Check slices against their hashes
+    Verify(verify::VerifyArgs),
+    /// Describe a model or a slice
     Inspect(inspect::InspectArgs),
     /// Write a model of random weights, to measure with
     Synth(synth::SynthArgs),
@@ -80,6 +88,10 @@ fn run(cli: Cli) -> Result<()> {
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
+            Command::Certs(args) => certs::run(&args),
+            Command::Slice(args) => slice::run(&args),
+            Command::Share(args) => share::run(args).await,
+            Command::Verify(args) => verify::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),
         }

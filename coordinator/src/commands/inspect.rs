@@ -1,19 +1,26 @@
 //! `ds4-coord inspect`: what a model is, as the engine sees it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::Fingerprint;
+use ds4_common::slice::Slice;
 use ds4_common::tiles::Grid;
 
 use super::assembly::OpenModel;
-use super::model_args::ModelArgs;
+use super::model_args::{ModelArgs, ModelFiles};
 
 /// Which model to describe.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
+    /// Model file, or a slice of one; the same as -m
+    #[arg(value_name = "FILE", conflicts_with = "model")]
+    pub files: Vec<PathBuf>,
+
     #[command(flatten)]
     pub model: ModelArgs,
 }
@@ -21,7 +28,21 @@ pub struct InspectArgs {
 /// # Errors
 /// The model can't be opened.
 pub fn run(args: &InspectArgs) -> Result<()> {
-    let model = OpenModel::open(&args.model)?;
+    let files = match args.files.is_empty() {
+        true => args.model.files.clone(),
+        false => ModelFiles {
+            model: args.files.clone(),
+        },
+    };
+    let gguf = GgufModel::open_parts(&files.paths()?)?;
+    if Slice::is_slice(&gguf) {
+        println!("slice file   {}", gguf.name().display());
+        for (name, value) in Slice::of(gguf)?.head().describe() {
+            println!("{name:<12} {value}");
+        }
+        return Ok(());
+    }
+    let model = OpenModel::open(&files)?;
     let hp = &model.hp;
     println!("model        {}", model.name);
     for path in model.gguf.paths() {

@@ -2,14 +2,22 @@
 
 pub mod assembly;
 pub mod bench;
+pub mod certs;
 pub mod chat;
 pub mod cli;
+pub mod cut_args;
 pub mod inspect;
+pub mod join_args;
 pub mod logits;
 pub mod memory_limit;
 pub mod model_args;
 pub mod out_file;
+mod progress;
 pub mod reference_model;
 pub mod serve;
 pub mod service;
+pub mod share;
+pub mod slice;
+mod stop;
 pub mod synth;
+pub mod verify;

@@ -8,15 +8,18 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ds4_common::kernels::Kernels;
 use ds4_expert_node::tiles::GridCut;
+use ds4_expert_node::tls_args::TlsArgs;
 use ds4_proto::channel;
+use ds4_proto::security::Security;
+use ds4_proto::tls::Role;
 
 use super::reference_model;
 use crate::cluster::NodeSpec;
 use crate::engine::Numerics;
 
-/// Model, experts and threads.
+/// Which model.
 #[derive(Args, Clone, Debug)]
-pub struct ModelArgs {
+pub struct ModelFiles {
     /// GGUF file, one of its split files, or all of its layer shards, comma-separated [default:
     /// the small reference model in the source tree]
     #[arg(
@@ -27,6 +30,25 @@ pub struct ModelArgs {
         value_delimiter = ','
     )]
     pub model: Vec<PathBuf>,
+}
+
+impl ModelFiles {
+    /// # Errors
+    /// No model was named and the reference model is gone.
+    pub fn paths(&self) -> Result<Vec<PathBuf>> {
+        if self.model.is_empty() {
+            Ok(vec![reference_model::path()?])
+        } else {
+            Ok(self.model.clone())
+        }
+    }
+}
+
+/// Model, experts and threads.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    pub files: ModelFiles,
 
     /// Expert nodes that compute the routed experts, comma-separated; dns:HOST:PORT stands for
     /// every address of a name, which is asked for again every few seconds [default: none]
@@ -38,6 +60,9 @@ pub struct ModelArgs {
         value_parser = node_address
     )]
     pub nodes: Vec<String>,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
     /// computes experts directly [default: 1 without --nodes, else 0]
@@ -109,19 +134,22 @@ pub enum LocalFallback {
 
 impl ModelArgs {
     /// # Errors
-    /// No model was named and the reference model is gone.
-    pub fn paths(&self) -> Result<Vec<PathBuf>> {
-        if self.model.is_empty() {
-            Ok(vec![reference_model::path()?])
-        } else {
-            Ok(self.model.clone())
-        }
-    }
-
-    /// # Errors
     /// The instruction set is unknown or this CPU lacks it.
     pub fn kernels(&self) -> Result<Kernels> {
         Kernels::named(&self.isa).context("--isa")
+    }
+
+    /// What protects the connections to nodes; a node that it forbids to reach is known here,
+    /// before the model is looked at.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used, or the node that plain text would go to.
+    pub fn security(&self) -> Result<Security> {
+        let security = self.tls.security(Role::Coordinator)?;
+        for node in &self.nodes {
+            security.endpoint(node)?;
+        }
+        Ok(security)
     }
 
     /// Nodes to run inside this process.

@@ -9,10 +9,11 @@ use bytesize::ByteSize;
 use clap::Args;
 use ds4_common::model::Fingerprint;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
+use super::join_args::{JoinArgs, Sharing};
 use super::model_args::{count, seconds, size};
 use super::service::{Service, ServiceArgs};
+use super::stop::Stop;
 use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
 
 /// Where and how to serve.
@@ -20,6 +21,9 @@ use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
 pub struct ServeArgs {
     #[command(flatten)]
     pub service: ServiceArgs,
+
+    #[command(flatten)]
+    pub join: JoinArgs,
 
     /// Address to listen on; port 0 takes a free one
     #[arg(
@@ -67,6 +71,8 @@ pub struct ServeArgs {
 /// # Errors
 /// The model, a node or the address can't be used, or the engine stopped.
 pub async fn run(args: ServeArgs) -> Result<()> {
+    // Before anybody can know of the process, and ask it to end.
+    let mut stop = Stop::new()?;
     let metrics = http::install_recorder()?;
     // Before the model: a taken port should not cost a load.
     let listener = TcpListener::bind(args.listen)
@@ -76,6 +82,12 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         .local_addr()
         .context("the listening socket has no address")?;
     tracing::info!("listening on http://{address}, loading the model");
+    if !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "the API on {address} asks for no password and is not encrypted: let only a proxy \
+             that does both, or a network of your own, reach it"
+        );
+    }
     let site = Site::default();
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let limits = ConnectionLimits {
@@ -86,7 +98,11 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // A dropped sender means the same.
         let _ = closing.await;
     }));
-    let mut stop = Stop::new()?;
+    // Before the nodes are waited for: they may have to get their slices first.
+    let sharing = tokio::select! {
+        sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
+        () = stop.asked() => return Ok(()),
+    };
     // On a task of its own: the work between its waits would keep this one from seeing signals.
     let for_start = args.service.clone();
     let start = tokio::spawn(async move { Service::start(&for_start).await });
@@ -122,6 +138,9 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     };
     tracing::info!("stopping: running requests have {} s", args.grace);
     drop(close);
+    if let Some(sharing) = sharing {
+        sharing.stop();
+    }
     let finished = tokio::select! {
         finished = service.scheduler.shut_down(Duration::from_secs(args.grace)) => finished,
         // Whoever asks twice does not want to wait.
@@ -159,27 +178,4 @@ fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {
         fingerprint: format!("{}-{}", fingerprint.short(), args.service.model.numerics),
         dialect: service.dialect,
     })
-}
-
-/// The signals that ask a process to end.
-struct Stop {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("signals can't be received");
-        Ok(Stop {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

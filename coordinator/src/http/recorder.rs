@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::meter;
 use crate::cluster::{dispatch, node_metrics};
 use crate::scheduler::measures;
+use crate::share;
 
 /// Installs the recorder, once; later calls return the same handle.
 ///
@@ -26,6 +27,7 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
         .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
     measures::describe();
     meter::describe();
+    share::describe();
     node_metrics::describe();
     dispatch::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())

@@ -1,5 +1,6 @@
 //! The node's side of the wire, spoken to by hand: what it answers, refuses, and survives.
 
+mod http;
 mod raw;
 
 use std::sync::Arc;

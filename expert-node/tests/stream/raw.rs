@@ -1,7 +1,7 @@
 //! Bytes that no coordinator of this software would send.
 
 use bytes::{Buf, BufMut};
-use ds4_proto::limits::{MAX_CONNECTIONS, MAX_MESSAGE_BYTES};
+use ds4_proto::limits::MAX_MESSAGE_BYTES;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Request;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -101,27 +101,6 @@ async fn garbage_and_oversize_end_one_stream_only() {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     bystander.send(Kind::Work(work(1, 4.0))).await;
     assert_eq!(floats(&bystander.rows().await), [4.0; 4]);
-}
-
-/// Idle connections take places, and free ones are given to who waits.
-#[tokio::test]
-async fn connections_beyond_the_bound_wait() {
-    let node = node().await;
-    let mut idle = Vec::new();
-    for _ in 0..MAX_CONNECTIONS {
-        let mut socket = TcpStream::connect(&node.address).await.expect("connection");
-        // The node's first bytes show that the connection was taken.
-        socket.read_u8().await.expect("settings");
-        idle.push(socket);
-    }
-    let mut late = TcpStream::connect(&node.address).await.expect("connection");
-    let early = tokio::time::timeout(Duration::from_millis(100), late.read_u8()).await;
-    assert!(early.is_err(), "the bound does not hold");
-    drop(idle);
-    late.read_u8().await.expect("settings");
-    let mut talk = Talk::open(&node.address).await;
-    talk.send(Kind::Work(work(1, 4.0))).await;
-    assert_eq!(floats(&talk.rows().await), [4.0; 4]);
 }
 
 #[tokio::test]

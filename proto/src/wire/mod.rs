@@ -9,6 +9,7 @@
 mod blocks;
 mod held;
 mod node;
+mod slice;
 mod tile_set;
 mod version;
 mod work;
@@ -20,6 +21,7 @@ use ds4_common::tiles::{Grid, TileError, TileRect};
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use held::{EncodedHoldings, decode_held, encode_held};
 pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello, welcome};
+pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;
 pub use work::{Call, EncodedBatch, decode_work};

@@ -35,7 +35,6 @@ impl<D: Dot> Arm<D> {
 
 impl<D: Dot> RowKernel for Arm<D> {
     const SIXTEEN: bool = D::MATRIX;
-    const SIXTEEN_FROM: usize = 2;
 
     fn name(self) -> &'static str {
         D::NAME

@@ -16,6 +16,8 @@ fn assert_all_equal(w: &Matrix<'_>, xs: &[ActRow<'_>], what: &str) {
     for kernels in Kernels::available() {
         let label = format!("{what}: {w:?} x {} on {}", xs.len(), kernels.name());
         assert_eq!(bits(&tile(kernels, w, xs)), bits(&expected), "{label}");
+        let turned = tile_by_token(kernels, w, xs);
+        assert_eq!(bits(&turned), bits(&expected), "{label}, by token");
         for (t, x) in xs.iter().enumerate().take(3) {
             let alone = tile(kernels, w, &[*x]);
             let column: Vec<f32> = expected.iter().skip(t).step_by(xs.len()).copied().collect();

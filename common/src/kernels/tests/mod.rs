@@ -123,3 +123,13 @@ fn tile(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     kernels.tile(w, 0..w.rows(), xs, &mut out);
     out
 }
+
+/// The same results by way of [`Kernels::tile_by_token`].
+fn tile_by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+    let (rows, tokens) = (w.rows(), xs.len());
+    let mut out = vec![f32::NAN; rows * tokens];
+    kernels.tile_by_token(w, 0..rows, xs, Some(w), &mut out);
+    (0..rows * tokens)
+        .map(|i| out[i % tokens * rows + i / tokens])
+        .collect()
+}

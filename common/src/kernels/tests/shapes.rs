@@ -126,6 +126,44 @@ fn the_fastest_kernels_are_the_expected_ones() {
 }
 
 #[test]
+fn tiles_by_token_are_tiles_turned_over() {
+    let mut random = Random(13);
+    let all = QUANTISED
+        .into_iter()
+        .chain([GgmlType::F32, GgmlType::F16, GgmlType::BF16]);
+    for ty in all {
+        for blocks in [1, 3, 4, 6, 9] {
+            let (rows, cols) = (47, blocks * 256);
+            let bytes = random.bytes(rows * cols / ty.block_elements() * ty.block_bytes());
+            let full = Matrix::new(ty, rows, cols, &bytes).unwrap();
+            // Rows that follow each other, and rows with a gap between them.
+            let strip = full.column_strip(0..(cols / 512).max(1) * 256).unwrap();
+            for w in [full, strip] {
+                for tokens in [0, 1, 2, 3, 4, 5, 8, 9, 11, 12, 16, 17, 64, 65, 66] {
+                    let mut acts = Activations::new();
+                    let values = random.floats(tokens * w.cols());
+                    acts.set(ty.activation_format(), w.cols(), &values);
+                    let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
+                    let scalar = Kernels::named("scalar").unwrap();
+                    let mut expected = vec![f32::NAN; 39 * tokens];
+                    scalar.tile(&w, 3..42, &xs, &mut expected);
+                    for kernels in Kernels::available() {
+                        let mut out = vec![f32::NAN; 39 * tokens];
+                        let then = (tokens % 2 == 0).then_some(&full);
+                        kernels.tile_by_token(&w, 3..42, &xs, then, &mut out);
+                        let turned: Vec<f32> = (0..39 * tokens)
+                            .map(|i| out[i % tokens * 39 + i / tokens])
+                            .collect();
+                        let name = kernels.name();
+                        assert_eq!(bits(&turned), bits(&expected), "{w:?} x {tokens} on {name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn parts_are_the_products_of_strips() {
     let mut random = Random(12);
     for ty in QUANTISED {
@@ -151,7 +189,7 @@ fn parts_are_the_products_of_strips() {
             for kernels in Kernels::available() {
                 let height = 34;
                 let mut out = vec![f32::NAN; tokens * blocks * height];
-                kernels.tile_parts(&w, 2..2 + height, &xs, &mut out);
+                kernels.tile_parts(&w, 2..2 + height, &xs, Some(&w), &mut out);
                 for (b, acts) in strips.iter().enumerate() {
                     let columns = 256 * b..cols.min(256 * (b + 1));
                     let strip = w.column_strip(columns).unwrap();

@@ -7,8 +7,8 @@ use super::{Factors, load_128, load_256, load_halves, load_i16, part};
 use super::{eight_rows, f16_lone, sixteen, two_bits};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
@@ -28,12 +28,24 @@ impl Avx2 {
 
 impl RowKernel for Avx2 {
     const F16_LONE: bool = true;
-    const SIXTEEN: bool = true;
-    const SIXTEEN_FROM: usize = 2;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { eight_rows::q4_k_sixteen::<Madd>(w, xs, out) }
+        unsafe { eight_rows::q4_k_eight::<Madd>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        _fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { q4_k_terms(row, x, ahead, terms) }
     }
 
     fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
@@ -198,10 +210,12 @@ fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         let (x_fours, x_rest) = x.as_chunks::<4>();
         *out = 0.0;
         for (w, x) in fours.iter().zip(x_fours) {
-            q4_k_along::<4>(w, x, out);
+            q4_k_along::<4>(w, x.each_ref())
+                .iter()
+                .for_each(|term| *out += term);
         }
         for (w, x) in rest.iter().zip(x_rest) {
-            q4_k_along::<1>(&[*w], &[*x], out);
+            *out += q4_k_along::<1>(&[*w], [x])[0];
         }
         return;
     }
@@ -219,21 +233,33 @@ fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
     }
 }
 
-/// `N` blocks in a row, one activation.
+/// `terms[b] = row[b] · x[b]`; meanwhile asks for a row's worth of bytes at `ahead`.
+#[target_feature(enable = "avx2,f16c")]
+fn q4_k_terms(row: &[u8], x: &[&BlockQ8K], ahead: *const u8, terms: &mut [f32]) {
+    let (fours, rest) = Q4K::blocks(row).as_chunks::<4>();
+    let (x_fours, x_rest) = x.as_chunks::<4>();
+    let (out, out_rest) = terms.as_chunks_mut::<4>();
+    for (i, ((w, x), out)) in fours.iter().zip(x_fours).zip(out).enumerate() {
+        sixteen::request::<9>(ahead, 9 * i);
+        *out = q4_k_along::<4>(w, *x);
+    }
+    for ((w, x), out) in rest.iter().zip(x_rest).zip(out_rest) {
+        *out = q4_k_along::<1>(&[*w], [*x])[0];
+    }
+}
+
+/// The terms of `N` blocks in a row, one activation; the others are of no meaning.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q4_k_along<const N: usize>(w: &[[u8; 144]; N], x: &[BlockQ8K; N], acc: &mut f32) {
+fn q4_k_along<const N: usize>(w: &[[u8; 144]; N], x: [&BlockQ8K; N]) -> [f32; 4] {
     let mut sums = [_mm256_setzero_si256(); 4];
     let mut factors = Factors::zero();
     for i in 0..N {
         let w = unpack_q4_k(&w[i]);
-        sums[i] = dot_q4_k(&w, &x[i]);
-        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, &x[i]));
+        sums[i] = dot_q4_k(&w, x[i]);
+        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, x[i]));
     }
-    let terms = factors.terms::<Q4K>(sum_four_256(&sums));
-    for term in &terms[..N] {
-        *acc += term;
-    }
+    factors.terms::<Q4K>(sum_four_256(&sums))
 }
 
 /// One block, `N` activations.

@@ -4,13 +4,14 @@ use std::arch::x86_64::*;
 
 use super::two_bits;
 use super::{Factors, load_256, load_i16, part};
-use super::{f16_lone, f32_grid, load_f32x16, q8_lone, q8_panel, sixteen, store_f32x16};
-use super::{spread_mins, sum_mins, two_halves};
+use super::{along, eight, f16_lone, f32_grid, load_f32x16, q8_lone, q8_panel, sixteen};
+use super::{spread_mins, store_f32x16, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::q8_lone::{Sixteen, pair_start};
 use crate::kernels::q8_panel::{Group, MAX_ROWS, PanelBlock, Waiting};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::sixteen::Sums;
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
@@ -36,6 +37,8 @@ impl Avx512 {
 
 impl RowKernel for Avx512 {
     const SIXTEEN: bool = true;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
     const PANEL: usize = MAX_ROWS;
     const Q8_LONE: bool = true;
     const F16_LONE: bool = true;
@@ -75,9 +78,32 @@ impl RowKernel for Avx512 {
         unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
     }
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn q4_k_sixteen_ahead(
+        self,
+        w: Rows<'_, 16>,
+        xs: &[&BlockQ8K],
+        ahead: *const u8,
+        out: &mut [Sums],
+    ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { sixteen::q4_k_sixteen(w, xs, out) }
+        unsafe { sixteen::q4_k_sixteen(w, xs, ahead, out) }
+    }
+
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { eight::q4_k_eight(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { along::q4_k_terms(row, x, fours, ahead, terms) }
     }
 
     fn prefetch(self, bytes: &[u8]) {
@@ -211,7 +237,7 @@ pub(super) fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
 /// The sums of four vectors, in their order.
 #[inline]
 #[target_feature(enable = "avx2,avx512f")]
-fn sum_four(v: &[__m512i; 4]) -> __m128i {
+pub(super) fn sum_four(v: &[__m512i; 4]) -> __m128i {
     let lanes = sum_four_by_lane(v);
     let halves = _mm256_add_epi32(
         _mm512_castsi512_si256(lanes),

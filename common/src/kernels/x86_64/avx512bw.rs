@@ -5,11 +5,12 @@ use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
 use super::part;
-use super::sixteen::{Head, nibbles, words};
+use super::sixteen::{Head, nibbles, request, words};
 use super::through_avx2;
 use super::{f16_lone, f32_grid};
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::sixteen::Sums;
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
@@ -33,6 +34,8 @@ impl Avx512Bw {
 impl RowKernel for Avx512Bw {
     const SIXTEEN: bool = true;
     const F16_LONE: bool = true;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
 
     fn name(self) -> &'static str {
         "avx512"
@@ -55,21 +58,42 @@ impl RowKernel for Avx512Bw {
         unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
     }
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+        self.0.q4_k_eight(w, xs, ahead, out);
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        self.0.q4_k_terms(row, x, fours, ahead, terms);
+    }
+
+    fn q4_k_sixteen_ahead(
+        self,
+        w: Rows<'_, 16>,
+        xs: &[&BlockQ8K],
+        ahead: *const u8,
+        out: &mut [Sums],
+    ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q4_k_sixteen(w, xs, out) }
+        unsafe { q4_k_sixteen(w, xs, ahead, out) }
     }
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0 | 1 => add_block::<1>(w, xs, out),
-            2..=4 => add_block::<4>(w, xs, out),
-            5..=16 => add_block::<16>(w, xs, out),
-            _ => add_block::<TOKENS>(w, xs, out),
+            0 | 1 => add_block::<1>(w, xs, ahead, out),
+            2..=4 => add_block::<4>(w, xs, ahead, out),
+            5..=16 => add_block::<16>(w, xs, ahead, out),
+            _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -77,11 +101,18 @@ fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+fn add_block<const T: usize>(
+    w: Rows<'_, 16>,
+    xs: &[&BlockQ8K],
+    ahead: *const u8,
+    out: &mut [Sums],
+) {
     let head = Head::new(words(&w, 0));
+    request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
     for p in 0..4 {
         let q = nibbles(&w, p);
+        request::<8>(ahead, 4 + 8 * p);
         let scales = [twice(head.scale(2 * p)), twice(head.scale(2 * p + 1))];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));

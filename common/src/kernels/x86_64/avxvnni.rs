@@ -5,8 +5,8 @@ use super::avx2::Avx2;
 use super::eight_rows;
 use super::step::Vnni;
 use super::through_avx2;
+use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Blocks, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has AVX-VNNI, AVX2 and F16C.
@@ -21,8 +21,8 @@ impl AvxVnni {
 }
 
 impl RowKernel for AvxVnni {
-    const SIXTEEN: bool = true;
-    const SIXTEEN_FROM: usize = Avx2::SIXTEEN_FROM;
+    const EIGHT: bool = true;
+    const TERMS: bool = true;
     const F16_LONE: bool = true;
 
     fn name(self) -> &'static str {
@@ -35,8 +35,19 @@ impl RowKernel for AvxVnni {
         self.0.f16_lone(row, x, ahead)
     }
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { eight_rows::q4_k_sixteen::<Vnni>(w, xs, out) }
+        unsafe { eight_rows::q4_k_eight::<Vnni>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_terms(
+        self,
+        row: &[u8],
+        x: &[&BlockQ8K],
+        fours: &[Four],
+        ahead: *const u8,
+        terms: &mut [f32],
+    ) {
+        self.0.q4_k_terms(row, x, fours, ahead, terms);
     }
 }

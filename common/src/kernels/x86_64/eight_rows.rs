@@ -1,29 +1,32 @@
-//! One Q4_K block of each of sixteen rows, eight rows a vector of 256 bits: AVX2 or AVX-VNNI.
+//! One Q4_K block of each of eight rows, a row a lane of 256 bits: AVX2 or AVX-VNNI.
 
 use std::arch::x86_64::*;
 
 use super::part;
+use super::sixteen::request;
 use super::step::{Step, twice};
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::q4_k::Rows;
 use crate::quant::BlockQ8K;
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
 const TOKENS: usize = 64;
 
-/// A block of each of eight rows.
-type Rows<'a> = [&'a [u8; 144]; 8];
+type Eight<'a> = Rows<'a, 8>;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn q4_k_sixteen<S: Step>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
-    for (half, rows) in w.as_chunks::<8>().0.iter().enumerate() {
-        for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-            // Clearing the sums of absent tokens would cost more than a few tokens' products.
-            match xs.len() {
-                0..=4 => add_block::<S, 4>(rows, half, xs, out),
-                5..=16 => add_block::<S, 16>(rows, half, xs, out),
-                _ => add_block::<S, TOKENS>(rows, half, xs, out),
-            }
+pub(super) fn q4_k_eight<S: Step>(
+    w: Eight<'_>,
+    xs: &[&BlockQ8K],
+    ahead: *const u8,
+    out: &mut [[f32; 8]],
+) {
+    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
+        // Clearing the sums of absent tokens would cost more than a few tokens' products.
+        match xs.len() {
+            0..=4 => add_block::<S, 4>(w, xs, ahead, out),
+            5..=16 => add_block::<S, 16>(w, xs, ahead, out),
+            _ => add_block::<S, TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -32,15 +35,18 @@ pub(super) fn q4_k_sixteen<S: Step>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn add_block<S: Step, const T: usize>(
-    w: &Rows<'_>,
-    half: usize,
+    w: Eight<'_>,
     xs: &[&BlockQ8K],
-    out: &mut [Sums],
+    ahead: *const u8,
+    out: &mut [[f32; 8]],
 ) {
-    let head = Head::new(words(w, 0));
+    let head = Head::new(words(&w, 0));
+    request::<2>(ahead, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
-        for (i, q) in nibbles(w, p).iter().enumerate() {
+        let q = nibbles(&w, p);
+        request::<4>(ahead, 2 + 4 * p);
+        for (i, q) in q.iter().enumerate() {
             let j = 2 * p + i;
             // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
             let scale = unsafe { S::spread(byte(&head.scales, j)) };
@@ -52,16 +58,16 @@ fn add_block<S: Step, const T: usize>(
     }
     let mins: [__m256i; 8] = std::array::from_fn(|j| twice(byte(&head.mins, j)));
     for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-        head.add_terms(*sum, &mins, x, &mut out.as_chunks_mut().0[half]);
+        head.add_terms(*sum, &mins, x, out);
     }
 }
 
 /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn words(w: &Rows<'_>, at: usize) -> [__m256i; 4] {
+fn words(w: &Eight<'_>, at: usize) -> [__m256i; 4] {
     let load = |r: usize| {
-        let bytes: &[u8; 16] = part(w[r], at);
+        let bytes: &[u8; 16] = part(w.row(r), at);
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
@@ -85,7 +91,7 @@ fn words(w: &Rows<'_>, at: usize) -> [__m256i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(w: &Rows<'_>, p: usize) -> [[__m256i; 8]; 2] {
+fn nibbles(w: &Eight<'_>, p: usize) -> [[__m256i; 8]; 2] {
     let mask = _mm256_set1_epi8(15);
     let mut q = [[_mm256_setzero_si256(); 8]; 2];
     for half in 0..2 {

@@ -4,10 +4,12 @@ use std::arch::x86_64::*;
 
 use crate::quant::{BlockQ8K, SuperBlock};
 
+mod along;
 mod avx2;
 mod avx512;
 mod avx512bw;
 mod avxvnni;
+mod eight;
 mod eight_rows;
 mod f16_lone;
 mod f32_grid;

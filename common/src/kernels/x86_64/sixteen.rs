@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::part;
-use crate::kernels::sixteen::{Blocks, Sums};
+use crate::kernels::q4_k::Rows;
+use crate::kernels::sixteen::Sums;
 use crate::quant::BlockQ8K;
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
@@ -11,14 +12,15 @@ const TOKENS: usize = 64;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+pub(super) fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0 | 1 => add_block::<1>(w, xs, out),
-            2..=4 => add_block::<4>(w, xs, out),
-            5..=16 => add_block::<16>(w, xs, out),
-            _ => add_block::<TOKENS>(w, xs, out),
+            0 | 1 => add_block::<1>(w, xs, ahead, out),
+            2..=4 => add_block::<4>(w, xs, ahead, out),
+            5..=16 => add_block::<16>(w, xs, ahead, out),
+            17..=32 => add_block::<32>(w, xs, ahead, out),
+            _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -26,11 +28,18 @@ pub(super) fn q4_k_sixteen(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+fn add_block<const T: usize>(
+    w: Rows<'_, 16>,
+    xs: &[&BlockQ8K],
+    ahead: *const u8,
+    out: &mut [Sums],
+) {
     let head = Head::new(words(&w, 0));
+    request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
     for p in 0..4 {
         let q = nibbles(&w, p);
+        request::<8>(ahead, 4 + 8 * p);
         let scales = [head.scale(2 * p), head.scale(2 * p + 1)];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));
@@ -44,9 +53,9 @@ fn add_block<const T: usize>(w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) 
 /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn words(w: &Blocks<'_>, at: usize) -> [__m512i; 4] {
+pub(super) fn words(w: &Rows<'_, 16>, at: usize) -> [__m512i; 4] {
     let load = |r: usize| {
-        let bytes: &[u8; 16] = part(w[r], at);
+        let bytes: &[u8; 16] = part(w.row(r), at);
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
@@ -84,7 +93,7 @@ pub(super) fn transpose(load: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn nibbles(w: &Blocks<'_>, p: usize) -> [__m512i; 16] {
+pub(super) fn nibbles(w: &Rows<'_, 16>, p: usize) -> [__m512i; 16] {
     let mask = _mm512_set1_epi8(15);
     let mut q = [_mm512_setzero_si512(); 16];
     for half in 0..2 {
@@ -201,10 +210,19 @@ fn byte(words: __m512i, i: usize) -> __m512i {
     _mm512_and_si512(_mm512_srl_epi32(words, shift), _mm512_set1_epi32(255))
 }
 
+/// Asks for `N` cache lines, the `first` one of those at `ahead` and its successors.
+#[inline(always)]
+pub(super) fn request<const N: usize>(ahead: *const u8, first: usize) {
+    for line in first..first + N {
+        // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast()) };
+    }
+}
+
 /// Asks for the cache lines of `bytes`, in their order.
 pub(super) fn prefetch(bytes: &[u8]) {
     for line in bytes.chunks(64) {
         // SAFETY: a prefetch reads nothing; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }
 }

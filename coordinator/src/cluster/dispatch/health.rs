@@ -81,6 +81,11 @@ impl Health {
         self.outstanding.saturating_mul(u64::from(FULL_WEIGHT)) / u64::from(self.weight.max(1))
     }
 
+    #[cfg(test)]
+    pub(super) fn outstanding(&self) -> u64 {
+        self.outstanding
+    }
+
     pub(super) fn sent(&mut self, products: u64) {
         self.outstanding = self.outstanding.saturating_add(products);
     }
@@ -101,6 +106,11 @@ impl Health {
         now: Instant,
     ) -> bool {
         let in_time = took <= self.latency.late_after(products, limits).min(fair);
+        if in_time && self.standing != Standing::Good {
+            // What it took while something was wrong with it says nothing about now.
+            self.latency = Latency::default();
+            self.answers = 0;
+        }
         self.latency.record(products, took);
         self.answers += 1;
         self.usual = products;
@@ -137,6 +147,11 @@ impl Health {
         let due = self.standing != Standing::Good && !self.probing && now >= self.next_probe;
         self.probing |= due;
         due
+    }
+
+    /// There was nothing to probe it with: the next chance will do.
+    pub(super) fn not_probed(&mut self) {
+        self.probing = false;
     }
 
     /// A probe ended, in whatever way, or could not be sent.

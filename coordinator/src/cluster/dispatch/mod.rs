@@ -137,6 +137,16 @@ impl Dispatcher {
         self.router().standings()
     }
 
+    /// Products by which the loads of the nodes differ from what they were really asked for, while
+    /// no layer is pending.
+    #[cfg(test)]
+    pub(super) fn phantom_load(&self) -> u64 {
+        let outstanding = self.router().outstanding();
+        let probes = self.probes();
+        let differs = |(node, load): &(_, u64)| load.abs_diff(probes.products_of(*node));
+        outstanding.iter().map(differs).sum()
+    }
+
     fn router(&self) -> MutexGuard<'_, Router> {
         // What a panic in the middle of a decision leaves behind is at worst a stale estimate.
         self.router.lock().unwrap_or_else(PoisonError::into_inner)

@@ -5,16 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::{Span, TileRect, TileSet};
+use ds4_common::tiles::{Grid, Span, TileRect, TileSet};
 use ds4_proto::wire::EncodedBatch;
 
 use super::piece::products;
 use super::{Dispatcher, counters};
 use crate::cluster::combine::count_rows;
+#[cfg(test)]
+use crate::cluster::fabric::NodeId;
 use crate::cluster::fabric::{Call, CallId, Forgotten, ViewNode};
 
 /// A node that has no answer by then is to drop the probe.
-const PROBE_DEADLINE: Duration = Duration::from_secs(10);
+const PROBE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Tokens of a batch that are looked at for one that a node has experts of.
+const TOKENS_TRIED: usize = 16;
 
 /// Probes without an answer, by slot: at most one a connection.
 #[derive(Debug, Default)]
@@ -32,6 +37,12 @@ struct Probe {
 }
 
 impl Probes {
+    #[cfg(test)]
+    pub(super) fn products_of(&self, node: NodeId) -> u64 {
+        let open = self.open.values().filter(|probe| probe.node.id == node);
+        open.map(|probe| probe.products).sum()
+    }
+
     fn take_overdue(&mut self, now: Instant) -> Vec<Probe> {
         let overdue = |_: &u64, probe: &mut Probe| now >= probe.sent + PROBE_DEADLINE;
         let taken = self.open.extract_if(.., overdue);
@@ -68,33 +79,36 @@ impl Dispatcher {
         }
         let due = self.router().due_probes(now);
         for node in due {
-            if !self.send_probe(batch, &node, now) {
-                self.router().probed(node.id, now);
+            match small_work(self.settings.shape.grid, batch, &node) {
+                None => self.router().not_probed(node.id),
+                Some((token, tiles)) => {
+                    if !self.send_probe(batch, token, tiles, &node, now) {
+                        self.router().probed(node.id, now);
+                    }
+                }
             }
         }
     }
 
     /// Returns whether the probe is on its way.
-    fn send_probe(&self, batch: &ExpertBatch, node: &ViewNode, now: Instant) -> bool {
+    fn send_probe(
+        &self,
+        batch: &ExpertBatch,
+        token: usize,
+        tiles: TileSet,
+        node: &ViewNode,
+        now: Instant,
+    ) -> bool {
         let grid = self.settings.shape.grid;
-        let held = node.held.rects(batch.layer).iter();
-        let rect = held
-            .map(|rect| {
-                let blocks = Span::new(rect.blocks.start, rect.blocks.start + 1);
-                TileRect { blocks, ..*rect }
-            })
-            .find(|rect| count_rows(grid, batch, 0..1, &[*rect]) > 0);
-        let Some(tiles) = rect.and_then(|rect| TileSet::new(grid, vec![rect]).ok()) else {
-            return false;
-        };
-        let products = products(batch, 0..1, tiles.rects());
-        let rows = count_rows(grid, batch, 0..1, tiles.rects());
+        let tokens = token..token + 1;
+        let products = products(batch, tokens.clone(), tiles.rects());
+        let rows = count_rows(grid, batch, tokens.clone(), tiles.rects());
         // Until the probe is in the list its answer must not be looked for.
         let mut probes = self.probes();
         probes.last += 1;
         let slot = probes.last;
         let sent = node.link.send(Call {
-            encoded: EncodedBatch::new(batch, 0..1),
+            encoded: EncodedBatch::new(batch, tokens),
             tiles: Arc::new(tiles),
             expected: rows * self.settings.shape.row_bytes(),
             deadline: now + PROBE_DEADLINE,
@@ -115,4 +129,20 @@ impl Dispatcher {
         self.router().sent(node.id, products);
         true
     }
+}
+
+/// A token of `batch` and one block of what the node holds that make a row together.
+fn small_work(grid: Grid, batch: &ExpertBatch, node: &ViewNode) -> Option<(usize, TileSet)> {
+    let held = node.held.rects(batch.layer).iter();
+    let (token, rect) = held
+        .map(|rect| TileRect {
+            blocks: Span::new(rect.blocks.start, rect.blocks.start + 1),
+            ..*rect
+        })
+        .find_map(|rect| {
+            let has_row = |token: &usize| count_rows(grid, batch, *token..token + 1, &[rect]) > 0;
+            let token = (0..batch.tokens.min(TOKENS_TRIED)).find(has_row)?;
+            Some((token, rect))
+        })?;
+    Some((token, TileSet::new(grid, vec![rect]).ok()?))
 }

@@ -372,10 +372,23 @@ impl Router {
         due.collect()
     }
 
+    pub(super) fn not_probed(&mut self, id: NodeId) {
+        if let Some(health) = self.health(id) {
+            health.not_probed();
+        }
+    }
+
     pub(super) fn probed(&mut self, id: NodeId, now: Instant) {
         if let Some(health) = self.health(id) {
             health.probed(now);
         }
+    }
+
+    /// Products that each node was asked for and has not answered.
+    #[cfg(test)]
+    pub(super) fn outstanding(&self) -> Vec<(NodeId, u64)> {
+        let nodes = self.view.nodes.iter().zip(&self.health);
+        nodes.map(|(node, h)| (node.id, h.outstanding())).collect()
     }
 
     /// How each node stands.
@@ -384,6 +397,11 @@ impl Router {
         nodes
             .map(|(node, health)| (Arc::clone(&node.name), health.standing()))
             .collect()
+    }
+
+    /// Whether a node is away that may return.
+    pub(super) fn awaits_nodes(&self) -> bool {
+        !self.view.absent.is_empty()
     }
 
     /// Tiles of a layer that nobody has now, for a person.

@@ -26,7 +26,7 @@ struct Waiting {
 
 /// What the link's task has to do after a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(in crate::cluster) enum Next {
     Read,
     /// The node is about to stop: it gets no more work, but its answers are read.
     Drain,
@@ -53,14 +53,14 @@ struct State {
 
 /// The calls of one connection.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(in crate::cluster) struct Calls {
     metrics: Arc<NodeMetrics>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
 impl Calls {
-    pub(super) fn new(
+    pub(in crate::cluster) fn new(
         metrics: Arc<NodeMetrics>,
         clock: Arc<dyn Clock>,
         outbound: mpsc::Sender<pb::ComputeRequest>,
@@ -118,7 +118,7 @@ impl Calls {
     }
 
     /// The connection is gone: everything that waits has failed, and so will what comes.
-    pub(super) fn close(&self, fault: &str) {
+    pub(in crate::cluster) fn close(&self, fault: &str) {
         self.with(|state| {
             state.lost = Some(fault.to_owned());
             state.on_wire.clear();
@@ -130,8 +130,14 @@ impl Calls {
         });
     }
 
+    /// Calls that have no answer yet.
+    #[cfg(test)]
+    pub(in crate::cluster) fn waiting(&self) -> usize {
+        self.with(|state| state.waiting.len())
+    }
+
     /// Whether the connection was good for an answer.
-    pub(super) fn was_useful(&self) -> bool {
+    pub(in crate::cluster) fn was_useful(&self) -> bool {
         self.with(|state| state.useful)
     }
 
@@ -139,7 +145,10 @@ impl Calls {
     ///
     /// # Errors
     /// The node broke the protocol; the stream is to be dropped.
-    pub(super) fn reply(&self, kind: Option<compute_reply::Kind>) -> Result<Next, String> {
+    pub(in crate::cluster) fn reply(
+        &self,
+        kind: Option<compute_reply::Kind>,
+    ) -> Result<Next, String> {
         let at = self.clock.now();
         match kind {
             Some(compute_reply::Kind::Rows(rows)) => {

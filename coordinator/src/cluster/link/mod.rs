@@ -1,7 +1,7 @@
 //! One task a node: it owns the connection, brings it up, and brings it up again. Each time the
 //! node is asked anew what it is, since it may have changed meanwhile.
 
-mod calls;
+pub(super) mod calls;
 mod describe;
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use ds4_common::tiles::Holdings;
 use ds4_proto::channel;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
 use ds4_proto::pb::{self, compute_reply, compute_request};
+use ds4_proto::tls;
 use ds4_proto::wire::{NodeInfo, clip, decode_welcome, hello};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -231,7 +232,10 @@ async fn read(target: &Target, calls: &Calls, mut inbound: Streaming<pb::Compute
 }
 
 /// An error with its causes on one line; transport errors hide the telling part in their source.
-pub(super) fn reason(error: &dyn std::error::Error) -> String {
+pub(super) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    if let Some(text) = tls::explain(error) {
+        return clip(&text, MAX_TEXT_BYTES);
+    }
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -244,8 +248,13 @@ pub(super) fn reason(error: &dyn std::error::Error) -> String {
     clip(&text, MAX_TEXT_BYTES)
 }
 
-/// A status for a person: its message, or its code where it has none.
+/// A status for a person: what the transport says below it, its message, or its code where it
+/// has none.
 pub(super) fn status_text(status: &tonic::Status) -> String {
+    // A status without a cause came from the node.
+    if std::error::Error::source(status).is_some() {
+        return reason(status);
+    }
     match status.message() {
         "" => status.code().description().to_owned(),
         message => clip(message, MAX_TEXT_BYTES),

@@ -201,3 +201,21 @@ fn hedges_are_bounded_when_everything_is_slow() {
     // 80 calls if both work, a tenth on top, the burst, and some probes.
     assert!(calls() - before <= 80 + 8 + 16 + 12, "{}", calls() - before);
 }
+
+#[test]
+fn what_waited_for_a_node_is_cut_as_it_holds_it_when_it_returns() {
+    let strips = GRID.cut(1, 3).expect("cut");
+    // The second holds its two strips apart, so that nobody may ask it for both in one.
+    let mut cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[1], strips[2]]]);
+    let backend = cluster.connect(None).expect("cluster");
+    let node = cluster.nodes.remove(1);
+    let address = node.address().to_string();
+    assert!(cluster.runtime.block_on(node.stop()));
+    wait_until("the loss is seen", || backend.faults().len() == 1);
+    let batch = batch(0, 3);
+    let pending = backend.begin(Arc::clone(&batch)).expect("begun");
+    cluster.add(&[strips[1], strips[2]], &address, &settings());
+    let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
+    pending.finish(&|| false, &mut out).expect("rows");
+    assert_eq!(bits(&out), bits(&alone(&batch)));
+}

@@ -293,3 +293,56 @@ fn a_refusal_reaches_the_caller_on_one_line() {
         "{reason}"
     );
 }
+
+/// The impostor before an honest node: both hold everything.
+fn beside_an_honest_node(
+    answer: fn(pb::Work) -> compute_reply::Kind,
+) -> (Cluster, ClusterBackend, Arc<script::OwnScript>) {
+    let cluster = Cluster::whole(1);
+    let options = ClusterOptions {
+        nodes: vec![
+            Impostor::new(answer).serve(&cluster.runtime),
+            cluster.addresses()[0].clone(),
+        ],
+        ..quick()
+    };
+    let (backend, own) = cluster.connect_with_own(&options);
+    (cluster, backend, own)
+}
+
+#[test]
+fn whoever_answers_with_garbage_is_replaced_within_the_layer() {
+    let answers: [fn(pb::Work) -> compute_reply::Kind; 3] = [
+        |work| rows(work.id, 3),
+        |work| rows(work.id + 77, 32),
+        |work| {
+            compute_reply::Kind::Failure(pb::Failure {
+                id: work.id,
+                kind: pb::FailureKind::Internal.into(),
+                message: "no".to_owned(),
+            })
+        },
+    ];
+    for answer in answers {
+        let (cluster, backend, own) = beside_an_honest_node(answer);
+        for i in 0..20 {
+            check(&backend, &batch(i % SHAPE.layers, 1 + i % 5));
+        }
+        assert_eq!(own.computed.load(Ordering::SeqCst), 0, "a node could");
+        assert!(cluster.nodes[0].counters().calls >= 20);
+    }
+}
+
+#[test]
+fn the_own_file_replaces_the_only_node_that_answers_with_garbage() {
+    let cluster = Cluster::new();
+    let options = ClusterOptions {
+        nodes: vec![Impostor::new(|work| rows(work.id, 3)).serve(&cluster.runtime)],
+        ..quick()
+    };
+    let (backend, own) = cluster.connect_with_own(&options);
+    for i in 0..8 {
+        check(&backend, &batch(i % SHAPE.layers, 2));
+    }
+    assert!(own.computed.load(Ordering::SeqCst) >= 8 * u64::from(GRID.blocks));
+}

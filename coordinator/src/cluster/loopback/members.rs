@@ -1,9 +1,14 @@
 //! Nodes that join, leave, drain and come back changed; two coordinators at the same nodes.
 
+use std::net::SocketAddr;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
+use ds4_proto::security::Security;
+use futures::future::BoxFuture;
+
 use super::*;
-use crate::cluster::NodeState;
+use crate::cluster::{NodeState, Resolver};
 
 fn free_address() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -91,10 +96,65 @@ fn a_name_stands_for_its_addresses() {
     let nowhere = ClusterOptions {
         nodes: vec!["dns:no-such-host.invalid:1".to_owned()],
         patience: Duration::from_millis(300),
+        security: Security::Insecure,
         ..quick()
     };
     let error = cluster.connect_with(&nowhere).expect_err("nobody is there");
     assert!(matches!(error, ClusterError::Uncovered { .. }), "{error}");
+}
+
+/// A name server that says what it was told last.
+#[derive(Debug, Default)]
+struct Records(Mutex<Vec<SocketAddr>>);
+
+impl Records {
+    fn set(&self, addresses: &[String]) {
+        let parse = |text: &String| text.parse().expect("an address");
+        *self.0.lock().expect("lock") = addresses.iter().map(parse).collect();
+    }
+}
+
+impl Resolver for Records {
+    fn lookup<'a>(&'a self, _: &'a str) -> BoxFuture<'a, std::io::Result<Vec<SocketAddr>>> {
+        let addresses = self.0.lock().expect("lock").clone();
+        Box::pin(async move { Ok(addresses) })
+    }
+}
+
+#[test]
+fn nodes_come_and_go_with_the_records_of_their_name() {
+    let mut cluster = Cluster::whole(3);
+    let addresses = cluster.addresses();
+    let records = Arc::<Records>::default();
+    records.set(&addresses[..1]);
+    let options = ClusterOptions {
+        nodes: vec!["dns:experts:7".to_owned()],
+        resolver: Arc::clone(&records) as _,
+        resolve_interval: Duration::from_millis(5),
+        // A name may lead away from this machine, for all that anybody knows.
+        security: Security::Insecure,
+        ..quick()
+    };
+    let backend = cluster.connect_with(&options).expect("cluster");
+    let begun = |node: usize| cluster.own[node].begun.load(Ordering::SeqCst);
+    check(&backend, &batch(0, 2));
+    records.set(&addresses[..2]);
+    work_until("the second has work", &backend, || begun(1) > 0);
+    // One that is no longer named stays until it stops: its records go before its process does.
+    records.set(&addresses[1..]);
+    work_until("the third has work", &backend, || begun(2) > 0);
+    assert_eq!(backend.nodes().len(), 3);
+    let node = cluster.nodes.remove(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| cluster.runtime.block_on(node.stop()));
+        work_until("the first has left", &backend, || {
+            backend.nodes().len() == 2
+        });
+    });
+    assert!(backend.faults().is_empty(), "who has left is not missed");
+    let names: Vec<String> = backend.nodes().iter().map(|n| n.name.to_string()).collect();
+    assert_eq!(names.len(), 2);
+    assert!(addresses[1..].iter().all(|address| names.contains(address)));
 }
 
 #[test]

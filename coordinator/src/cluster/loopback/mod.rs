@@ -4,6 +4,7 @@ mod cancel;
 mod cuts;
 mod failover;
 mod faults;
+mod figures;
 mod foreign;
 mod members;
 mod real;
@@ -13,7 +14,7 @@ mod script;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::Identity;
 use ds4_expert_node::node::{NodeSettings, RunningNode};
@@ -21,21 +22,10 @@ use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use super::scripted::{FINGERPRINT, GRID, SHAPE, alone, batch, bits};
 use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation};
 use crate::engine::{ExpertBackend, ExpertError};
 use script::{Knobs, OwnScript, Script};
-
-const GRID: Grid = Grid {
-    experts: 6,
-    blocks: 3,
-};
-const SHAPE: Shape = Shape {
-    layers: 4,
-    hidden: 8,
-    used: 3,
-    grid: GRID,
-};
-const FINGERPRINT: [u8; 32] = [5; 32];
 
 /// A runtime with running nodes.
 struct Cluster {
@@ -179,43 +169,6 @@ fn expectation() -> Expectation {
     }
 }
 
-/// Some work whose values differ between tokens and calls.
-fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
-    let used = SHAPE.used;
-    let mut state = (layer * 1000 + tokens) as u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 8
-    };
-    let routes = (0..tokens)
-        .flat_map(|_| {
-            let first = next() % GRID.experts;
-            let weight = (next() % 1000) as f32 / 700.0;
-            // Different experts of a token, not in ascending order.
-            (0..used as u32).map(move |slot| Route {
-                expert: (first + slot * 5) % GRID.experts,
-                weight: weight + slot as f32,
-            })
-        })
-        .collect();
-    let input = (0..tokens * SHAPE.hidden)
-        .map(|_| next() as f32 / 9e6 - 0.9)
-        .collect();
-    Arc::new(ExpertBatch {
-        layer,
-        tokens,
-        used,
-        routes,
-        input: ExpertInput::F32(input),
-        round: true,
-    })
-}
-
-/// What one holder of everything computes, without any wire.
-fn alone(batch: &ExpertBatch) -> Vec<f32> {
-    script::rows(GRID, batch, &[GRID.whole()]).0
-}
-
 fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<f32>, ExpertError> {
     let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
     backend
@@ -246,8 +199,4 @@ fn work_until(what: &str, backend: &dyn ExpertBackend, mut done: impl FnMut() ->
 fn check(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) {
     let found = compute(backend, batch).expect("rows");
     assert_eq!(bits(&found), bits(&alone(batch)), "layer {}", batch.layer);
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertInput, ExpertStore, Route};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::quant::ActivationFormat;
-use ds4_expert_node::load::ModelConfig;
+use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::tiles::{GridCut, TileChoice};
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 
@@ -93,8 +93,10 @@ impl Model {
         for tiles in tiles {
             let config = NodeConfig {
                 model: ModelConfig {
-                    paths: vec![self.path.clone()],
-                    tiles,
+                    source: WeightSource::Model {
+                        paths: vec![self.path.clone()],
+                        tiles,
+                    },
                     kernels: Kernels::detect(),
                     populate: true,
                 },

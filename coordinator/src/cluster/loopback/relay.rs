@@ -1,4 +1,5 @@
-//! A network between coordinator and node that can be cut without anybody being told.
+//! A network between coordinator and node that can be cut without anybody being told, and that can
+//! end connections like the system of a process that was killed.
 
 use std::sync::Arc;
 
@@ -12,28 +13,42 @@ use tokio::sync::watch;
 pub(super) struct Relay {
     pub(super) address: String,
     cut: Arc<watch::Sender<bool>>,
+    dead: Arc<watch::Sender<bool>>,
 }
 
 impl Relay {
     /// To the node at `target`, until the runtime ends.
     pub(super) fn start(runtime: &Runtime, target: String) -> Self {
         let cut = Arc::new(watch::channel(false).0);
-        let state = Arc::clone(&cut);
+        let dead = Arc::new(watch::channel(false).0);
+        let states = [Arc::clone(&cut), Arc::clone(&dead)];
         let address = runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
             let address = listener.local_addr().expect("address").to_string();
             tokio::spawn(async move {
                 while let Ok((client, _)) = listener.accept().await {
-                    tokio::spawn(connect(client, target.clone(), state.subscribe()));
+                    let [cut, mut dead] = states.each_ref().map(|state| state.subscribe());
+                    let connection = connect(client, target.clone(), cut);
+                    tokio::spawn(async move {
+                        tokio::select! {
+                            () = connection => {}
+                            _ = dead.wait_for(|dead| *dead) => {}
+                        }
+                    });
                 }
             });
             address
         });
-        Relay { address, cut }
+        Relay { address, cut, dead }
     }
 
     pub(super) fn cut(&self, cut: bool) {
         self.cut.send_replace(cut);
+    }
+
+    /// Ends all connections, and each new one at once.
+    pub(super) fn kill(&self) {
+        self.dead.send_replace(true);
     }
 }
 
@@ -45,8 +60,8 @@ async fn connect(client: TcpStream, target: String, mut cut: watch::Receiver<boo
     let _ = (client.set_nodelay(true), node.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_node, to_node) = node.into_split();
-    tokio::spawn(pass(from_client, to_node, cut.clone()));
-    pass(from_node, to_client, cut).await;
+    let there = pass(from_client, to_node, cut.clone());
+    tokio::join!(there, pass(from_node, to_client, cut));
 }
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) {

@@ -2,6 +2,7 @@
 
 use ds4_common::tiles::{TileError, TileRect};
 use ds4_proto::channel::AddressError;
+use ds4_proto::security::{DialError, PlainText};
 use ds4_proto::wire::{Mismatch, Shape, WireError};
 
 use crate::cluster::assignment::list;
@@ -18,6 +19,8 @@ pub enum ClusterError {
         address: String,
         reason: AddressError,
     },
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
     #[error("expert node {node} was not reached within {seconds} s: {reason}")]
     Unreachable {
         node: String,
@@ -42,6 +45,15 @@ pub enum ClusterError {
     Uncovered { layer: usize, tiles: Vec<TileRect> },
     #[error(transparent)]
     Grid(#[from] TileError),
+}
+
+impl From<DialError> for ClusterError {
+    fn from(error: DialError) -> Self {
+        match error {
+            DialError::Address { address, reason } => ClusterError::Address { address, reason },
+            DialError::PlainText(error) => ClusterError::PlainText(error),
+        }
+    }
 }
 
 fn shape_text(shape: &Shape) -> String {

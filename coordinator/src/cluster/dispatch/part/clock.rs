@@ -63,11 +63,13 @@ impl Part {
             counters::hedge(Hedge::Denied);
             return Ok(());
         }
-        if let [(place, _)] = &offers[..] {
-            self.place(shared, id, place, true, now);
-            return Ok(());
+        match &offers[..] {
+            [(place, rects)] if rects == self.pieces[id].tiles.rects() => {
+                self.place(shared, id, place, true, now);
+                Ok(())
+            }
+            _ => self.split(shared, id, offers, true, now),
         }
-        self.split(shared, id, offers, true, now)
     }
 
     /// Gives a call up without ending it: should the answer come after all, it is as good as any.

@@ -56,7 +56,7 @@ impl Part {
             match &offers[..] {
                 [(Place::Nobody, _)] | [] => return self.strand(shared, id, now),
                 // A node that refuses is not asked again, so that this ends.
-                [(place, _)] => {
+                [(place, rects)] if rects == self.pieces[id].tiles.rects() => {
                     if self.place(shared, id, place, false, now) {
                         return Ok(());
                     }
@@ -131,7 +131,7 @@ impl Part {
         id: PieceId,
         now: Instant,
     ) -> Result<(), ExpertError> {
-        let awaited = self.is_awaited(id);
+        let awaited = self.is_awaited(id) || shared.dispatcher.router().awaits_nodes();
         let piece = &mut self.pieces[id];
         if let Some(fault) = piece.verdict().filter(|_| !awaited) {
             return Err(final_error(fault));

@@ -20,7 +20,9 @@ impl Part {
         for id in 0..self.map.rows.len() {
             let before = leaves.len();
             self.collect(id, &mut leaves);
-            as_planned &= leaves.len() == before + 1;
+            // The same tiles in other rectangles have other rows.
+            let rects = self.pieces[id].tiles.rects();
+            as_planned &= matches!(&leaves[before..], [(found, _)] if found == rects);
         }
         let (rects, replies): (Vec<Vec<TileRect>>, Vec<Reply>) = leaves.into_iter().unzip();
         if as_planned {

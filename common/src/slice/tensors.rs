@@ -1,0 +1,125 @@
+//! Which tensors a slice of given tiles has.
+
+use std::fmt;
+use std::ops::Range;
+
+use blake3::Hash;
+
+use crate::model::HyperParams;
+use crate::quant::GgmlType;
+use crate::tiles::{BLOCK_WIDTH, Holdings, TileRect};
+
+/// Rectangles of all layers together that a slice may have.
+pub const MAX_PARTS: usize = 1 << 14;
+
+/// A matrix of an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Projection {
+    Gate,
+    Up,
+    Down,
+}
+
+impl Projection {
+    /// In the order in which a slice stores them.
+    pub const ALL: [Projection; 3] = [Projection::Gate, Projection::Up, Projection::Down];
+
+    fn name(self) -> &'static str {
+        match self {
+            Projection::Gate => "gate",
+            Projection::Up => "up",
+            Projection::Down => "down",
+        }
+    }
+}
+
+/// One tensor of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceTensor {
+    pub name: String,
+    pub layer: usize,
+    pub rect: TileRect,
+    pub projection: Projection,
+    /// Fastest first.
+    pub dims: [u64; 3],
+    pub ty: GgmlType,
+    /// From the start of the file.
+    pub offset: u64,
+    pub bytes: u64,
+    /// `None` while the tensor is not there.
+    pub hash: Option<Hash>,
+}
+
+/// A tensor without its place in a file.
+pub(super) struct Shaped {
+    pub(super) name: String,
+    pub(super) layer: usize,
+    pub(super) rect: TileRect,
+    pub(super) projection: Projection,
+    pub(super) dims: [u64; 3],
+    pub(super) ty: GgmlType,
+}
+
+/// The types of a layer's gate, up and down experts.
+pub(super) type LayerTypes = [GgmlType; 3];
+
+/// All tensors of a slice in file order; `types` has one entry a layer, `None` where nothing is
+/// held.
+pub(super) fn shaped(
+    hp: &HyperParams,
+    holdings: &Holdings,
+    types: &[Option<LayerTypes>],
+) -> Vec<Shaped> {
+    let mut all = Vec::new();
+    for (layer, types) in types.iter().enumerate() {
+        let Some(types) = types else { continue };
+        for &rect in holdings.rects(layer) {
+            for (projection, &ty) in Projection::ALL.into_iter().zip(types) {
+                all.push(Shaped {
+                    name: name(layer, projection, rect),
+                    layer,
+                    rect,
+                    projection,
+                    dims: dims(hp, projection, rect),
+                    ty,
+                });
+            }
+        }
+    }
+    all
+}
+
+/// `blk.3.ffn_gate_exps.e0-128.b2-4.weight`.
+pub(super) fn name(layer: usize, projection: Projection, rect: TileRect) -> String {
+    let TileRect { experts, blocks } = rect;
+    format!(
+        "blk.{layer}.ffn_{}_exps.e{}-{}.b{}-{}.weight",
+        projection.name(),
+        experts.start,
+        experts.end,
+        blocks.start,
+        blocks.end
+    )
+}
+
+/// The inner features of a rectangle's blocks; the last block may be narrow.
+pub(super) fn features(hp: &HyperParams, rect: TileRect) -> Range<u64> {
+    let at = |block: u32| u64::from(block) * BLOCK_WIDTH as u64;
+    at(rect.blocks.start)..at(rect.blocks.end).min(hp.expert_width as u64)
+}
+
+fn dims(hp: &HyperParams, projection: Projection, rect: TileRect) -> [u64; 3] {
+    let features = features(hp, rect);
+    let (hidden, width) = (hp.hidden as u64, features.end - features.start);
+    let experts = rect.experts.len().into();
+    match projection {
+        Projection::Gate | Projection::Up => [hidden, width, experts],
+        Projection::Down => [width, hidden, experts],
+    }
+}
+
+impl fmt::Display for SliceTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}

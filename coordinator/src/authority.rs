@@ -1,0 +1,247 @@
+//! The authority of a cluster: one key that signs every member's certificate.
+
+use std::time::{Duration, SystemTime};
+
+use ds4_proto::tls::Role;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose,
+};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Machines whose clocks are behind take new certificates too.
+const CLOCK_SKEW: Duration = Duration::from_secs(3600);
+
+/// Validity of the authority's own certificate.
+const AUTHORITY_DAYS: u32 = 3650;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    #[error("ca.key holds no private key: {0}")]
+    Key(rcgen::Error),
+    #[error("'{0}' is neither a DNS name, which may begin with '*.', nor an IP address")]
+    Name(String),
+    #[error("the certificate could not be made: {0}")]
+    Sign(rcgen::Error),
+}
+
+/// A certificate and its private key, both PEM.
+#[derive(Debug)]
+pub struct Issued {
+    pub certificate: String,
+    pub key: String,
+}
+
+/// Signs certificates.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: String,
+    key: String,
+}
+
+impl std::fmt::Debug for Authority {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// A new one, of its own kind in the world.
+    ///
+    /// # Errors
+    /// The system has no randomness.
+    pub fn generate() -> Result<Self, AuthorityError> {
+        let key = KeyPair::generate().map_err(AuthorityError::Sign)?;
+        let text = key.serialize_pem();
+        let certificate = params(&key).self_signed(&key);
+        let certificate = certificate.map_err(AuthorityError::Sign)?.pem();
+        Ok(Self::of(certificate, key, text))
+    }
+
+    /// One that [`Self::generate`] made. That the two go together shows in what it issues.
+    ///
+    /// # Errors
+    /// `key` is no private key.
+    pub fn from_pem(certificate: String, key: &str) -> Result<Self, AuthorityError> {
+        let pair = KeyPair::from_pem(key).map_err(AuthorityError::Key)?;
+        Ok(Self::of(certificate, pair, key.to_owned()))
+    }
+
+    fn of(certificate: String, pair: KeyPair, key: String) -> Self {
+        Authority {
+            issuer: Issuer::new(params(&pair), pair),
+            certificate,
+            key,
+        }
+    }
+
+    /// PEM.
+    #[must_use]
+    pub fn certificate(&self) -> &str {
+        &self.certificate
+    }
+
+    /// PEM, to be kept secret.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// A certificate for a `role`, called `title`, that is valid under `names` (DNS names, also
+    /// with a wildcard as first label, and IP addresses) for `days` from now.
+    ///
+    /// A node's is for servers alone, so that no node can pass for a coordinator. A coordinator's
+    /// is for clients, and for servers too, since nodes fetch slices from it; its names keep it
+    /// from passing for a node.
+    ///
+    /// # Errors
+    /// A name is no name.
+    pub fn issue(
+        &self,
+        role: Role,
+        title: &str,
+        names: &[String],
+        days: u64,
+    ) -> Result<Issued, AuthorityError> {
+        for name in names {
+            check_name(name)?;
+        }
+        let mut params = CertificateParams::new(names).map_err(AuthorityError::Sign)?;
+        params.distinguished_name = name_of(&format!("ds4 {role} {title}"));
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = match role {
+            Role::Node => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Role::Coordinator => vec![
+                ExtendedKeyUsagePurpose::ClientAuth,
+                ExtendedKeyUsagePurpose::ServerAuth,
+            ],
+        };
+        params.use_authority_key_identifier_extension = true;
+        let now = SystemTime::now();
+        params.not_before = (now - CLOCK_SKEW).into();
+        params.not_after = (now + Duration::from_secs(days.min(36_500) * DAY.as_secs())).into();
+        let key = KeyPair::generate().map_err(AuthorityError::Sign)?;
+        let certificate = params.signed_by(&key, &self.issuer);
+        Ok(Issued {
+            certificate: certificate.map_err(AuthorityError::Sign)?.pem(),
+            key: key.serialize_pem(),
+        })
+    }
+}
+
+/// What an authority's certificate says, of which its key is all that makes it different from
+/// another's: so the key alone is enough to go on signing.
+fn params(key: &KeyPair) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let id = params.key_identifier(key);
+    let id: String = id
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    params.distinguished_name = name_of(&format!("ds4 cluster {id}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let now = SystemTime::now();
+    params.not_before = (now - CLOCK_SKEW).into();
+    params.not_after = (now + DAY * AUTHORITY_DAYS).into();
+    params
+}
+
+fn name_of(text: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, text);
+    name
+}
+
+/// Whether a certificate can be for `name`: labels of letters, digits, dashes and underscores, of
+/// which the first may be `*` alone, or an IP address. Verifiers understand no more.
+///
+/// # Errors
+/// It can't.
+pub fn check_name(name: &str) -> Result<(), AuthorityError> {
+    let label = |label: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+        !label.is_empty() && label.len() <= 63 && label.bytes().all(plain)
+    };
+    let host = name.strip_prefix("*.").unwrap_or(name);
+    let is_name = name.len() <= 253 && host.split('.').all(label);
+    match is_name || name.parse::<std::net::IpAddr>().is_ok() {
+        true => Ok(()),
+        false => Err(AuthorityError::Name(name.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use webpki::EndEntityCert;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_certificate_is_for_its_names_and_addresses_alone() {
+        let authority = Authority::generate().expect("authority");
+        let listed = names(&["node-1", "*.nodes.svc", "10.0.0.7", "fd00::7"]);
+        let issued = authority.issue(Role::Node, "node-1", &listed, 30);
+        let pem = issued.expect("certificate").certificate;
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
+        let certificate = EndEntityCert::try_from(&der).expect("certificate");
+        let is_for = |name: &str| {
+            let name = ServerName::try_from(name).expect("a name");
+            certificate.verify_is_valid_for_subject_name(&name).is_ok()
+        };
+        for good in ["node-1", "NODE-1", "a.nodes.svc", "10.0.0.7", "fd00::7"] {
+            assert!(is_for(good), "{good}");
+        }
+        for bad in [
+            "node-2",
+            "nodes.svc",
+            "a.b.nodes.svc",
+            "10.0.0.8",
+            "fd00::8",
+        ] {
+            assert!(!is_for(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_that_verifiers_do_not_understand_are_refused() {
+        let authority = Authority::generate().expect("authority");
+        let long = "a".repeat(64);
+        for bad in [
+            "",
+            "a b",
+            "*",
+            "a.*",
+            "*.",
+            "a..b",
+            "b\n",
+            "\u{e4}.de",
+            "1.2.3.4:5",
+            &long,
+        ] {
+            let issued = authority.issue(Role::Node, "x", &names(&[bad]), 30);
+            assert!(matches!(issued, Err(AuthorityError::Name(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_authority_goes_on_from_its_files() {
+        let first = Authority::generate().expect("authority");
+        let again = Authority::from_pem(first.certificate().to_owned(), first.key());
+        let again = again.expect("authority");
+        assert_eq!(again.certificate(), first.certificate());
+        assert_eq!(again.key(), first.key());
+        assert!(!format!("{again:?}").contains("PRIVATE"));
+        let error = Authority::from_pem(String::new(), "no key").expect_err("no key");
+        assert!(error.to_string().contains("ca.key"), "{error}");
+    }
+}

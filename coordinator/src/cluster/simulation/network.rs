@@ -1,0 +1,174 @@
+//! The way of messages between coordinators and nodes.
+
+use std::time::Duration;
+
+use ds4_proto::pb::{self, compute_request};
+
+use super::node::{Job, Manners, failure};
+use super::wire::{Parcel, Wire};
+use super::world::{Event, WINDOW, World};
+use crate::cluster::link::calls::Next;
+
+const MS: Duration = Duration::from_millis(1);
+
+impl World {
+    /// Puts what the coordinators have written onto the network.
+    pub(super) fn collect(&mut self) {
+        for wire in 0..self.wires.len() {
+            while let Some(up) = &mut self.wires[wire].up
+                && let Ok(message) = up.outbound.try_recv()
+            {
+                self.tally.messages += 1;
+                let at = self.now() + self.transit();
+                let Wire { generation, up, .. } = &mut self.wires[wire];
+                let up = up.as_mut().expect("it is up");
+                up.last_out = up.last_out.max(at);
+                let (at, generation) = (up.last_out, *generation);
+                let parcel = Parcel::ToNode(message.kind.expect("every request has a kind"));
+                self.schedule_at(
+                    at,
+                    Event::Parcel {
+                        wire,
+                        generation,
+                        parcel,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn transit(&mut self) -> Duration {
+        let usual = self.random.between(self.delay / 10, self.delay);
+        match self.random.chance(self.lost_percent) {
+            true => usual + self.random.between(200 * MS, 1000 * MS),
+            false => usual,
+        }
+    }
+
+    pub(super) fn deliver(&mut self, index: usize, generation: u64, parcel: Parcel) {
+        let wire = &mut self.wires[index];
+        let node = &self.nodes[wire.node];
+        let Some(up) = wire.up.as_ref().filter(|_| wire.generation == generation) else {
+            return;
+        };
+        let gone = !node.alive || up.process != node.process;
+        let at_node = matches!(parcel, Parcel::Computed(_));
+        if (wire.cut && !at_node) || (node.stopped && !matches!(parcel, Parcel::ToCoordinator(_))) {
+            wire.held_back.push((generation, parcel));
+            return;
+        }
+        match parcel {
+            Parcel::ToCoordinator(kind) => self.reply(index, kind),
+            _ if gone => {}
+            Parcel::ToNode(compute_request::Kind::Work(work)) => self.accept(index, work),
+            Parcel::ToNode(compute_request::Kind::Cancel(cancel)) => {
+                if let Some(up) = &mut self.wires[index].up {
+                    up.unanswered.cancel(cancel.id);
+                }
+            }
+            Parcel::ToNode(compute_request::Kind::Hello(_)) => panic!("the link says hello"),
+            Parcel::Computed(job) => self.computed(index, &job),
+        }
+    }
+
+    fn accept(&mut self, wire: usize, work: pb::Work) {
+        let now = self.now();
+        let Wire {
+            node,
+            generation,
+            up,
+            ..
+        } = &mut self.wires[wire];
+        let node = &mut self.nodes[*node];
+        let up = up.as_mut().expect("delivered over a connection that is up");
+        up.unanswered.accept(work.id);
+        assert!(up.unanswered.len() <= WINDOW, "the window is not kept");
+        if node.draining {
+            let id = work.id;
+            up.unanswered.finish(id);
+            self.send_back(wire, failure(id, pb::FailureKind::Draining));
+            return;
+        }
+        let at = node.schedule(&work, now, &mut self.random);
+        let job = Job {
+            work,
+            received: now,
+        };
+        let (generation, parcel) = (*generation, Parcel::Computed(job));
+        self.schedule_at(
+            at,
+            Event::Parcel {
+                wire,
+                generation,
+                parcel,
+            },
+        );
+    }
+
+    fn computed(&mut self, wire: usize, job: &Job) {
+        let now = self.now();
+        let Wire { node, up, .. } = &mut self.wires[wire];
+        let node = &self.nodes[*node];
+        let up = up.as_mut().expect("computed for a connection that is up");
+        let swallowed = node.manners == Manners::Swallows;
+        let late = node.manners == Manners::Late;
+        if up.unanswered.finish(job.work.id) {
+            self.tally.unwanted_answers += 1;
+            // Some nodes have begun already and answer nevertheless.
+            if !late && !swallowed {
+                self.send_back(wire, failure(job.work.id, pb::FailureKind::Cancelled));
+                return;
+            }
+        }
+        let answers = node.answers(job, now, &mut self.random);
+        if late && self.random.chance(50) {
+            let more = self.random.between(100 * MS, 20_000 * MS);
+            let up = self.wires[wire].up.as_mut().expect("still up");
+            up.last_in = up.last_in.max(now + more);
+        }
+        for answer in answers {
+            self.send_back(wire, answer);
+        }
+    }
+
+    fn send_back(&mut self, wire: usize, kind: Option<pb::compute_reply::Kind>) {
+        self.tally.messages += 1;
+        let at = self.now() + self.transit();
+        let Wire { generation, up, .. } = &mut self.wires[wire];
+        let Some(up) = up else { return };
+        up.last_in = up.last_in.max(at);
+        let (at, generation, parcel) = (up.last_in, *generation, Parcel::ToCoordinator(kind));
+        self.schedule_at(
+            at,
+            Event::Parcel {
+                wire,
+                generation,
+                parcel,
+            },
+        );
+    }
+
+    /// What the link's task does with a message.
+    fn reply(&mut self, wire: usize, kind: Option<pb::compute_reply::Kind>) {
+        let Wire {
+            coordinator,
+            entry,
+            up,
+            ..
+        } = &self.wires[wire];
+        let up = up.as_ref().expect("delivered over a connection that is up");
+        match up.calls.reply(kind) {
+            Ok(Next::Read) => {}
+            Ok(Next::Drain) => {
+                if let Some(entry) = entry {
+                    self.tables[*coordinator].draining(*entry);
+                }
+            }
+            Ok(Next::Leave) => self.end(wire, "it is about to stop", true),
+            Err(_) => {
+                self.tally.broken_rules += 1;
+                self.end(wire, "it broke the protocol", false);
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! A node as its peers see it: one call after the other, at its own pace, with its own manners.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ds4_common::tiles::Holdings;
+use ds4_proto::pb::{self, compute_reply};
+use ds4_proto::wire::{bytes_from_floats, decode_work};
+
+use super::random::Random;
+use crate::cluster::scripted::{GRID, SHAPE, rows};
+
+const US: Duration = Duration::from_micros(1);
+
+/// What a node does wrong in about every second reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Manners {
+    Good,
+    /// Sends an answer twice.
+    Duplicates,
+    WrongLength,
+    UnknownCall,
+    /// A message of no known kind.
+    Nonsense,
+    Welcomes,
+    Refuses,
+    Busy,
+    /// Computes and says nothing.
+    Swallows,
+    /// Answers long after everybody has stopped to care.
+    Late,
+}
+
+impl Manners {
+    pub(super) const BAD: [Manners; 9] = [
+        Manners::Duplicates,
+        Manners::WrongLength,
+        Manners::UnknownCall,
+        Manners::Nonsense,
+        Manners::Welcomes,
+        Manners::Refuses,
+        Manners::Busy,
+        Manners::Swallows,
+        Manners::Late,
+    ];
+}
+
+/// Work on its way through a node.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) work: pb::Work,
+    pub(super) received: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) held: Arc<Holdings>,
+    pub(super) alive: bool,
+    /// Counts its processes: one knows nothing of the connections of another.
+    pub(super) process: u64,
+    /// Neither computes nor answers, and nobody is told.
+    pub(super) stopped: bool,
+    pub(super) draining: bool,
+    pub(super) manners: Manners,
+    /// Times its usual time for a call.
+    pub(super) slow: u32,
+    /// When it has computed all that it has.
+    pub(super) busy_until: Duration,
+    /// Of this many products a microsecond is made of.
+    pub(super) pace: u64,
+    /// Grows with each fault, so that the end of an earlier one does not end a later one.
+    pub(super) troubles: u64,
+}
+
+impl Node {
+    pub(super) fn new(held: Arc<Holdings>, pace: u64) -> Self {
+        Node {
+            held,
+            alive: true,
+            process: 0,
+            stopped: false,
+            draining: false,
+            manners: Manners::Good,
+            slow: 1,
+            busy_until: Duration::ZERO,
+            pace,
+            troubles: 0,
+        }
+    }
+
+    /// Whether nothing is wrong with it.
+    pub(super) fn is_well(&self) -> bool {
+        self.alive
+            && !self.stopped
+            && !self.draining
+            && self.slow == 1
+            && self.manners == Manners::Good
+    }
+
+    /// As after a start.
+    pub(super) fn recover(&mut self, now: Duration) {
+        self.alive = true;
+        self.stopped = false;
+        self.draining = false;
+        self.manners = Manners::Good;
+        self.slow = 1;
+        self.busy_until = now;
+    }
+
+    /// When a call that comes now is computed.
+    pub(super) fn schedule(
+        &mut self,
+        work: &pb::Work,
+        now: Duration,
+        random: &mut Random,
+    ) -> Duration {
+        let size = u64::from(work.tokens) * (1 + work.rects.len() as u64 / 16);
+        let usual = 150 * US + US * (size * self.pace + random.below(60)) as u32;
+        self.busy_until = self.busy_until.max(now) + usual * self.slow;
+        self.busy_until
+    }
+
+    /// What it says to a call that is computed now.
+    pub(super) fn answers(
+        &self,
+        job: &Job,
+        now: Duration,
+        random: &mut Random,
+    ) -> Vec<Option<compute_reply::Kind>> {
+        let id = job.work.id;
+        let call = decode_work(&job.work, &SHAPE, &self.held).expect("only legal work is sent");
+        if now > job.received + call.deadline {
+            return vec![failure(id, pb::FailureKind::Expired)];
+        }
+        let bytes = bytes_from_floats(&rows(GRID, &call.batch, call.rects.rects()).0);
+        let answer = |id, rows| {
+            Some(compute_reply::Kind::Rows(pb::Rows {
+                id,
+                rows,
+                ..Default::default()
+            }))
+        };
+        let right = answer(id, bytes.clone());
+        if random.chance(50) {
+            return vec![right];
+        }
+        match self.manners {
+            Manners::Good | Manners::Late => vec![right],
+            Manners::Duplicates => vec![right.clone(), right],
+            Manners::WrongLength => vec![answer(id, bytes.slice(..bytes.len().saturating_sub(3)))],
+            Manners::UnknownCall => vec![answer(id + 1_000_000, bytes)],
+            Manners::Nonsense => vec![None],
+            Manners::Welcomes => vec![Some(compute_reply::Kind::Welcome(pb::Welcome::default()))],
+            Manners::Refuses => vec![failure(id, pb::FailureKind::Internal)],
+            Manners::Busy => vec![failure(id, pb::FailureKind::Busy)],
+            Manners::Swallows => Vec::new(),
+        }
+    }
+}
+
+pub(super) fn failure(id: u64, kind: pb::FailureKind) -> Option<compute_reply::Kind> {
+    Some(compute_reply::Kind::Failure(pb::Failure {
+        id,
+        kind: kind.into(),
+        message: "simulated".to_owned(),
+    }))
+}
+
+/// Calls of one connection that a node has not answered, and which of them nobody wants.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered(BTreeMap<u64, bool>);
+
+impl Unanswered {
+    pub(super) fn accept(&mut self, id: u64) {
+        assert!(
+            self.0.insert(id, false).is_none(),
+            "call {id} was sent twice"
+        );
+    }
+
+    pub(super) fn cancel(&mut self, id: u64) {
+        if let Some(cancelled) = self.0.get_mut(&id) {
+            *cancelled = true;
+        }
+    }
+
+    /// Whether it was cancelled.
+    pub(super) fn finish(&mut self, id: u64) -> bool {
+        self.0.remove(&id).unwrap_or(false)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}

@@ -1,0 +1,363 @@
+//! One seed: a cluster, its troubles, and the calls that have to survive them.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ds4_common::expert::ExpertBatch;
+use ds4_common::tiles::{Holdings, TileRect};
+
+use super::clock::SimClock;
+use super::faults::Faults;
+use super::node::Node;
+use super::random::Random;
+use super::world::{Event, Tally, World};
+use crate::cluster::OwnExperts;
+use crate::cluster::dispatch::{DispatchSettings, Dispatcher, Standing};
+use crate::cluster::fabric::{Arrival, Clock, Fabric, Mailbox, View};
+use crate::cluster::membership::Table;
+use crate::cluster::scripted::{GRID, SHAPE, alone, batch, bits, rows};
+use crate::engine::{ExpertBackend, ExpertError};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// Calls that may wait for one node while a layer is computed: parts, hedges and a probe of each.
+const MOST_WAITING: usize = 16;
+
+/// What the own file may need after the deadline.
+const HOME_TIME: Duration = Duration::from_secs(2);
+
+/// Peace in which every node has to be back at work.
+const RECOVERY: Duration = Duration::from_secs(30);
+
+/// What came of a seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) calls: u64,
+    pub(super) errors: u64,
+    pub(super) given_up: u64,
+    /// Calls with the right rows during which something went wrong with some node.
+    pub(super) troubled: u64,
+    pub(super) tally: Tally,
+    /// Of all rows and times.
+    digest: u64,
+}
+
+/// What a coordinator sees of the world.
+#[derive(Debug)]
+struct SimFabric {
+    world: Arc<Mutex<World>>,
+    clock: Arc<SimClock>,
+    table: Arc<Table>,
+}
+
+fn lock(world: &Mutex<World>) -> std::sync::MutexGuard<'_, World> {
+    // A failed check leaves its message, not the lock, as the news.
+    world.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Clock for SimFabric {
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+}
+
+impl Fabric for SimFabric {
+    fn view(&self) -> Arc<View> {
+        self.table.view()
+    }
+
+    fn wait(&self, mailbox: &Mailbox, until: Instant) -> Option<Arrival> {
+        let mut world = lock(&self.world);
+        let most = world.most_waiting();
+        assert!(most <= MOST_WAITING, "{most} calls wait for one node");
+        world.run(self.clock.since_start(until), Some(mailbox))
+    }
+}
+
+/// The coordinator's own file, which takes its time.
+#[derive(Debug)]
+struct SimOwn(Arc<Mutex<World>>);
+
+impl OwnExperts for SimOwn {
+    fn compute(
+        &self,
+        batch: &ExpertBatch,
+        tokens: Range<usize>,
+        rect: TileRect,
+        out: &mut Vec<f32>,
+    ) -> Result<(), ExpertError> {
+        let mut world = lock(&self.0);
+        world.tally.own_blocks += 1;
+        let until = world.now() + world.random.between(MS / 10, 5 * MS);
+        world.run(until, None);
+        *out = rows(GRID, &batch.part(tokens), &[rect]).0;
+        Ok(())
+    }
+}
+
+struct Simulation {
+    world: Arc<Mutex<World>>,
+    clock: Arc<SimClock>,
+    coordinators: Vec<Dispatcher>,
+    random: Random,
+    deadline: Duration,
+    own: bool,
+    gentle: bool,
+    outcome: Outcome,
+}
+
+/// Runs one seed.
+///
+/// # Panics
+/// A promise was broken.
+pub(super) fn run(seed: u64) -> Outcome {
+    let mut simulation = Simulation::new(seed);
+    simulation.trouble();
+    simulation.peace();
+    simulation.outcome.tally = lock(&simulation.world).tally;
+    simulation.outcome
+}
+
+/// Who holds what: each part of a cut of the grid at `replicas` nodes, in some clusters at others
+/// in every layer.
+fn holdings(random: &mut Random, nodes: usize, replicas: usize) -> Vec<Arc<Holdings>> {
+    let cuts = [
+        (1, 1),
+        (1, 3),
+        (2, 1),
+        (3, 1),
+        (6, 1),
+        (1, 2),
+        (2, 3),
+        (4, 2),
+    ];
+    let (groups, strips) = random.pick(&cuts);
+    let parts = GRID.cut(groups, strips).expect("a legal cut");
+    let layered = random.chance(30);
+    let holds = |node: usize, layer: usize, part: usize| {
+        let first = part + if layered { layer } else { 0 };
+        (first..first + replicas).any(|holder| holder % nodes == node)
+    };
+    let of_node = |node: usize| {
+        let rects = |layer: usize| -> Vec<TileRect> {
+            let held = (0..parts.len()).filter(|&part| holds(node, layer, part));
+            held.map(|part| parts[part]).collect()
+        };
+        let rects = (0..SHAPE.layers).map(rects).collect();
+        Arc::new(Holdings::new(GRID, rects).expect("disjoint parts"))
+    };
+    (0..nodes).map(of_node).collect()
+}
+
+impl Simulation {
+    fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let count = 1 + random.index(8);
+        let replicas = (1 + random.index(3)).min(count);
+        let held = holdings(&mut random, count, replicas);
+        let gentle = random.chance(60);
+        let own = random.chance(50);
+        let faults = Faults {
+            pause: Some(random.between(40 * MS, 5000 * MS)),
+            gentle,
+            others: if random.chance(30) {
+                held.clone()
+            } else {
+                Vec::new()
+            },
+        };
+        let nodes = held
+            .into_iter()
+            .map(|held| Node::new(held, 1 + random.below(20)));
+        let nodes = nodes.collect();
+        let clock = Arc::new(SimClock::new());
+        let tables: Vec<Arc<Table>> = (0..1 + random.below(2)).map(|_| Arc::default()).collect();
+        let fork = Random::new(random.next());
+        let mut world = World::new(Arc::clone(&clock), fork, nodes, tables.clone(), faults);
+        world.delay = random.between(MS / 5, 8 * MS);
+        world.lost_percent = random.pick(&[0, 0, 1, 5]);
+        // All are there at the start.
+        world.run(100 * MS, None);
+        world.schedule(Duration::ZERO, Event::Trouble);
+        let world = Arc::new(Mutex::new(world));
+        let deadline = random.between(Duration::from_secs(20), Duration::from_secs(60));
+        let settings = DispatchSettings {
+            cut: random.chance(20).then_some((2, 3)),
+            deadline,
+            hedge_share: random.pick(&[0.0, 0.1, 1.0]),
+            hedge_burst: random.pick(&[0.0, 4.0, 16.0]),
+            ..DispatchSettings::new(SHAPE)
+        };
+        let coordinator = |table: &Arc<Table>| {
+            let fabric = Arc::new(SimFabric {
+                world: Arc::clone(&world),
+                clock: Arc::clone(&clock),
+                table: Arc::clone(table),
+            });
+            let file = own.then(|| Arc::new(SimOwn(Arc::clone(&world))) as Arc<dyn OwnExperts>);
+            Dispatcher::new(settings.clone(), fabric, file)
+        };
+        Simulation {
+            coordinators: tables.iter().map(coordinator).collect(),
+            world,
+            clock,
+            random,
+            deadline,
+            own,
+            gentle,
+            outcome: Outcome::default(),
+        }
+    }
+
+    fn pass(&self, time: Duration) {
+        let until = self.clock.elapsed() + time;
+        lock(&self.world).run(until, None);
+    }
+
+    /// Calls while things go wrong.
+    fn trouble(&mut self) {
+        for _ in 0..15 + self.random.index(15) {
+            let batches = self.batches();
+            let coordinator = self.random.index(self.coordinators.len());
+            let patience = self.random.chance(5);
+            let patience = patience.then(|| self.random.between(MS, 1000 * MS));
+            let must = self.own || self.gentle;
+            self.call(coordinator, &batches, patience, must);
+            let idle = match self.random.chance(10) {
+                true => self.random.between(MS, 4000 * MS),
+                false => self.random.between(MS / 10, 20 * MS),
+            };
+            self.pass(idle);
+        }
+    }
+
+    /// One layer, or two at a time.
+    fn batches(&mut self) -> Vec<Arc<ExpertBatch>> {
+        let count = if self.random.chance(20) { 2 } else { 1 };
+        let one = |random: &mut Random| {
+            let tokens = if random.chance(5) {
+                40
+            } else {
+                1 + random.index(4)
+            };
+            batch(random.index(SHAPE.layers), tokens)
+        };
+        (0..count).map(|_| one(&mut self.random)).collect()
+    }
+
+    /// `must` says that nothing but right rows will do.
+    fn call(
+        &mut self,
+        coordinator: usize,
+        batches: &[Arc<ExpertBatch>],
+        patience: Option<Duration>,
+        must: bool,
+    ) {
+        let begun = self.clock.elapsed();
+        let troubles = |world: &Mutex<World>| lock(world).tally.troubles;
+        let before = troubles(&self.world);
+        let dispatcher = &self.coordinators[coordinator];
+        let pending: Vec<_> = batches
+            .iter()
+            .map(|batch| dispatcher.begin(Arc::clone(batch)))
+            .collect();
+        for (batch, pending) in batches.iter().zip(pending) {
+            // Nobody can answer before they are asked.
+            let late = (begun + self.deadline).max(self.clock.elapsed());
+            let tired = || patience.is_some_and(|p| self.clock.elapsed() >= begun + p);
+            let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
+            let result = pending.and_then(|pending| pending.finish(&tired, &mut out));
+            let ended = self.clock.elapsed();
+            self.outcome.calls += 1;
+            match result {
+                Ok(()) => {
+                    assert_eq!(bits(&out), bits(&alone(batch)), "other bits");
+                    let home = if self.own { HOME_TIME } else { Duration::ZERO };
+                    assert!(ended <= late + home, "{ended:?} is after {late:?}");
+                    self.outcome.troubled += u64::from(troubles(&self.world) != before);
+                }
+                Err(ExpertError::GivenUp) => {
+                    assert!(tired(), "nobody gave up");
+                    self.outcome.given_up += 1;
+                }
+                Err(error) => {
+                    assert!(!must, "{error}, begun {begun:?}, ended {ended:?}");
+                    assert!(ended <= late, "{ended:?} is after {late:?}: {error}");
+                    check_error(&error);
+                    self.outcome.errors += 1;
+                }
+            }
+            let sum = bits(&out)
+                .iter()
+                .fold(ended.as_nanos() as u64, |sum, bits| {
+                    (sum ^ u64::from(*bits)).wrapping_mul(0x100_0000_01b3)
+                });
+            self.outcome.digest = self.outcome.digest.rotate_left(7) ^ sum;
+        }
+        let waiting = lock(&self.world).most_waiting();
+        assert!(
+            waiting <= 1,
+            "{waiting} calls wait for a node although nobody waits for them"
+        );
+        for dispatcher in &self.coordinators {
+            assert_eq!(dispatcher.phantom_load(), 0);
+        }
+    }
+
+    /// All is well again: every node has to find back to work, and nothing may fail.
+    fn peace(&mut self) {
+        let covered = {
+            let mut world = lock(&self.world);
+            world.make_peace();
+            // A node may hold something else since its restart.
+            world.holds_everything()
+        };
+        let begun = self.clock.elapsed();
+        let mut layer = 0;
+        while self.clock.elapsed() < begun + RECOVERY {
+            let settled = self.clock.elapsed() > begun + Duration::from_secs(8);
+            for coordinator in 0..self.coordinators.len() {
+                let batch = batch(layer % SHAPE.layers, 1 + layer % 3);
+                self.call(
+                    coordinator,
+                    &[batch],
+                    None,
+                    self.own || self.gentle || (covered && settled),
+                );
+            }
+            layer += 1;
+            self.pass(200 * MS);
+            if !covered && !self.own {
+                break;
+            }
+        }
+        if !covered {
+            return;
+        }
+        let nodes = lock(&self.world).nodes.len();
+        for dispatcher in &self.coordinators {
+            let standings = dispatcher.standings();
+            assert_eq!(standings.len(), nodes, "not all are back: {standings:?}");
+            let good = standings.iter().all(|(_, s)| *s == Standing::Good);
+            assert!(good, "not all are relied on: {standings:?}");
+        }
+    }
+}
+
+/// It says who or what is at fault, and why.
+fn check_error(error: &ExpertError) {
+    let named = matches!(
+        error,
+        ExpertError::Unreachable { .. }
+            | ExpertError::Deadline { .. }
+            | ExpertError::Refused { .. }
+            | ExpertError::Malformed { .. }
+    );
+    let text = error.to_string();
+    assert!(named, "{text}");
+    assert!(
+        text.contains("node-") || text.contains("no node holds"),
+        "{text}"
+    );
+}

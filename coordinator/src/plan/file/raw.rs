@@ -1,0 +1,284 @@
+//! The fields of the file, and the checks between them and a plan.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::path::Path;
+
+use ds4_common::model::Fingerprint;
+use ds4_common::tiles::{Grid, Holdings, TileRect};
+use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_proto::limits::{MAX_AXIS, MAX_LAYERS};
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_NODES, PlanFile, PlanFileError, PlanModel, PlanNode, VERSION};
+use crate::plan::machine::{CoordinatorMachine, Machine, is_name};
+
+const HEADER: &str = "# Which node of a ds4 cluster holds which tiles, as `ds4-coord plan` writes \
+                      it.\n\n";
+
+/// The one field that all versions have.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    version: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    partial: bool,
+    model: RawModel,
+    #[serde(default, skip_serializing_if = "is_default")]
+    coordinator: CoordinatorMachine,
+    node: Vec<Machine>,
+    #[serde(default)]
+    holding: Vec<RawHolding>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawModel {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fingerprint: Option<String>,
+    layers: u32,
+    experts: u32,
+    blocks: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cut: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHolding {
+    node: String,
+    layers: String,
+    tiles: Vec<String>,
+}
+
+fn is_default(machine: &CoordinatorMachine) -> bool {
+    *machine == CoordinatorMachine::default()
+}
+
+/// Errors that name the file.
+struct Source<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn syntax(&self, error: &toml::de::Error) -> PlanFileError {
+        PlanFileError::syntax(self.file, self.text, error)
+    }
+
+    fn value(&self, place: impl Into<String>, problem: impl ToString) -> PlanFileError {
+        PlanFileError::Value {
+            file: self.file.to_path_buf(),
+            place: place.into(),
+            problem: problem.to_string(),
+        }
+    }
+
+    fn bound(&self, place: &str, value: u32, most: u32) -> Result<u32, PlanFileError> {
+        if (1..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(self.value(place, format!("{value} is not from 1 to {most}")))
+    }
+}
+
+impl PlanFileError {
+    /// TOML's errors span lines and quote the text; this is the line and the reason.
+    pub(in crate::plan) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.as_bytes().iter().take(start);
+        PlanFileError::Syntax {
+            file: file.to_path_buf(),
+            line: 1 + before.filter(|&&byte| byte == b'\n').count(),
+            problem: error.message().trim().replace('\n', ", "),
+        }
+    }
+}
+
+pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> {
+    let source = Source { file, text };
+    // First: another version may have other fields.
+    let Versioned { version } = toml::from_str(text).map_err(|e| source.syntax(&e))?;
+    if version != VERSION {
+        let file = file.to_path_buf();
+        return Err(PlanFileError::Version {
+            file,
+            found: version,
+        });
+    }
+    let raw: Raw = toml::from_str(text).map_err(|e| source.syntax(&e))?;
+    let model = model(&source, &raw.model)?;
+    check_nodes(&source, &raw.node)?;
+    let mut tiles = vec![vec![Vec::new(); model.layers]; raw.node.len()];
+    for holding in &raw.holding {
+        let named = |machine: &Machine| machine.name == holding.node;
+        let Some(node) = raw.node.iter().position(named) else {
+            let place = format!("holding of node {:?}", holding.node);
+            return Err(source.value(place, "there is no node of that name"));
+        };
+        add_holding(&source, &model, holding, &mut tiles[node])?;
+    }
+    let nodes = raw.node.into_iter().zip(tiles).map(|(machine, tiles)| {
+        let holdings = Holdings::new(model.grid, tiles)
+            .map_err(|e| source.value(format!("node {}", machine.name), e))?;
+        Ok(PlanNode { machine, holdings })
+    });
+    let nodes = nodes.collect::<Result<Vec<_>, PlanFileError>>()?;
+    let plan = PlanFile {
+        model,
+        coordinator: raw.coordinator,
+        nodes,
+        partial: raw.partial,
+    };
+    match plan.uncovered() {
+        Some((layer, rect)) if !plan.partial => {
+            let file = file.to_path_buf();
+            Err(PlanFileError::Uncovered { file, layer, rect })
+        }
+        _ => Ok(plan),
+    }
+}
+
+fn model(source: &Source<'_>, raw: &RawModel) -> Result<PlanModel, PlanFileError> {
+    let fingerprint = raw.fingerprint.as_deref().map(|text| {
+        let wrong = || source.value("model.fingerprint", "expected 64 hex digits");
+        parse_fingerprint(text).ok_or_else(wrong)
+    });
+    let grid = Grid {
+        experts: source.bound("model.experts", raw.experts, MAX_AXIS)?,
+        blocks: source.bound("model.blocks", raw.blocks, MAX_AXIS)?,
+    };
+    let cut = raw.cut.as_deref().map(|text| {
+        let cut: Result<GridCut, _> = text.parse();
+        cut.map_err(|e| source.value("model.cut", e))
+    });
+    Ok(PlanModel {
+        name: raw.name.clone(),
+        fingerprint: fingerprint.transpose()?,
+        layers: source.bound("model.layers", raw.layers, MAX_LAYERS)? as usize,
+        grid,
+        cut: cut.transpose()?,
+    })
+}
+
+fn parse_fingerprint(text: &str) -> Option<Fingerprint> {
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |[high, low]: &[u8; 2]| Some((digit(*high)? * 16 + digit(*low)?) as u8);
+    let bytes: Vec<u8> = pairs.iter().map(byte).collect::<Option<_>>()?;
+    let whole = rest.is_empty().then_some(&bytes[..])?;
+    Fingerprint::try_from(whole).ok()
+}
+
+fn check_nodes(source: &Source<'_>, nodes: &[Machine]) -> Result<(), PlanFileError> {
+    if nodes.is_empty() || nodes.len() > MAX_NODES {
+        let found = format!("there are {}, allowed are 1 to {MAX_NODES}", nodes.len());
+        return Err(source.value("node", found));
+    }
+    let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
+    for machine in nodes {
+        let name = &machine.name;
+        if !is_name(name) {
+            let rule = "a name has 1 to 63 letters, digits, '-', '_' and '.', a letter or digit \
+                        first";
+            return Err(source.value(format!("node {name:?}: name"), rule));
+        }
+        if !names.insert(name) {
+            return Err(source.value(format!("node {name}: name"), "it is there twice"));
+        }
+        if let Some(address) = &machine.address
+            && !addresses.insert(address)
+        {
+            let problem = format!("another node has {address} too");
+            return Err(source.value(format!("node {name}: address"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn add_holding(
+    source: &Source<'_>,
+    model: &PlanModel,
+    holding: &RawHolding,
+    tiles: &mut [Vec<TileRect>],
+) -> Result<(), PlanFileError> {
+    let place = |field: &str| {
+        format!(
+            "node {}, layers {:?}: {field}",
+            holding.node, holding.layers
+        )
+    };
+    let layers = parse_layers(&holding.layers, model.layers)
+        .map_err(|problem| source.value(place("layers"), problem))?;
+    if let Some(twice) = layers.clone().find(|&l| !tiles[l].is_empty()) {
+        let problem = format!("layer {twice} is in another holding of this node too");
+        return Err(source.value(place("layers"), problem));
+    }
+    let choice: Result<TileChoice, _> = holding.tiles.join("+").parse();
+    let set = choice
+        .and_then(|choice| choice.resolve(model.grid))
+        .map_err(|e| source.value(place("tiles"), e))?;
+    for layer in layers {
+        tiles[layer] = set.rects().to_vec();
+    }
+    Ok(())
+}
+
+/// `START..END` inside of the model's layers.
+fn parse_layers(text: &str, layers: usize) -> Result<Range<usize>, String> {
+    let parsed = text
+        .split_once("..")
+        .and_then(|(start, end)| Some(start.trim().parse().ok()?..end.trim().parse().ok()?));
+    match parsed {
+        Some(range) if !range.is_empty() && range.end <= layers => Ok(range),
+        Some(_) => Err(format!("the model has the layers 0..{layers}")),
+        None => Err("expected START..END".to_owned()),
+    }
+}
+
+pub(super) fn show(plan: &PlanFile) -> String {
+    let model = &plan.model;
+    let mut holding = Vec::new();
+    for node in &plan.nodes {
+        for (layers, set) in node.holdings.runs() {
+            if let Some(set) = set {
+                holding.push(RawHolding {
+                    node: node.machine.name.clone(),
+                    layers: format!("{}..{}", layers.start, layers.end),
+                    tiles: set.rects().iter().map(show_rect).collect(),
+                });
+            }
+        }
+    }
+    let raw = Raw {
+        version: VERSION,
+        partial: plan.partial,
+        model: RawModel {
+            name: model.name.clone(),
+            fingerprint: model.fingerprint.map(|f| f.to_string()),
+            layers: model.layers as u32,
+            experts: model.grid.experts,
+            blocks: model.grid.blocks,
+            cut: model
+                .cut
+                .map(|cut| format!("{}x{}", cut.groups, cut.strips)),
+        },
+        coordinator: plan.coordinator.clone(),
+        node: plan.nodes.iter().map(|n| n.machine.clone()).collect(),
+        holding,
+    };
+    // Text, integers and lists of tables, which TOML always has a form for.
+    let text = toml::to_string(&raw).unwrap_or_default();
+    format!("{HEADER}{text}")
+}
+
+/// As the node's `--tiles` takes it.
+fn show_rect(rect: &TileRect) -> String {
+    format!("experts={},blocks={}", rect.experts, rect.blocks)
+}

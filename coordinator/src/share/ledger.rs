@@ -1,0 +1,107 @@
+//! What was sent to whom, for the log and the metrics.
+
+use std::sync::{Mutex, PoisonError};
+
+use ds4_common::slice::Progress;
+use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
+
+use super::Share;
+
+const SENT: &str = "ds4_slice_sent_bytes_total";
+const DONE: &str = "ds4_slice_sent_ratio";
+const FETCHES: &str = "ds4_slice_fetches";
+
+/// Tells the recorder what the series mean.
+pub fn describe() {
+    describe_counter!(
+        SENT,
+        Unit::Bytes,
+        "Bytes of slices sent to nodes that pull them"
+    );
+    describe_gauge!(
+        DONE,
+        "How much of its slice a node that pulls it has, 0 to 1"
+    );
+    describe_gauge!(FETCHES, "Tensors on their way to nodes");
+}
+
+/// One node's pull.
+pub(super) struct Account {
+    node: String,
+    /// Bytes of all tensors before each tensor, and of all.
+    before: Vec<u64>,
+    total: u64,
+    progress: Mutex<Option<Progress>>,
+    sent: Counter,
+    done: Gauge,
+}
+
+impl Account {
+    pub(super) fn new(share: &Share) -> Self {
+        let mut total = 0;
+        let before = share.head.tensors().iter().map(|tensor| {
+            let before = total;
+            total += tensor.bytes;
+            before
+        });
+        let before = before.collect();
+        let label = || share.node.clone();
+        Account {
+            node: label(),
+            before,
+            total,
+            progress: Mutex::default(),
+            sent: counter!(SENT, "node" => label()),
+            done: gauge!(DONE, "node" => label()),
+        }
+    }
+
+    /// A fetch begins at `offset` of a tensor.
+    pub(super) fn begin(&self, tensor: usize, offset: u64) {
+        let found = self.before[tensor] + offset;
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        if progress.is_none() || tensor == 0 && offset == 0 {
+            tracing::info!(
+                node = self.node,
+                megabytes = (self.total - found) / 1_000_000,
+                of = self.total / 1_000_000,
+                "a node pulls its slice"
+            );
+            *progress = Some(Progress::new(self.total, found));
+        }
+    }
+
+    /// `bytes` more are sent, up to `end` of a tensor.
+    pub(super) fn sent(&self, tensor: usize, end: u64, bytes: u64) {
+        self.sent.increment(bytes);
+        let done = self.before[tensor] + end;
+        self.done.set(done as f64 / self.total.max(1) as f64);
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = progress.as_mut().and_then(|progress| progress.reach(done));
+        if let Some(line) = line {
+            tracing::info!(node = self.node, "sending a slice: {line}");
+        }
+        if done == self.total
+            && let Some(progress) = progress.take()
+        {
+            tracing::info!(node = self.node, "a slice is sent: {}", progress.summary());
+        }
+    }
+}
+
+/// Counts a fetch while it lives.
+pub(super) struct Running(Gauge);
+
+impl Running {
+    pub(super) fn new() -> Self {
+        let gauge = gauge!(FETCHES);
+        gauge.increment(1.0);
+        Running(gauge)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}

@@ -1,0 +1,284 @@
+//! Brings a node's slice from the coordinator, however often it is interrupted.
+//!
+//! ```text
+//! Offer ─► head of the slice ─► what is missing? ─► Fetch tensor ─► NAME.gguf.part ─► NAME.gguf
+//!                                    ▲                   │ chunk by chunk, hash behind the last
+//!                                    └───────────────────┘
+//! ```
+
+mod error;
+mod fetch;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ds4_common::slice::{Progress, Slice, SliceHead, SliceWriter, ensure_room, part_path};
+use ds4_proto::channel;
+use ds4_proto::limits::HANDSHAKE_TIMEOUT;
+use ds4_proto::security::{DialError, Security};
+use ds4_proto::wire::{decode_offer, offer_request};
+use tonic::transport::Channel;
+
+pub use error::PullError;
+use error::{Setback, setback};
+
+/// Waits after setbacks, from the first to those after many.
+const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
+
+/// Wrong data in a row, after which the fault is not the network's.
+const MAX_STRIKES: u32 = 3;
+
+/// Which slice a node wants, and where to get it.
+#[derive(Clone, Debug)]
+pub struct PullConfig {
+    /// Where the slice is, or is to be.
+    pub path: PathBuf,
+    /// The node's name in the plan.
+    pub node: String,
+    /// `host:port`; `None` takes what is there.
+    pub coordinator: Option<String>,
+    /// What protects the connection to it.
+    pub security: Security,
+    /// Longest time without progress.
+    pub patience: Duration,
+}
+
+/// Makes sure that the slice is there. A good one that is there is kept unless the coordinator can
+/// be asked and has another one for this node.
+///
+/// # Errors
+/// It is not there and cannot be had: the coordinator stays away or refuses, the disk is too
+/// small, or what comes is wrong again and again.
+pub async fn ensure(config: &PullConfig) -> Result<(), PullError> {
+    let path = config.path.clone();
+    let there = blocking(move || Ok(open(&path))).await?;
+    let Some(coordinator) = &config.coordinator else {
+        return match there {
+            Some(_) => Ok(()),
+            None => Err(PullError::NoSlice {
+                file: config.path.clone(),
+            }),
+        };
+    };
+    let endpoint = config.security.endpoint(coordinator);
+    let channel = endpoint
+        .map_err(|error| match error {
+            DialError::Address { address, reason } => PullError::Address {
+                address,
+                reason: reason.to_string(),
+            },
+            DialError::PlainText(error) => PullError::PlainText(error),
+        })?
+        .connect_lazy();
+    let mut pull = Pull {
+        config,
+        coordinator,
+        channel,
+        setbacks: Setbacks::new(config.patience),
+    };
+    if let Some(there) = there {
+        match pull.offer().await {
+            Ok(offer) if offer.identity() == there.identity() => return Ok(()),
+            Ok(_) => tracing::warn!(
+                file = %config.path.display(),
+                "the coordinator has another slice for this node: replacing it"
+            ),
+            Err(error) => {
+                tracing::warn!(%error, "serving the slice that is there, unasked");
+                return Ok(());
+            }
+        }
+    }
+    pull.run().await
+}
+
+/// The head of a good slice.
+fn open(path: &Path) -> Option<SliceHead> {
+    if !path.exists() {
+        return None;
+    }
+    match Slice::open(path) {
+        Ok(slice) => Some(slice.head().clone()),
+        Err(error) => {
+            tracing::warn!(%error, "the slice that is there is of no use");
+            None
+        }
+    }
+}
+
+struct Pull<'a> {
+    config: &'a PullConfig,
+    coordinator: &'a str,
+    channel: Channel,
+    setbacks: Setbacks,
+}
+
+impl Pull<'_> {
+    async fn run(&mut self) -> Result<(), PullError> {
+        loop {
+            let offer = match self.offer().await {
+                Ok(offer) => offer,
+                Err(error) => {
+                    self.setbacks.wait(error, self.coordinator).await?;
+                    continue;
+                }
+            };
+            let writer = self.begin(offer).await?;
+            match self.fetch_all(writer).await? {
+                Some(writer) => {
+                    blocking(move || Ok(writer.finish()?)).await?;
+                    return Ok(());
+                }
+                None => {
+                    let reason = Setback::passing("it has another slice for this node by now");
+                    self.setbacks.wait(reason, self.coordinator).await?;
+                }
+            }
+        }
+    }
+
+    async fn offer(&self) -> Result<SliceHead, Setback> {
+        let mut client = channel::offer_client(self.channel.clone());
+        let asked = client.offer(offer_request(&self.config.node));
+        let reply = tokio::time::timeout(HANDSHAKE_TIMEOUT, asked)
+            .await
+            .map_err(|_| Setback::passing("no offer came"))?
+            .map_err(|status| setback(&status))?;
+        let from = PathBuf::from(format!("the slice that {} offers", self.coordinator));
+        decode_offer(&reply.into_inner(), &from).map_err(|e| Setback::Refused(e.to_string()))
+    }
+
+    /// The file as far as it is there, on a disk that has room for the rest.
+    async fn begin(&self, offer: SliceHead) -> Result<SliceWriter, PullError> {
+        let path = self.config.path.clone();
+        blocking(move || {
+            let folder = match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            std::fs::create_dir_all(folder).map_err(|problem| PullError::Folder {
+                folder: folder.to_path_buf(),
+                problem,
+            })?;
+            ensure_room(folder, SliceWriter::missing_bytes(&path, &offer))?;
+            if part_path(&path).exists() {
+                tracing::info!(
+                    file = %part_path(&path).display(),
+                    "checking what is there of the slice"
+                );
+            }
+            Ok(SliceWriter::open(&path, offer, &mut |_| {})?)
+        })
+        .await
+    }
+
+    /// Fetches tensor after tensor; `None` if the coordinator has another slice by now.
+    async fn fetch_all(&mut self, writer: SliceWriter) -> Result<Option<SliceWriter>, PullError> {
+        let (total, found) = (writer.total_bytes(), writer.done_bytes());
+        let mut progress = Progress::new(total, found);
+        tracing::info!(
+            coordinator = self.coordinator,
+            megabytes = (total - found) / 1_000_000,
+            of = total / 1_000_000,
+            tiles = %writer.head().holdings(),
+            "pulling the slice"
+        );
+        let mut writer = writer;
+        let mut strikes = 0;
+        while let Some((tensor, offset)) = writer.position() {
+            let before = writer.done_bytes();
+            let outcome;
+            (writer, outcome) = self.fetch(writer, tensor, offset, &mut progress).await?;
+            if writer.done_bytes() > before {
+                self.setbacks.forget();
+            }
+            match outcome {
+                Ok(()) => strikes = 0,
+                Err(Setback::OtherSlice) => return Ok(None),
+                Err(Setback::Wrong(reason)) => {
+                    strikes += 1;
+                    writer.restart_tensor();
+                    if strikes == MAX_STRIKES {
+                        let tensor = writer.head().tensors()[tensor].name.clone();
+                        return Err(PullError::Wrong { tensor, reason });
+                    }
+                    tracing::warn!(reason, "fetching the tensor again");
+                }
+                Err(error) => self.setbacks.wait(error, self.coordinator).await?,
+            }
+        }
+        tracing::info!("the slice is here: {}", progress.summary());
+        Ok(Some(writer))
+    }
+}
+
+/// Runs work that waits for the disk away from the async threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PullError> + Send + 'static,
+) -> Result<T, PullError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_) => Err(PullError::Interrupted),
+    }
+}
+
+/// Setbacks since the last progress.
+struct Setbacks {
+    patience: Duration,
+    since: Option<Instant>,
+    next: Duration,
+    told: Option<Instant>,
+}
+
+impl Setbacks {
+    /// Time between two lines about the same trouble.
+    const EVERY: Duration = Duration::from_secs(10);
+
+    fn new(patience: Duration) -> Self {
+        Setbacks {
+            patience,
+            since: None,
+            next: BACKOFF[0],
+            told: None,
+        }
+    }
+
+    fn forget(&mut self) {
+        *self = Self::new(self.patience);
+    }
+
+    /// Waits a little, or gives up.
+    async fn wait(&mut self, setback: Setback, coordinator: &str) -> Result<(), PullError> {
+        let reason = match setback {
+            Setback::Passing(reason) => reason,
+            other => {
+                return Err(PullError::Refused {
+                    coordinator: coordinator.to_owned(),
+                    reason: other.to_string(),
+                });
+            }
+        };
+        let now = Instant::now();
+        let waited = now - *self.since.get_or_insert(now);
+        if waited >= self.patience {
+            return Err(PullError::Away {
+                coordinator: coordinator.to_owned(),
+                seconds: waited.as_secs(),
+                reason,
+            });
+        }
+        if self.told.is_none_or(|told| now - told >= Self::EVERY) {
+            self.told = Some(now);
+            let left = (self.patience - waited).as_secs();
+            tracing::warn!(
+                coordinator,
+                reason,
+                gives_up_in_seconds = left,
+                "waiting for the coordinator"
+            );
+        }
+        tokio::time::sleep(self.next.min(self.patience)).await;
+        self.next = (self.next * 2).min(BACKOFF[1]);
+        Ok(())
+    }
+}

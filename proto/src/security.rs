@@ -1,0 +1,174 @@
+//! How the machines of a cluster reach each other: over TLS, or in plain text that does not leave
+//! a machine unless somebody said that it may.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use futures::stream::Stream;
+use tokio::net::TcpListener;
+use tonic::transport::Endpoint;
+
+use crate::channel::{self, AddressError};
+use crate::gate::{self, Peer};
+use crate::tls::{Credentials, Peers, TlsError};
+
+/// What protects connections between coordinators and nodes.
+#[derive(Clone, Debug, Default)]
+pub enum Security {
+    /// Plain text, and only between processes of one machine.
+    #[default]
+    Loopback,
+    /// Plain text between machines, as somebody asked for.
+    Insecure,
+    /// TLS; both sides show certificates.
+    Tls(Credentials),
+}
+
+/// Plain text would leave the machine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0} is beyond this machine, where plain text can be read and changed on its way: give \
+     --tls-ca, --tls-cert and --tls-key, or say --insecure"
+)]
+pub struct PlainText(String);
+
+/// Why a peer is not to be connected to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    #[error("'{address}' is no address to connect to: {reason}")]
+    Address {
+        address: String,
+        reason: AddressError,
+    },
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
+}
+
+impl Security {
+    /// Whether a server may listen there.
+    ///
+    /// # Errors
+    /// It would take plain text from other machines.
+    pub fn check_listen(&self, address: SocketAddr) -> Result<(), PlainText> {
+        match self {
+            Security::Loopback if !address.ip().to_canonical().is_loopback() => {
+                Err(PlainText(address.to_string()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Connections of `peers` from `listener`; in plain text, of everybody.
+    ///
+    /// # Errors
+    /// The cryptography does not offer what is needed.
+    pub fn incoming(
+        &self,
+        listener: TcpListener,
+        peers: Peers,
+    ) -> Result<impl Stream<Item = io::Result<Peer>> + use<>, TlsError> {
+        let tls = match self {
+            Security::Tls(credentials) => Some(credentials.server(peers)?),
+            Security::Loopback | Security::Insecure => None,
+        };
+        Ok(gate::incoming(listener, tls))
+    }
+
+    /// The way to the peer at `address`, a `host:port`. `http://host:port` asks for plain text
+    /// even where other nodes are reached over TLS, which is for nodes on the same machine.
+    ///
+    /// # Errors
+    /// The address is none, or plain text would leave the machine.
+    pub fn endpoint(&self, address: &str) -> Result<Endpoint, DialError> {
+        self.dial(address, None)
+    }
+
+    /// As [`Self::endpoint`], for an `address` of numbers that a name was resolved to: the peer's
+    /// certificate is to be for that `name`, since nobody knows the numbers beforehand.
+    ///
+    /// # Errors
+    /// The address is none, or plain text would leave the machine.
+    pub fn endpoint_as(&self, address: &str, name: &str) -> Result<Endpoint, DialError> {
+        self.dial(address, Some(name))
+    }
+
+    fn dial(&self, address: &str, name: Option<&str>) -> Result<Endpoint, DialError> {
+        let named_plain = address.starts_with("http://");
+        let no_address = |reason| DialError::Address {
+            address: address.to_owned(),
+            reason,
+        };
+        let endpoint = match self {
+            Security::Tls(credentials) if !named_plain => {
+                let client = credentials.client();
+                let client = match name {
+                    Some(name) => client.domain_name(name),
+                    None => client,
+                };
+                channel::tls_endpoint(address, client)
+            }
+            _ => channel::endpoint(address),
+        };
+        let endpoint = endpoint.map_err(no_address)?;
+        let plain = named_plain || !matches!(self, Security::Tls(_));
+        let local = endpoint.uri().host().is_some_and(is_this_machine);
+        if plain && !local && !matches!(self, Security::Insecure) {
+            return Err(PlainText(address.to_owned()).into());
+        }
+        Ok(endpoint)
+    }
+}
+
+/// Names other than `localhost` may lead anywhere.
+fn is_this_machine(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_stays_on_the_machine_unless_asked_for() {
+        for here in [
+            "127.0.0.1:1",
+            "127.9.9.9:1",
+            "[::1]:1",
+            "localhost:1",
+            "http://LOCALHOST:1",
+        ] {
+            assert!(Security::Loopback.endpoint(here).is_ok(), "{here}");
+        }
+        for away in [
+            "10.0.0.1:1",
+            "[::2]:1",
+            "node:1",
+            "0.0.0.0:1",
+            "http://localhost.x:1",
+        ] {
+            let error = Security::Loopback.endpoint(away).expect_err(away);
+            assert_eq!(error, PlainText(away.to_owned()).into());
+            assert!(Security::Insecure.endpoint(away).is_ok(), "{away}");
+        }
+        let error = Security::Insecure.endpoint("node").expect_err("no port");
+        let reason = AddressError::NoPort;
+        let address = "node".to_owned();
+        assert_eq!(error, DialError::Address { address, reason });
+    }
+
+    #[test]
+    fn listening_beyond_the_machine_needs_more() {
+        let at = |text: &str| text.parse::<SocketAddr>().expect("address");
+        for here in ["127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            assert_eq!(Security::Loopback.check_listen(at(here)), Ok(()));
+        }
+        for away in ["0.0.0.0:1", "[::]:1", "192.168.1.1:1"] {
+            assert!(Security::Loopback.check_listen(at(away)).is_err(), "{away}");
+            assert_eq!(Security::Insecure.check_listen(at(away)), Ok(()));
+        }
+    }
+}

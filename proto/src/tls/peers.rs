@@ -1,0 +1,199 @@
+//! Whose connections a server takes.
+
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, RootCertStore, SignatureScheme,
+};
+use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
+
+/// Who may connect to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peers {
+    /// Who may give work to nodes.
+    Coordinators,
+    /// Coordinators and nodes: a node that fetches its slice is the client.
+    Members,
+}
+
+impl Peers {
+    fn purposes(self) -> &'static [Purpose] {
+        match self {
+            Peers::Coordinators => &[Purpose::Client],
+            Peers::Members => &[Purpose::Client, Purpose::Server],
+        }
+    }
+}
+
+/// An extended key usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Client,
+    Server,
+}
+
+impl Purpose {
+    fn oid(self) -> &'static [usize] {
+        match self {
+            Purpose::Client => KeyUsage::CLIENT_AUTH_REPR,
+            Purpose::Server => KeyUsage::SERVER_AUTH_REPR,
+        }
+    }
+}
+
+impl std::fmt::Display for Purpose {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Purpose::Client => "clientAuth",
+            Purpose::Server => "serverAuth",
+        })
+    }
+}
+
+/// A certificate must name one of these purposes. One that names none at all, which usually
+/// means any purpose, is not good enough to tell a node from a coordinator.
+struct AnyOf(&'static [Purpose]);
+
+impl ExtendedKeyUsageValidator for AnyOf {
+    fn validate(&self, named: KeyPurposeIdIter<'_, '_>) -> Result<(), webpki::Error> {
+        let mut present = Vec::new();
+        for purpose in named {
+            let oid = purpose?.to_decoded_oid();
+            if self.0.iter().any(|wanted| wanted.oid() == oid) {
+                return Ok(());
+            }
+            present.push(oid);
+        }
+        let required = match self.0 {
+            [Purpose::Server] => KeyUsage::server_auth(),
+            _ => KeyUsage::client_auth(),
+        };
+        let context = webpki::RequiredEkuNotFoundContext { required, present };
+        Err(webpki::Error::RequiredEkuNotFoundContext(context))
+    }
+}
+
+/// The authorities that a cluster trusts.
+#[derive(Debug)]
+pub(super) struct Anchors {
+    roots: RootCertStore,
+    names: Vec<DistinguishedName>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Anchors {
+    /// The error says why a certificate can be no authority's.
+    pub(super) fn new(
+        certificates: Vec<CertificateDer<'static>>,
+        provider: &CryptoProvider,
+    ) -> Result<Self, String> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates {
+            roots.add(certificate).map_err(|error| error.to_string())?;
+        }
+        Ok(Anchors {
+            names: roots.subjects(),
+            roots,
+            algorithms: provider.signature_verification_algorithms,
+        })
+    }
+
+    /// Whether an authority of these vouches for a certificate, for one of these purposes.
+    pub(super) fn verify(
+        &self,
+        end: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        purposes: &'static [Purpose],
+    ) -> Result<(), webpki::Error> {
+        let end = EndEntityCert::try_from(end)?;
+        let verified = end.verify_for_usage(
+            self.algorithms.all,
+            &self.roots.roots,
+            intermediates,
+            now,
+            AnyOf(purposes),
+            None,
+            None,
+        );
+        verified.map(drop)
+    }
+}
+
+/// Lets a server's TLS take these peers alone.
+#[derive(Debug)]
+pub(super) struct PeerVerifier {
+    anchors: Arc<Anchors>,
+    peers: Peers,
+}
+
+impl PeerVerifier {
+    pub(super) fn new(anchors: Arc<Anchors>, peers: Peers) -> Self {
+        PeerVerifier { anchors, peers }
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.anchors.names
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let purposes = self.peers.purposes();
+        match self
+            .anchors
+            .verify(end_entity, intermediates, now, purposes)
+        {
+            Ok(()) => Ok(ClientCertVerified::assertion()),
+            Err(error) => Err(Error::InvalidCertificate(certificate_error(error))),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        // The server offers TLS 1.3 alone.
+        Err(PeerIncompatible::Tls13RequiredForQuic.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.anchors.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.anchors.algorithms.supported_schemes()
+    }
+}
+
+/// In the words of TLS, which has an alert for the common ones.
+pub(super) fn certificate_error(error: webpki::Error) -> CertificateError {
+    match error {
+        webpki::Error::CertExpired { time, not_after } => {
+            CertificateError::ExpiredContext { time, not_after }
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
+        webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        error => CertificateError::Other(OtherError(Arc::new(error))),
+    }
+}
