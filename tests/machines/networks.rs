@@ -115,7 +115,7 @@ fn grid(reference: Reference) -> Grid {
 fn logits(mut command: Command, reference: Reference, args: &[&str]) -> Vec<u8> {
     let folder = TempDir::new().expect("folder");
     let out = folder.path().join("logits.npy");
-    command.args(["logits", "--log=warn", "-m"]);
+    command.args(["logits", "--insecure", "--log=warn", "-m"]);
     command.arg(reference.model());
     command.arg("--tokens");
     command.arg(reference.folder().join("rand.tokens.json"));
@@ -141,7 +141,13 @@ impl Nodes {
             let machine = 1 + i;
             let listen = on_port(network.machine(machine), PORT);
             let mut command = network.command(machine, NODE);
-            command.args(["serve", "--threads=1", "--listen", &listen.to_string()]);
+            command.args([
+                "serve",
+                "--insecure",
+                "--threads=1",
+                "--listen",
+                &listen.to_string(),
+            ]);
             command
                 .args(["--tiles", tiles, "-m"])
                 .arg(reference.model());
