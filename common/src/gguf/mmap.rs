@@ -52,6 +52,12 @@ impl Mapping {
         // private to this struct and only ever read. That nobody shortens or rewrites the file
         // meanwhile is the caller's part, as the module says.
         let map = unsafe { MmapOptions::new().len(length).map(&handle) }.map_err(io)?;
+        // Weights are read by the gigabyte. Some kernels and file systems have no huge pages for
+        // files, and nothing depends on them.
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(Advice::HugePage) {
+            tracing::debug!(%error, "no huge pages for files");
+        }
         Ok(Self {
             path: path.to_path_buf(),
             file: handle,
