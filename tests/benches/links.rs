@@ -23,6 +23,7 @@ use ds4_expert_node::compute::Compute;
 use ds4_expert_node::load::{ModelConfig, StoreCompute, WeightSource, load};
 use ds4_expert_node::node::{NodeSettings, RunningNode};
 use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_proto::wire::Shape;
 use ds4_tests::distribution::Distribution;
 use ds4_tests::namespace::Place;
 use ds4_tests::relay::{Conditions, Relay};
@@ -54,7 +55,9 @@ struct Computed {
 
 /// Tells when it computes.
 struct Watched {
-    compute: StoreCompute,
+    /// `None` answers with zeros at once.
+    compute: Option<StoreCompute>,
+    shape: Shape,
     tell: Sender<Computed>,
 }
 
@@ -66,7 +69,17 @@ impl Compute for Watched {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         let begun = Instant::now();
-        let products = self.compute.compute(batch, rects, out)?;
+        let products = match &mut self.compute {
+            Some(compute) => compute.compute(batch, rects, out)?,
+            None => {
+                out.clear();
+                out.resize(
+                    batch.reply_rows(self.shape.grid, rects) * self.shape.hidden,
+                    0.0,
+                );
+                0
+            }
+        };
         let ended = Instant::now();
         // Nobody listens at the end.
         let _ = self.tell.send(Computed { begun, ended });
@@ -85,13 +98,23 @@ struct Cluster {
 /// `None` is a connection without a relay.
 type Link = Option<Conditions>;
 
+/// What the nodes of a cluster do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    /// Each holds and computes one part.
+    Part,
+    /// Each holds one part, and answers with zeros at once.
+    Nothing,
+    /// Each holds and can compute everything.
+    Whole,
+}
+
 impl Cluster {
-    /// Each of `parts` nodes holds one part, or with `parts` 1 each of `nodes` holds everything.
     fn start(
         runtime: &Runtime,
         model: &Path,
         nodes: usize,
-        whole: bool,
+        work: Work,
         link: Link,
     ) -> Result<Self> {
         let (tell, computed) = channel();
@@ -102,9 +125,9 @@ impl Cluster {
                 groups: 1,
                 strips: nodes as u32,
             };
-            let tiles = match whole {
-                true => TileChoice::All,
-                false => TileChoice::Part { cut, index },
+            let tiles = match work {
+                Work::Whole => TileChoice::All,
+                Work::Part | Work::Nothing => TileChoice::Part { cut, index },
             };
             let (compute, identity) = load(&ModelConfig {
                 source: WeightSource::Model {
@@ -119,7 +142,8 @@ impl Cluster {
                 shape: identity.shape,
             });
             let watched = Watched {
-                compute,
+                compute: (work != Work::Nothing).then_some(compute),
+                shape: identity.shape,
                 tell: tell.clone(),
             };
             let settings = NodeSettings {
@@ -279,9 +303,15 @@ fn ping_pong(nodes: usize, link: Link, request: usize, reply: usize) -> Result<D
     Ok(median(times.split_off(WARM)))
 }
 
-fn layer(runtime: &Runtime, model: &Path, nodes: usize, name: &str, link: Link) -> Result<()> {
+fn layer(
+    runtime: &Runtime,
+    model: &Path,
+    nodes: usize,
+    work: Work,
+    (name, link): (&str, Link),
+) -> Result<()> {
     let hp = shape();
-    let cluster = Cluster::start(runtime, model, nodes, false, link)?;
+    let cluster = Cluster::start(runtime, model, nodes, work, link)?;
     let (batch, mut out) = (batch(&hp), vec![0.0; hp.hidden]);
     let mut parts = Parts::default();
     let mut before = [0; 2];
@@ -322,7 +352,7 @@ fn failover(runtime: &Runtime, model: &Path, loss: Loss, link: Conditions) -> Re
     let (batch, mut out) = (batch(&hp), vec![0.0; hp.hidden]);
     let (mut usual, mut after) = (Vec::new(), Vec::new());
     for _ in 0..LOSSES {
-        let mut cluster = Cluster::start(runtime, model, 2, true, Some(link))?;
+        let mut cluster = Cluster::start(runtime, model, 2, Work::Whole, Some(link))?;
         for _ in 0..WARM {
             let [start, _, end] = cluster.call(&batch, &mut out)?;
             usual.push(end - start);
@@ -371,14 +401,18 @@ fn main() -> Result<()> {
         "B there",
         "B back"
     );
-    for (name, link) in [
+    let links = [
         ("loopback", None),
         ("relay", Some(Conditions::default())),
         ("0.1 ms 10 Gb/s", Some(rack)),
         ("0.2 ms 1 Gb/s", Some(office)),
-    ] {
-        for nodes in 1..=4 {
-            layer(&runtime, &model, nodes, name, link)?;
+    ];
+    for work in [Work::Part, Work::Nothing] {
+        println!("each node computes: {work:?}");
+        for link in links {
+            for nodes in 1..=4 {
+                layer(&runtime, &model, nodes, work, link)?;
+            }
         }
     }
     println!("\ncalls of one layer around the loss of one of two nodes, 0.2 ms 1 Gb/s");
