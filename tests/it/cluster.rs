@@ -1,5 +1,7 @@
 //! Clusters of the real binaries: who computes never shows in a bit.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use ds4_common::gguf::GgufModel;
@@ -207,15 +209,25 @@ fn text(reply: &serde_json::Value) -> &str {
     reply["choices"][0]["text"].as_str().expect("text")
 }
 
+/// A copy that the page cache holds in the smallest pages: a huge one would be mapped, and count as
+/// resident, as soon as any byte of it is touched.
+fn copy_in_small_pages(from: &Path, to: &Path) -> std::io::Result<()> {
+    let bytes = std::fs::read(from)?;
+    let mut file = std::fs::File::create(to)?;
+    bytes.chunks(4096).try_for_each(|page| file.write_all(page))
+}
+
 #[test]
 fn a_coordinator_of_nodes_touches_no_expert_page() {
-    let reference = Reference("tiny-w");
-    let (_node, address) = node(reference, &[]);
-    let model = reference.model();
+    let folder = TempDir::new().expect("folder");
+    let model = folder.path().join("model.gguf");
+    copy_in_small_pages(&Reference("tiny-w").model(), &model).expect("copy");
+    let model_flag = model.to_str().expect("utf-8");
+    let (_node, address) = start_node(&["-m", model_flag, "--listen", "127.0.0.1:0"]);
     let args = [
         "serve",
         "-m",
-        model.to_str().expect("utf-8"),
+        model_flag,
         "--listen=127.0.0.1:0",
         "--nodes",
         &address,

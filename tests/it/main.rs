@@ -3,6 +3,7 @@ mod bad_flags;
 mod bad_input;
 mod certs;
 mod cluster;
+mod deploy;
 mod engine;
 mod formats;
 mod golden;

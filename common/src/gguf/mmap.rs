@@ -52,12 +52,6 @@ impl Mapping {
         // private to this struct and only ever read. That nobody shortens or rewrites the file
         // meanwhile is the caller's part, as the module says.
         let map = unsafe { MmapOptions::new().len(length).map(&handle) }.map_err(io)?;
-        // Weights are read by the gigabyte. Some kernels and file systems have no huge pages for
-        // files, and nothing depends on them.
-        #[cfg(target_os = "linux")]
-        if let Err(error) = map.advise(Advice::HugePage) {
-            tracing::debug!(%error, "no huge pages for files");
-        }
         Ok(Self {
             path: path.to_path_buf(),
             file: handle,
@@ -93,11 +87,16 @@ impl Mapping {
         self.advise(Advice::WillNeed, range)
     }
 
-    /// Reads a byte range and maps its pages before it returns, so that later reads do not fault.
+    /// Reads a byte range and maps its pages before it returns, so that later reads do not fault;
+    /// in huge pages where kernel and file system have them for files.
     ///
     /// # Errors
     /// The range is not inside of the file, or it cannot be read.
     pub fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = self.advise(Advice::HugePage, range.clone()) {
+            tracing::debug!(%error, "no huge pages for files");
+        }
         #[cfg(target_os = "linux")]
         match self.advise(Advice::PopulateRead, range.clone()) {
             // Kernels before 5.14 do not know this advice.

@@ -147,7 +147,8 @@ impl ModelArgs {
     pub fn security(&self) -> Result<Security> {
         let security = self.tls.security(Role::Coordinator)?;
         for node in &self.nodes {
-            security.endpoint(node)?;
+            let node: NodeSpec = node.parse()?;
+            security.endpoint(node.address())?;
         }
         Ok(security)
     }
@@ -193,4 +194,32 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
 /// 1 second to a day.
 pub(super) fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
     clap::value_parser!(u64).range(1..=86_400)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        model: ModelArgs,
+    }
+
+    #[test]
+    fn nodes_behind_a_name_are_protected_as_named_ones_are() {
+        let security = |args: &[&str]| {
+            let program = Program::try_parse_from([&["program"], args].concat());
+            program.expect("valid").model.security()
+        };
+        for here in ["localhost:1", "dns:localhost:1"] {
+            assert!(security(&["--nodes", here]).is_ok(), "{here}");
+        }
+        for away in ["node:1", "dns:node:1"] {
+            let error = security(&["--nodes", away]).expect_err(away);
+            assert!(error.to_string().starts_with("node:1 is beyond"), "{error}");
+            assert!(security(&["--nodes", away, "--insecure"]).is_ok(), "{away}");
+        }
+    }
 }

@@ -17,6 +17,16 @@ pub enum NodeSpec {
     Dns(String),
 }
 
+impl NodeSpec {
+    /// The `host:port`, or URL, without what says how it is meant.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        match self {
+            NodeSpec::One(address) | NodeSpec::Dns(address) => address,
+        }
+    }
+}
+
 impl FromStr for NodeSpec {
     type Err = AddressError;
 
@@ -53,6 +63,7 @@ mod tests {
         let name = parse("dns:expert.ds4.svc:7443").expect("a name");
         assert_eq!(name, NodeSpec::Dns("expert.ds4.svc:7443".to_owned()));
         assert_eq!(name.to_string(), "dns:expert.ds4.svc:7443");
+        assert_eq!(name.address(), "expert.ds4.svc:7443");
         assert_eq!(parse("dns:expert"), Err(AddressError::NoPort));
         assert_eq!(parse("dns:http://expert:1"), Err(AddressError::Url));
         assert_eq!(parse("dns::1"), Err(AddressError::Host));
