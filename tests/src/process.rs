@@ -25,13 +25,22 @@ impl Server {
     /// # Errors
     /// It does not start, ends, or stays silent.
     pub fn start(program: &str, args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(program)
-            .args(args)
+        let mut command = Command::new(program);
+        command.args(args);
+        Self::launch(command)
+    }
+
+    /// As [`Self::start`], of a command that says more: where it runs, where its log goes.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn launch(mut command: Command) -> Result<Self> {
+        let mut child = command
             .env("DS4_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| program.to_owned())?;
+            .with_context(|| format!("{command:?}"))?;
         let output = child.stdout.take().context("no output")?;
         let (send, first_line) = mpsc::channel();
         std::thread::spawn(move || {
@@ -48,7 +57,7 @@ impl Server {
         };
         server.ready = first_line
             .recv_timeout(PATIENCE)
-            .with_context(|| format!("{program} {args:?} did not become ready"))?;
+            .with_context(|| format!("{command:?} did not become ready"))?;
         Ok(server)
     }
 
@@ -102,19 +111,28 @@ impl Drop for Server {
 /// # Errors
 /// It does not start, or runs on.
 pub fn run(program: &str, args: &[&str]) -> Result<Output> {
-    let mut child = Command::new(program)
-        .args(args)
+    let mut command = Command::new(program);
+    command.args(args);
+    run_command(command)
+}
+
+/// As [`run`], of a command that says more.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_command(mut command: Command) -> Result<Output> {
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .with_context(|| program.to_owned())?;
+        .with_context(|| format!("{command:?}"))?;
     let status = wait(&mut child);
     if status.is_err() {
         let _ = child.kill();
     }
     let output = child.wait_with_output()?;
-    status.with_context(|| format!("{program} {args:?}"))?;
+    status.with_context(|| format!("{command:?}"))?;
     Ok(output)
 }
 

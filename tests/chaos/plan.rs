@@ -1,0 +1,131 @@
+//! What happens when: decided by the seed alone, so that a run can be had again.
+
+use std::fmt;
+use std::time::Duration;
+
+use ds4_tests::random::Random;
+
+/// What may happen to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// SIGKILL, and another process in its place.
+    Kill,
+    /// SIGTERM, and another process in its place.
+    Restart,
+    /// SIGSTOP, and SIGCONT.
+    Stop,
+    /// Nothing arrives and nobody is told, and then everything does.
+    Cut,
+    /// A delay and a rate as of a bad line.
+    Slow,
+    /// Its connections end; it lives.
+    Break,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Kind; 6] = [
+        Kind::Kill,
+        Kind::Restart,
+        Kind::Stop,
+        Kind::Cut,
+        Kind::Slow,
+        Kind::Break,
+    ];
+
+    /// How long a node may need until it computes again, once it can.
+    fn recovery(self) -> Duration {
+        Duration::from_millis(match self {
+            Kind::Kill | Kind::Restart => 90,
+            Kind::Stop | Kind::Cut | Kind::Slow | Kind::Break => 30,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) at: Duration,
+    pub(crate) node: usize,
+    pub(crate) kind: Kind,
+    pub(crate) lasts: Duration,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Event {
+            at,
+            node,
+            kind,
+            lasts,
+        } = self;
+        write!(f, "at {at:.3?} node {node} {kind:?} for {lasts:.0?}")
+    }
+}
+
+/// Time between two events, on average.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// `count` events on `nodes` nodes that stand in a ring, each part held by two neighbours: of two
+/// neighbours one is always left alone.
+pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
+    let mut random = Random::new(seed);
+    let mut busy = vec![Duration::ZERO; nodes];
+    let mut now = Duration::ZERO;
+    let mut events = Vec::with_capacity(count);
+    while events.len() < count {
+        now += PAUSE.mul_f64(2.0 * random.unit());
+        let alone = |node: usize| {
+            let neighbours = [node, (node + 1) % nodes, (node + nodes - 1) % nodes];
+            neighbours.iter().all(|n| busy[*n] <= now)
+        };
+        let free: Vec<usize> = (0..nodes).filter(|node| alone(*node)).collect();
+        if free.is_empty() {
+            now = busy
+                .iter()
+                .copied()
+                .filter(|t| *t > now)
+                .min()
+                .unwrap_or(now);
+            continue;
+        }
+        let event = Event {
+            at: now,
+            node: free[random.below(free.len())],
+            kind: Kind::ALL[random.below(Kind::ALL.len())],
+            lasts: length(&mut random),
+        };
+        busy[event.node] = event.at + event.lasts + event.kind.recovery();
+        events.push(event);
+    }
+    events
+}
+
+/// Most are over before anybody notices that somebody is gone for good; a few are not.
+fn length(random: &mut Random) -> Duration {
+    let longest = if random.chance(0.03) { 1500.0 } else { 100.0 };
+    Duration::from_secs_f64(longest / 1e3 * random.unit())
+}
+
+#[test]
+fn a_seed_decides_the_plan_and_one_of_two_neighbours_is_left_alone() {
+    let nodes = 6;
+    let events = plan(7, 2000, nodes);
+    let shown = |events: &[Event]| events.iter().map(Event::to_string).collect::<Vec<_>>();
+    assert_eq!(shown(&events), shown(&plan(7, 2000, nodes)));
+    assert_ne!(shown(&events), shown(&plan(8, 2000, nodes)));
+    for (i, event) in events.iter().enumerate() {
+        for other in &events[..i] {
+            let apart = (nodes + event.node - other.node) % nodes;
+            let near = [0, 1, nodes - 1].contains(&apart);
+            assert!(
+                !near || other.at + other.lasts <= event.at,
+                "{other}, {event}"
+            );
+        }
+    }
+    for kind in Kind::ALL {
+        let of_kind = events.iter().filter(|event| event.kind == kind).count();
+        assert!(of_kind > 200, "{kind:?}: {of_kind}");
+    }
+    let average = events[1999].at / 2000;
+    assert!(average < 2 * PAUSE, "an event each {average:?}");
+}

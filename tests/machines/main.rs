@@ -1,0 +1,4 @@
+//! Real processes on machines of their own: networks, links, limits.
+
+mod limits;
+mod networks;

@@ -1,0 +1,23 @@
+//! Who holds what, as the `--tiles` flag says it.
+
+use anyhow::Result;
+use ds4_common::tiles::{Grid, TileRect};
+
+/// One part of a grid that is cut into `cut` (expert groups, block strips) for each node, and the
+/// parts of its next `replicas - 1` neighbours. Any neighbours of one node less than `replicas` can
+/// be lost.
+///
+/// # Errors
+/// The grid can't be cut like this.
+pub fn ring(grid: Grid, cut: (u32, u32), replicas: usize) -> Result<Vec<String>> {
+    let parts: Vec<String> = grid.cut(cut.0, cut.1)?.iter().map(flag).collect();
+    let held = |node: usize| -> String {
+        let mine = (0..replicas).map(|next| parts[(node + next) % parts.len()].as_str());
+        mine.collect::<Vec<_>>().join("+")
+    };
+    Ok((0..parts.len()).map(held).collect())
+}
+
+fn flag(rect: &TileRect) -> String {
+    format!("experts={},blocks={}", rect.experts, rect.blocks)
+}

@@ -1,0 +1,347 @@
+//! A small network in user space: passes TCP connections on with delay, a rate and losses, goes
+//! silent, and breaks connections.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::thread::set_current_timer_slack;
+
+use crate::namespace::Place;
+use crate::random::Random;
+
+/// Pieces of a direction that are on their way at most: what a real link's queue would hold.
+const QUEUE: usize = 64;
+
+const PIECE: usize = 32 << 10;
+
+/// How long a sender's kernel waits at least before it sends again what was lost.
+const RETRANSMISSION: Duration = Duration::from_millis(200);
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How bytes travel, in each direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Conditions {
+    /// One way.
+    pub delay: Duration,
+    /// Shared by all connections; `None` is without limit.
+    pub bytes_per_second: Option<f64>,
+    /// Share of the pieces that arrive only when they were sent again.
+    pub loss: f64,
+}
+
+impl Conditions {
+    /// A link of `megabits` per second with a round trip of `round_trip`.
+    #[must_use]
+    pub fn link(round_trip: Duration, megabits: f64) -> Self {
+        Conditions {
+            delay: round_trip / 2,
+            bytes_per_second: Some(megabits * 1e6 / 8.0),
+            loss: 0.0,
+        }
+    }
+}
+
+/// Passes connections on to one target until it is dropped.
+#[derive(Debug)]
+pub struct Relay {
+    address: SocketAddr,
+    listener: TcpListener,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    line: Mutex<Line>,
+    ended: AtomicBool,
+    /// Towards the target, and back.
+    passed: [AtomicU64; 2],
+    silent: Mutex<bool>,
+    heard: Condvar,
+    connections: Mutex<VecDeque<Weak<Connection>>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    conditions: Conditions,
+    /// When each direction has sent what it has taken.
+    free: [Instant; 2],
+    random: Random,
+}
+
+#[derive(Debug)]
+struct Connection([TcpStream; 2]);
+
+impl Relay {
+    /// Listens on `listen` in `place`, and connects from there to `target`.
+    ///
+    /// # Errors
+    /// The place or the address can't be had.
+    pub fn start(
+        place: &Place,
+        listen: SocketAddr,
+        target: SocketAddr,
+        conditions: Conditions,
+        seed: u64,
+    ) -> Result<Self> {
+        let listener = place.run(move || TcpListener::bind(listen).context(listen))??;
+        let address = listener.local_addr()?;
+        let now = Instant::now();
+        let state = Arc::new(State {
+            line: Mutex::new(Line {
+                conditions,
+                free: [now; 2],
+                random: Random::new(seed),
+            }),
+            ended: AtomicBool::new(false),
+            passed: Default::default(),
+            silent: Mutex::new(false),
+            heard: Condvar::new(),
+            connections: Mutex::default(),
+        });
+        let (clients, shared) = (listener.try_clone()?, Arc::clone(&state));
+        // Threads are born in the place of their parent.
+        place.run(move || {
+            thread::spawn(move || accept(&clients, target, &shared));
+        })?;
+        Ok(Relay {
+            address,
+            listener,
+            state,
+        })
+    }
+
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// For all that is not on its way yet.
+    pub fn set(&self, conditions: Conditions) {
+        lock(&self.state.line).conditions = conditions;
+    }
+
+    /// While silent, nothing arrives and nobody is told.
+    pub fn silence(&self, silent: bool) {
+        *lock(&self.state.silent) = silent;
+        self.state.heard.notify_all();
+    }
+
+    /// Ends all connections, on both sides.
+    pub fn break_connections(&self) {
+        let connections = std::mem::take(&mut *lock(&self.state.connections));
+        for connection in connections.iter().filter_map(Weak::upgrade) {
+            connection.end();
+        }
+    }
+
+    /// Bytes that have passed towards the target, and back.
+    #[must_use]
+    pub fn passed(&self) -> [u64; 2] {
+        let of = |direction: usize| self.state.passed[direction].load(Ordering::Relaxed);
+        [of(0), of(1)]
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.state.ended.store(true, Ordering::SeqCst);
+        // Wakes the thread that accepts; a failure means that it is awake.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        self.silence(false);
+        self.break_connections();
+    }
+}
+
+impl Connection {
+    fn end(&self) {
+        for stream in &self.0 {
+            // Ended already is as good.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl State {
+    /// Waits until something may arrive.
+    fn listen(&self) {
+        let silent = lock(&self.silent);
+        let ended = || self.ended.load(Ordering::SeqCst);
+        let heard = self.heard.wait_while(silent, |silent| *silent && !ended());
+        drop(heard.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// When `bytes` that were sent now arrive.
+    fn arrival(&self, direction: usize, bytes: usize) -> Instant {
+        let mut line = lock(&self.line);
+        let Conditions {
+            delay,
+            bytes_per_second,
+            loss,
+        } = line.conditions;
+        let now = Instant::now();
+        let sending = bytes_per_second.map_or(0.0, |rate| bytes as f64 / rate);
+        let sent = line.free[direction].max(now) + Duration::from_secs_f64(sending);
+        line.free[direction] = sent;
+        match line.random.chance(loss) {
+            true => sent + delay + RETRANSMISSION,
+            false => sent + delay,
+        }
+    }
+}
+
+fn accept(clients: &TcpListener, target: SocketAddr, state: &Arc<State>) {
+    for client in clients.incoming() {
+        if state.ended.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Ok(client) = client {
+            let state = Arc::clone(state);
+            thread::spawn(move || connect(client, target, &state));
+        }
+    }
+}
+
+fn connect(client: TcpStream, target: SocketAddr, state: &Arc<State>) {
+    state.listen();
+    let Ok(node) = TcpStream::connect_timeout(&target, CONNECT) else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), node.set_nodelay(true));
+    let connection = Arc::new(Connection([client, node]));
+    {
+        let mut connections = lock(&state.connections);
+        connections.retain(|known| known.strong_count() > 0);
+        connections.push_back(Arc::downgrade(&connection));
+    }
+    if state.ended.load(Ordering::SeqCst) {
+        return connection.end();
+    }
+    for direction in 0..2 {
+        let (send, receive) = sync_channel(QUEUE);
+        let (connection, state) = (Arc::clone(&connection), Arc::clone(state));
+        let (from, line) = (Arc::clone(&connection), Arc::clone(&state));
+        thread::spawn(move || take(&from.0[direction], direction, &line, &send));
+        thread::spawn(move || deliver(&connection.0[1 - direction], &state, &receive));
+    }
+}
+
+type Piece = (Instant, Vec<u8>);
+
+fn take(mut from: &TcpStream, direction: usize, state: &State, to: &SyncSender<Piece>) {
+    let mut bytes = vec![0; PIECE];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        state.passed[direction].fetch_add(count as u64, Ordering::Relaxed);
+        let due = state.arrival(direction, count);
+        if to.send((due, bytes[..count].to_vec())).is_err() {
+            break;
+        }
+    }
+}
+
+fn deliver(mut to: &TcpStream, state: &State, pieces: &Receiver<Piece>) {
+    // A delay of a tenth of a millisecond is lost in the usual slack of 50 us.
+    let _ = set_current_timer_slack(NonZeroU64::new(1));
+    for (due, bytes) in pieces {
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        state.listen();
+        if to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    state.listen();
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn echo() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("listener");
+        let address = listener.local_addr().expect("address");
+        thread::spawn(move || {
+            for peer in listener.incoming().flatten() {
+                thread::spawn(move || std::io::copy(&mut &peer, &mut &peer));
+            }
+        });
+        address
+    }
+
+    fn relay(conditions: Conditions) -> (Relay, TcpStream) {
+        let any = "127.0.0.1:0".parse().expect("address");
+        let relay = Relay::start(&Place::Here, any, echo(), conditions, 1).expect("relay");
+        let client = TcpStream::connect(relay.address()).expect("connected");
+        let limit = Some(Duration::from_secs(20));
+        client.set_read_timeout(limit).expect("limit");
+        (relay, client)
+    }
+
+    fn round(mut client: &TcpStream, bytes: usize) -> Duration {
+        let start = Instant::now();
+        let sent: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
+        client.write_all(&sent).expect("sent");
+        let mut back = vec![0; bytes];
+        client.read_exact(&mut back).expect("back");
+        assert!(back == sent, "bytes are changed or out of order");
+        start.elapsed()
+    }
+
+    #[test]
+    fn bytes_arrive_whole_and_no_sooner_than_the_line_lets_them() {
+        let delay = Duration::from_millis(20);
+        let slow = Conditions {
+            delay,
+            bytes_per_second: Some(1e6),
+            loss: 0.0,
+        };
+        let (relay, client) = relay(slow);
+        assert!(round(&client, 1) >= 2 * delay);
+        // 100 kB there take 100 ms, and the last piece as long back as its size.
+        assert!(round(&client, 100_000) >= 2 * delay + Duration::from_millis(100));
+        assert_eq!(relay.passed(), [100_001; 2]);
+        relay.set(Conditions {
+            loss: 1.0,
+            ..Conditions::default()
+        });
+        assert!(round(&client, 1) >= 2 * RETRANSMISSION);
+    }
+
+    #[test]
+    fn silence_is_no_end_and_a_break_is_one() {
+        let (relay, mut client) = relay(Conditions::default());
+        round(&client, 10);
+        relay.silence(true);
+        client.write_all(b"late").expect("sent");
+        let short = Some(Duration::from_millis(50));
+        client.set_read_timeout(short).expect("limit");
+        let mut back = [0; 4];
+        let error = client.read_exact(&mut back).expect_err("nothing");
+        assert!(matches!(
+            error.kind(),
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+        ));
+        relay.silence(false);
+        let limit = Some(Duration::from_secs(20));
+        client.set_read_timeout(limit).expect("limit");
+        client.read_exact(&mut back).expect("heard at last");
+        assert_eq!(&back, b"late");
+        relay.break_connections();
+        assert_eq!(client.read(&mut back).expect("an end"), 0);
+        let again = TcpStream::connect(relay.address()).expect("a new connection");
+        again.set_read_timeout(limit).expect("limit");
+        round(&again, 10);
+    }
+}
