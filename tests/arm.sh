@@ -32,7 +32,7 @@ skip() {
 }
 
 install_tools() {
-    if command -v qemu-aarch64-static aarch64-linux-gnu-gcc >/dev/null &&
+    if command -v qemu-aarch64-static >/dev/null && command -v aarch64-linux-gnu-gcc >/dev/null &&
         [ -e /usr/aarch64-linux-gnu/lib/libc.so ]; then
         return
     fi
