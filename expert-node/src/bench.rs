@@ -14,10 +14,11 @@ use clap::Args;
 use ds4_common::expert::{
     ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore, Route,
 };
-use ds4_common::gguf::GgufModel;
+use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
-use ds4_common::quant::{ActivationFormat, GgmlType};
+use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS, UnknownLayout};
+use ds4_common::slice::Slice;
 use ds4_common::threads::Threads;
 use rayon::ThreadPool;
 use report::{Report, Row, Sample};
@@ -40,7 +41,7 @@ const BLOCK: (usize, usize) = (256, 144);
 /// What to measure, and on which weights.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Model whose mapped experts are read; without it, random ones in anonymous memory
+    /// Model or slice whose mapped experts are read; without it, random ones in anonymous memory
     #[arg(short, long = "model", num_args = 1.., value_delimiter = ',')]
     pub models: Vec<PathBuf>,
     /// Layers of random experts, 3.6 GB each
@@ -58,6 +59,9 @@ pub struct BenchArgs {
     /// Measured turns of probes and work a batch size
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=999))]
     pub rounds: u16,
+    /// Orders of random weights, measured in turns; a file has its own
+    #[arg(long, value_delimiter = ',', default_value = "plain,panels", value_parser = layout)]
+    pub layouts: Vec<Layout>,
     /// Batch sizes
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,128,512", value_parser = tokens)]
     pub tokens: Vec<usize>,
@@ -74,6 +78,11 @@ fn tokens(text: &str) -> Result<usize, String> {
     }
 }
 
+fn layout(text: &str) -> Result<Layout, String> {
+    text.parse()
+        .map_err(|error: UnknownLayout| error.to_string())
+}
+
 /// # Errors
 /// The model can't be used, or there is no memory for random experts.
 pub fn run(args: &BenchArgs) -> Result<()> {
@@ -81,7 +90,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         .pool()
         .build()
         .context("no compute threads")?;
-    let store = pool.install(|| open(args))?;
+    let stores = pool.install(|| open(args))?;
     let sets = match args.isa {
         Some(kernels) => vec![kernels],
         // Scalar code would take minutes and says nothing about the machine.
@@ -91,11 +100,11 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         !sets.is_empty(),
         "only scalar kernels here: name them by --isa scalar"
     );
-    let mut bench = Bench::new(&store, &pool, usize::from(args.rounds));
+    let mut bench = Bench::new(&stores, &pool, usize::from(args.rounds));
     let mut rows = Vec::new();
     for kernels in sets {
         for &tokens in &args.tokens {
-            rows.push(bench.measure(kernels, tokens)?);
+            rows.extend(bench.measure(kernels, tokens)?);
         }
     }
     let report = Report {
@@ -116,7 +125,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     print(&text).context("no output")
 }
 
-fn open(args: &BenchArgs) -> Result<ExpertStore> {
+/// The same weights in every order that is measured.
+fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
     if args.models.is_empty() {
         let shape = ExpertShape {
             layers: usize::from(args.layers),
@@ -125,28 +135,44 @@ fn open(args: &BenchArgs) -> Result<ExpertStore> {
             experts: 256,
             used: 6,
             ty: GgmlType::Q4K,
+            layout: Layout::Plain,
         };
         let seed = AtomicU64::new(1);
-        return Ok(ExpertStore::in_memory(shape, |bytes| {
+        let store = ExpertStore::in_memory(shape, |bytes| {
             fill(seed.fetch_add(1, Ordering::Relaxed), bytes);
-        })?);
+        })?;
+        let stored = |layout| Ok(store.reinterpreted(layout)?);
+        return args.layouts.iter().copied().map(stored).collect();
     }
     let gguf = GgufModel::open_parts(&args.models)?;
+    if Slice::is_slice(&gguf) {
+        let slice = Slice::of(gguf)?;
+        for tensor in slice.head().tensors() {
+            populate(&slice.tensor(tensor)?)?;
+        }
+        return Ok(vec![ExpertStore::from_slice(&slice)?]);
+    }
     let hp = HyperParams::from_model(&gguf)?;
     let tensors = ModelTensors::bind(&gguf, &hp)?;
     for layer in &tensors.layers {
         for tensor in [&layer.gate_exps, &layer.up_exps, &layer.down_exps] {
-            tensor
-                .populate(0..tensor.bytes().len())
-                .context("cannot read the experts")?;
-            // A virtual machine may map pages of its own at their first touch, unknown to the guest.
-            std::hint::black_box(Kernels::detect().read_through(tensor.bytes()));
+            populate(tensor)?;
         }
     }
-    Ok(ExpertStore::new(&hp, &tensors)?)
+    Ok(vec![ExpertStore::new(&hp, &tensors)?])
 }
 
-/// Random Q4_K blocks with scales that keep activations about their size.
+fn populate(tensor: &Tensor) -> Result<()> {
+    tensor
+        .populate(0..tensor.bytes().len())
+        .context("cannot read the experts")?;
+    // A virtual machine may map pages of its own at their first touch, unknown to the guest.
+    std::hint::black_box(Kernels::detect().read_through(tensor.bytes()));
+    Ok(())
+}
+
+/// Random Q4_K blocks with scales that keep activations about their size, whether the bytes are
+/// read as rows or as panels.
 fn fill(seed: u64, bytes: &mut [u8]) {
     const SCALES: [u8; 4] = [0x00, 0x08, 0x00, 0x0c];
     let mut random = Random(seed);
@@ -155,6 +181,9 @@ fn fill(seed: u64, bytes: &mut [u8]) {
     }
     for block in bytes.chunks_exact_mut(BLOCK.1) {
         block[..4].copy_from_slice(&SCALES);
+    }
+    for panel in bytes.chunks_exact_mut(PANEL_ROWS * BLOCK.1) {
+        panel.as_chunks_mut().0[..PANEL_ROWS].fill(SCALES);
     }
 }
 
@@ -175,7 +204,8 @@ impl Random {
 }
 
 struct Bench<'a> {
-    store: &'a ExpertStore,
+    /// One an order of the weights.
+    stores: &'a [ExpertStore],
     pool: &'a ThreadPool,
     rounds: usize,
     random: Random,
@@ -186,9 +216,9 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(store: &'a ExpertStore, pool: &'a ThreadPool, rounds: usize) -> Self {
+    fn new(stores: &'a [ExpertStore], pool: &'a ThreadPool, rounds: usize) -> Self {
         Bench {
-            store,
+            stores,
             pool,
             rounds,
             random: Random(7),
@@ -199,51 +229,66 @@ impl<'a> Bench<'a> {
     }
 
     fn bytes(&self) -> usize {
-        (0..self.store.layers())
-            .flat_map(|layer| self.store.weights(layer))
+        (0..self.store().layers())
+            .flat_map(|layer| self.store().weights(layer))
             .map(<[u8]>::len)
             .sum()
     }
 
     /// Bytes of one expert.
     fn expert_bytes(&self) -> usize {
-        let experts = self.store.grid().experts as usize;
-        let layer = self.store.weights(0);
+        let experts = self.store().grid().experts as usize;
+        let layer = self.store().weights(0);
         layer.map(<[u8]>::len).sum::<usize>() / experts.max(1)
     }
 
-    fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Row> {
-        let (hidden, used) = (self.store.hidden(), self.store.experts_used());
-        let operations = 2.0 * 3.0 * (hidden * self.store.width() * used * tokens) as f64;
+    /// A row for each order of the weights, measured in turns.
+    fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Vec<Row>> {
+        let (hidden, used) = (self.store().hidden(), self.store().experts_used());
+        let operations = 2.0 * 3.0 * (hidden * self.store().width() * used * tokens) as f64;
         let calls = CALL_BYTES.div_ceil(self.expert_bytes() * used * tokens);
-        self.calls(kernels, tokens, calls)?;
-        let mut samples = Vec::with_capacity(self.rounds);
-        for _ in 0..self.rounds {
-            let memory_limit = self.probe_memory(kernels);
-            let core_limit = self.probe_cores(kernels);
-            let (seconds, experts) = self.calls(kernels, tokens, calls)?;
-            samples.push(Sample {
-                milliseconds: seconds / (calls * tokens) as f64 * 1e3,
-                memory: (experts * self.expert_bytes()) as f64 / seconds / 1e9,
-                memory_limit,
-                operations: operations * calls as f64 / seconds / 1e9,
-                core_limit,
-            });
+        let mut samples = vec![Vec::with_capacity(self.rounds); self.stores.len()];
+        for store in self.stores {
+            self.calls(store, kernels, tokens, calls)?;
         }
-        Ok(Row::new(kernels.name(), tokens, &samples))
+        for _ in 0..self.rounds {
+            for (store, samples) in self.stores.iter().zip(&mut samples) {
+                let memory_limit = self.probe_memory(kernels);
+                let core_limit = self.probe_cores(kernels);
+                let (seconds, experts) = self.calls(store, kernels, tokens, calls)?;
+                samples.push(Sample {
+                    milliseconds: seconds / (calls * tokens) as f64 * 1e3,
+                    memory: (experts * self.expert_bytes()) as f64 / seconds / 1e9,
+                    memory_limit,
+                    operations: operations * calls as f64 / seconds / 1e9,
+                    core_limit,
+                });
+            }
+        }
+        let rows = self.stores.iter().zip(&samples);
+        Ok(rows
+            .map(|(store, samples)| Row::new(kernels.name(), store.layout(), tokens, samples))
+            .collect())
+    }
+
+    /// Any of them: they differ in the order of their bytes alone.
+    fn store(&self) -> &'a ExpertStore {
+        &self.stores[0]
     }
 
     /// Seconds of so many calls of the expert function, and the experts that they read.
-    fn calls(&mut self, kernels: Kernels, tokens: usize, calls: usize) -> Result<(f64, usize)> {
+    fn calls(
+        &mut self,
+        store: &ExpertStore,
+        kernels: Kernels,
+        tokens: usize,
+        calls: usize,
+    ) -> Result<(f64, usize)> {
         let batches: Vec<_> = (0..calls).map(|_| self.batch(tokens)).collect();
         let experts = batches.iter().map(different_experts).sum();
-        let rects = [self.store.grid().whole()];
+        let rects = [store.grid().whole()];
         let Bench {
-            store,
-            pool,
-            scratch,
-            out,
-            ..
+            pool, scratch, out, ..
         } = self;
         let start = Instant::now();
         for batch in &batches {
@@ -253,8 +298,8 @@ impl<'a> Bench<'a> {
     }
 
     fn batch(&mut self, tokens: usize) -> ExpertBatch {
-        let used = self.store.experts_used();
-        let experts = self.store.grid().experts as usize;
+        let used = self.store().experts_used();
+        let experts = self.store().grid().experts as usize;
         let mut routes: Vec<Route> = Vec::with_capacity(tokens * used);
         for _ in 0..tokens {
             let start = routes.len();
@@ -268,13 +313,13 @@ impl<'a> Bench<'a> {
                 }
             }
         }
-        let values: Vec<f32> = (0..tokens * self.store.hidden())
+        let values: Vec<f32> = (0..tokens * self.store().hidden())
             .map(|_| self.random.below(2001) as f32 / 1000.0 - 1.0)
             .collect();
         let mut activations = Activations::new();
-        activations.set(ActivationFormat::Q8K, self.store.hidden(), &values);
+        activations.set(ActivationFormat::Q8K, self.store().hidden(), &values);
         ExpertBatch {
-            layer: self.random.below(self.store.layers()),
+            layer: self.random.below(self.store().layers()),
             tokens,
             used,
             routes,
@@ -285,8 +330,8 @@ impl<'a> Bench<'a> {
 
     /// GB/s of all threads, each reading one stream of the same weights.
     fn probe_memory(&mut self, kernels: Kernels) -> f64 {
-        let all: Vec<&[u8]> = (0..self.store.layers())
-            .flat_map(|layer| self.store.weights(layer))
+        let all: Vec<&[u8]> = (0..self.store().layers())
+            .flat_map(|layer| self.store().weights(layer))
             .collect();
         let bytes = all[self.cursor % all.len()];
         let parts = (bytes.len() / PROBE_BYTES).max(1);
@@ -328,18 +373,25 @@ mod tests {
             experts: 8,
             used: 2,
             ty: GgmlType::Q4K,
+            layout: Layout::Panels,
         };
-        let store = ExpertStore::in_memory(shape, |bytes| fill(3, bytes)).expect("store");
+        let panels = ExpertStore::in_memory(shape, |bytes| fill(3, bytes)).expect("store");
+        let plain = panels.reinterpreted(Layout::Plain).expect("the same bytes");
+        let stores = [plain, panels];
+        let store = &stores[0];
         let pool = Threads::new(2, false).pool().build().expect("pool");
-        let mut bench = Bench::new(&store, &pool, 3);
+        let mut bench = Bench::new(&stores, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
         let batch = bench.batch(5);
         batch.check(2, store.grid(), 256, 2).expect("a legal batch");
         assert!(different_experts(&batch) <= 8);
-        let (seconds, experts) = bench.calls(Kernels::detect(), 5, 2).expect("calls");
+        let (seconds, experts) = bench.calls(store, Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);
         assert!(bench.out.iter().all(|v| v.is_finite()));
-        let row = bench.measure(Kernels::detect(), 3).expect("a figure");
-        assert!(row.memory.is_finite() && row.memory > 0.0 && row.memory_limit > 0.0);
+        let rows = bench.measure(Kernels::detect(), 3).expect("figures");
+        assert_eq!(rows.len(), 2);
+        for row in rows {
+            assert!(row.memory.is_finite() && row.memory > 0.0 && row.memory_limit > 0.0);
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::weights::Weights;
 use super::{BatchError, ExpertBatch, ExpertScratch};
 use crate::kernels::{Kernels, Matrix, ShapeError};
 use crate::model::{HyperParams, ModelTensors};
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout};
 use crate::slice::Slice;
 use crate::tiles::{BLOCK_WIDTH, Grid, Span, TileRect};
 
@@ -24,15 +24,11 @@ pub(super) struct ExpertMatrices {
 
 impl ExpertMatrices {
     fn new(weights: Weights, first: u32, rows: usize, cols: usize) -> Result<Self, StoreError> {
-        let name = weights.name().to_owned();
-        let error = |reason: String| StoreError {
-            tensor: name.clone(),
-            reason,
-        };
         let ty = weights.ty();
-        let row_bytes = ty
-            .row_bytes(cols as u64)
-            .ok_or_else(|| error(format!("rows of {cols} are no whole number of {ty} blocks")))?;
+        let row_bytes = ty.row_bytes(cols as u64).ok_or_else(|| StoreError {
+            tensor: weights.name().to_owned(),
+            reason: format!("rows of {cols} are no whole number of {ty} blocks"),
+        })?;
         let matrices = ExpertMatrices {
             weights,
             first,
@@ -40,8 +36,16 @@ impl ExpertMatrices {
             cols,
             bytes_each: row_bytes as usize * rows,
         };
-        matrices.expert(first).map_err(|e| error(e.to_string()))?;
+        matrices.check()?;
         Ok(matrices)
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        let checked = self.expert(self.first).map(|_| ());
+        checked.map_err(|error| StoreError {
+            tensor: self.weights.name().to_owned(),
+            reason: error.to_string(),
+        })
     }
 
     pub(super) fn ty(&self) -> GgmlType {
@@ -56,7 +60,8 @@ impl ExpertMatrices {
             .bytes()
             .get(start..start.saturating_add(self.bytes_each))
             .unwrap_or_default();
-        Matrix::new(self.ty(), self.rows, self.cols, bytes).map_err(|e| self.error(&e))
+        let layout = self.weights.layout();
+        Matrix::stored(layout, self.ty(), self.rows, self.cols, bytes).map_err(|e| self.error(&e))
     }
 
     pub(super) fn strip<'m>(
@@ -153,6 +158,8 @@ pub struct ExpertShape {
     pub used: usize,
     /// Format of gate, up and down.
     pub ty: GgmlType,
+    /// Order of their bytes.
+    pub layout: Layout,
 }
 
 /// The routed experts of a model, or some tiles of them, mapped.
@@ -179,7 +186,7 @@ impl ExpertStore {
             .enumerate()
             .map(|(layer, t)| {
                 let tensors = [&t.gate_exps, &t.up_exps, &t.down_exps];
-                let weights = tensors.map(Weights::mapped);
+                let weights = tensors.map(|tensor| Weights::mapped(tensor, Layout::Plain));
                 Ok(vec![ExpertLayer::new(sizes(hp, layer), whole, weights)?])
             })
             .collect::<Result<_, StoreError>>()?;
@@ -202,7 +209,7 @@ impl ExpertStore {
                     tensor: t.name.clone(),
                     reason: e.to_string(),
                 })?;
-                Ok(Weights::mapped(&tensor))
+                Ok(Weights::mapped(&tensor, Layout::Plain))
             });
             let (layer, rect) = (part[0].layer, part[0].rect);
             layers[layer].push(ExpertLayer::new(
@@ -255,6 +262,29 @@ impl ExpertStore {
             width,
             used: shape.used,
         })
+    }
+
+    /// The same bytes in memory, read in another order: other weights, for measurements.
+    ///
+    /// # Errors
+    /// Matrices of this shape have no such order.
+    pub fn reinterpreted(&self, layout: Layout) -> Result<Self, StoreError> {
+        let mut other = self.clone();
+        for part in other.layers.iter_mut().flatten() {
+            for matrices in [&mut part.gate, &mut part.up, &mut part.down] {
+                matrices.weights.reinterpret(layout);
+                matrices.check()?;
+            }
+        }
+        Ok(other)
+    }
+
+    /// Order of the weights, where all have the same.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        let mut parts = self.layers.iter().flatten();
+        let first = parts.next().map(|part| part.gate.weights.layout());
+        first.unwrap_or_default()
     }
 
     /// The bytes of a layer's gate, up and down experts, part by part.

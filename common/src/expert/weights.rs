@@ -7,22 +7,28 @@ use rayon::prelude::*;
 
 use super::store::{ExpertShape, StoreError};
 use crate::gguf::Tensor;
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout};
 
 /// All experts of one projection, one after the other. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) enum Weights {
-    Mapped(Tensor),
+    Mapped {
+        tensor: Tensor,
+        layout: Layout,
+    },
     Memory {
         name: &'static str,
-        ty: GgmlType,
+        shape: ExpertShape,
         bytes: Arc<Mmap>,
     },
 }
 
 impl Weights {
-    pub(super) fn mapped(tensor: &Tensor) -> Self {
-        Weights::Mapped(tensor.clone())
+    pub(super) fn mapped(tensor: &Tensor, layout: Layout) -> Self {
+        Weights::Mapped {
+            tensor: tensor.clone(),
+            layout,
+        }
     }
 
     /// Anonymous memory that `fill` writes expert by expert.
@@ -54,28 +60,43 @@ impl Weights {
         bytes.par_chunks_mut(each).for_each(fill);
         Ok(Weights::Memory {
             name,
-            ty: shape.ty,
+            shape,
             bytes: Arc::new(bytes.make_read_only().map_err(memory)?),
         })
     }
 
     pub(super) fn name(&self) -> &str {
         match self {
-            Weights::Mapped(tensor) => tensor.name(),
+            Weights::Mapped { tensor, .. } => tensor.name(),
             Weights::Memory { name, .. } => name,
         }
     }
 
     pub(super) fn ty(&self) -> GgmlType {
         match self {
-            Weights::Mapped(tensor) => tensor.ty(),
-            Weights::Memory { ty, .. } => *ty,
+            Weights::Mapped { tensor, .. } => tensor.ty(),
+            Weights::Memory { shape, .. } => shape.ty,
+        }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        match self {
+            Weights::Mapped { layout, .. } => *layout,
+            Weights::Memory { shape, .. } => shape.layout,
+        }
+    }
+
+    /// Reads the same bytes in another order.
+    pub(super) fn reinterpret(&mut self, layout: Layout) {
+        match self {
+            Weights::Mapped { layout: own, .. } => *own = layout,
+            Weights::Memory { shape, .. } => shape.layout = layout,
         }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
-            Weights::Mapped(tensor) => tensor.bytes(),
+            Weights::Mapped { tensor, .. } => tensor.bytes(),
             Weights::Memory { bytes, .. } => bytes,
         }
     }

@@ -11,7 +11,7 @@ use super::q8_lone::STREAM_AHEAD;
 use super::q8_panel;
 use super::row::RowKernel;
 use super::tile::{self, SCRATCH, Scratch, Tokens};
-use crate::quant::{ActivationFormat, GgmlType};
+use crate::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
 
 /// Weight bytes of a task: small enough to stay in the nearest caches while it meets one set of
 /// tokens after the other.
@@ -276,6 +276,11 @@ fn tile_rows(w: &Matrix<'_>, tokens: usize, threads: usize) -> usize {
     };
     let cached = bytes / w.row_bytes().max(1);
     let shared = w.rows().div_ceil(4 * threads);
+    // Panels are not cut.
+    let least = match w.layout() {
+        Layout::Plain => least,
+        Layout::Panels => PANEL_ROWS,
+    };
     cached.min(shared).clamp(least, 256).next_multiple_of(least)
 }
 

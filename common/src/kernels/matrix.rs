@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout, PANEL_ROWS, PanelBlock};
+use crate::quant::{block_of_row, panel_blocks};
 
 /// A matrix whose shape does not fit its type or its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,6 +27,9 @@ pub enum ShapeError {
         expected: usize,
         found: usize,
     },
+    /// Panels hold whole groups of rows of one type.
+    #[error("a {ty} matrix of {rows} rows has no panels: those are of {PANEL_ROWS} Q4_K rows")]
+    Panels { ty: GgmlType, rows: usize },
     /// A strip of columns must start and end on a block of the matrix.
     #[error(
         "columns {start}..{end} of a {ty} matrix with {cols} columns are no whole blocks of it"
@@ -38,18 +42,19 @@ pub enum ShapeError {
     },
 }
 
-/// `rows` rows of `cols` weights of one type, row by row. `Copy`: it borrows the bytes, which
+/// `rows` rows of `cols` weights of one type, row by row or in panels. `Copy`: it borrows the bytes, which
 /// usually are a mapped file.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     ty: GgmlType,
     rows: usize,
     cols: usize,
-    /// Bytes from the start of a row to that of the next.
+    layout: Layout,
+    /// Bytes from the start of a row to that of the next, taken over whole panels.
     stride: usize,
     /// Bytes of a row; less than `stride` in a strip.
     row_bytes: usize,
-    /// Holds `(rows - 1) * stride + row_bytes` bytes or more.
+    /// Holds `(rows - n) * stride + n * row_bytes` bytes or more, with the `n` rows of a panel, or 1.
     data: &'a [u8],
 }
 
@@ -79,10 +84,34 @@ impl<'a> Matrix<'a> {
             ty,
             rows,
             cols,
+            layout: Layout::Plain,
             stride: row_bytes,
             row_bytes,
             data,
         })
+    }
+
+    /// As [`Matrix::new`], with the rows stored as `layout` says.
+    ///
+    /// # Errors
+    /// As [`Matrix::new`]; rows of this type and number are not stored so.
+    pub fn stored(
+        layout: Layout,
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+        data: &'a [u8],
+    ) -> Result<Self, ShapeError> {
+        if !layout.fits(ty, rows as u64) {
+            return Err(ShapeError::Panels { ty, rows });
+        }
+        let plain = Self::new(ty, rows, cols, data)?;
+        Ok(Self { layout, ..plain })
+    }
+
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     #[must_use]
@@ -109,11 +138,42 @@ impl<'a> Matrix<'a> {
     /// The bytes of row `r`.
     ///
     /// # Panics
-    /// `r` is not a row.
+    /// `r` is not a row, or it lies in a panel.
     #[must_use]
     pub fn row(&self, r: usize) -> &'a [u8] {
         assert!(r < self.rows, "row {r} of {}", self.rows);
+        assert!(self.layout == Layout::Plain, "a row of {self:?}");
         &self.data[r * self.stride..][..self.row_bytes]
+    }
+
+    /// Calls `f` with the bytes of row `r`: as they lie, or a copy of what a panel has of them.
+    ///
+    /// # Panics
+    /// `r` is not a row.
+    pub(super) fn with_row<R>(&self, r: usize, f: impl FnOnce(&[u8]) -> R) -> R {
+        match self.layout {
+            Layout::Plain => f(self.row(r)),
+            Layout::Panels => {
+                let panel = self.panel(r / PANEL_ROWS).iter();
+                let row: Vec<u8> = panel
+                    .flat_map(|block| block_of_row(block, r % PANEL_ROWS))
+                    .collect();
+                f(&row)
+            }
+        }
+    }
+
+    /// The blocks of the rows from `p * PANEL_ROWS` on.
+    ///
+    /// # Panics
+    /// There is no such panel.
+    pub(super) fn panel(&self, p: usize) -> &'a [PanelBlock] {
+        assert!(
+            self.layout == Layout::Panels && p < self.rows / PANEL_ROWS,
+            "panel {p} of {self:?}"
+        );
+        let bytes = &self.data[p * self.panel_stride()..][..PANEL_ROWS * self.row_bytes];
+        panel_blocks(bytes)
     }
 
     /// The bytes of block `block`, of `N` bytes, of the row `first`, and the distance from there to
@@ -128,7 +188,10 @@ impl<'a> Matrix<'a> {
         block: usize,
     ) -> (&'a [u8; N], usize) {
         assert!(
-            count > 0 && first + count <= self.rows && (block + 1) * N <= self.row_bytes,
+            count > 0
+                && self.layout == Layout::Plain
+                && first + count <= self.rows
+                && (block + 1) * N <= self.row_bytes,
             "block {block} of {count} rows from {first} on in {self:?}"
         );
         let last = (first + count - 1) * self.stride + block * N;
@@ -142,6 +205,11 @@ impl<'a> Matrix<'a> {
         self.stride == self.row_bytes
     }
 
+    /// Bytes from the start of a panel to that of the next.
+    pub(super) fn panel_stride(&self) -> usize {
+        PANEL_ROWS * self.stride
+    }
+
     /// Where the first row starts.
     pub(super) fn start(&self) -> *const u8 {
         self.data.as_ptr()
@@ -150,13 +218,18 @@ impl<'a> Matrix<'a> {
     /// The rows `range` as a matrix.
     ///
     /// # Panics
-    /// `range` is not within the rows.
+    /// `range` is not within the rows, or does not start and end with a panel.
     #[must_use]
     pub fn row_range(&self, range: Range<usize>) -> Self {
         assert!(
             range.start <= range.end && range.end <= self.rows,
             "rows {range:?} of {}",
             self.rows
+        );
+        assert!(
+            self.layout == Layout::Plain
+                || range.start.is_multiple_of(PANEL_ROWS) && range.end.is_multiple_of(PANEL_ROWS),
+            "rows {range:?} of panels"
         );
         let data = if range.is_empty() {
             &[]
@@ -187,7 +260,11 @@ impl<'a> Matrix<'a> {
             });
         }
         let bytes = |cols: usize| cols / block * self.ty.block_bytes();
-        let skipped = bytes(range.start).min(self.data.len());
+        let skipped = match self.layout {
+            Layout::Plain => bytes(range.start),
+            Layout::Panels => PANEL_ROWS * bytes(range.start),
+        };
+        let skipped = skipped.min(self.data.len());
         let data = &self.data[skipped..];
         Ok(Self {
             cols: range.len(),
@@ -200,7 +277,11 @@ impl<'a> Matrix<'a> {
 
 impl std::fmt::Debug for Matrix<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Matrix({} {} x {})", self.ty, self.rows, self.cols)
+        write!(f, "Matrix({} {} x {}", self.ty, self.rows, self.cols)?;
+        match self.layout {
+            Layout::Plain => f.write_str(")"),
+            Layout::Panels => f.write_str(" in panels)"),
+        }
     }
 }
 

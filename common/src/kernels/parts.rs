@@ -6,14 +6,15 @@ use super::matrix::Matrix;
 use super::q4_k::Product;
 use super::row::RowKernel;
 use super::tile::{self, Scratch, Tokens};
-use crate::quant::{BlockQ8K, GgmlType};
+use crate::quant::{BlockQ8K, GgmlType, Layout};
 
 /// Columns of a part.
 const WIDTH: usize = 256;
 
-/// Whether the kernels have shapes of their own for such a product, which write token by token.
+/// Whether there are shapes of their own for such a product, which write token by token.
 pub(super) fn lockstep<K: RowKernel>(w: &Matrix<'_>) -> bool {
-    w.ty() == GgmlType::Q4K && (K::SIXTEEN || K::EIGHT || K::TERMS)
+    let stored = w.layout() == Layout::Panels;
+    w.ty() == GgmlType::Q4K && (stored || K::SIXTEEN || K::EIGHT || K::TERMS)
 }
 
 /// The sums over all columns: `out[t * rows + r]`.

@@ -6,19 +6,26 @@
 //!   that memory still sees one stream, that of the requests ahead.
 //! - More: sixteen rows in lockstep, with the fewest instructions a product.
 //!
+//! Rows that are stored in panels need one shape only, sixteen rows in lockstep, and are one stream
+//! for any number of activations.
+//!
 //! What is read next is asked for line by line between the products, at the pace at which it is
 //! used up: in bursts, requests queue before the loads of the products.
 
 use super::matrix::Matrix;
 use super::row::RowKernel;
+use super::sixteen::{Places, ROWS};
 use super::tile;
-use crate::quant::BlockQ8K;
+use crate::quant::{BlockQ8K, Layout, PANEL_BLOCK};
 
 /// Activations that meet all rows before the next ones do; they stay in a second-level cache.
 const TOKENS_AT_ONCE: usize = 64;
 
 /// Bytes between a lone stream of rows and what is asked for.
 const STREAM_AHEAD: usize = 6 << 10;
+
+/// Panel blocks between a stream of panels and what is asked for.
+const PANEL_BLOCKS_AHEAD: usize = 6;
 
 /// The longest row of block terms that is kept on the stack.
 const LONG_ROW: usize = 64;
@@ -164,6 +171,9 @@ impl<'a> Product<'a> {
         out: &mut [f32],
     ) {
         let len = xs.len().checked_div(self.blocks()).unwrap_or(0);
+        if self.w.layout() == Layout::Panels {
+            return self.panels::<K, PARTS>(k, start, xs, out);
+        }
         if len == 1 && K::TERMS {
             return self.along::<K, PARTS>(k, start, xs, fours, out);
         }
@@ -216,6 +226,61 @@ impl<'a> Product<'a> {
             }
         }
         end
+    }
+
+    /// Rows that are stored in panels.
+    fn panels<K: RowKernel, const PARTS: bool>(
+        &self,
+        k: K,
+        start: usize,
+        xs: &[&BlockQ8K],
+        out: &mut [f32],
+    ) {
+        let blocks = self.blocks();
+        let tokens = xs.len().checked_div(blocks).unwrap_or(0);
+        if !PARTS {
+            let rows = self.w.rows();
+            out[start * rows..(start + tokens) * rows].fill(0.0);
+        }
+        for (p, row) in (0..self.w.rows()).step_by(ROWS).enumerate() {
+            let then = self.at::<PARTS>(start, 0, row) + self.next_results(row, out.len());
+            let results = out.as_ptr().wrapping_add(then);
+            let ahead = |b: usize| {
+                if PARTS {
+                    for line in (0..tokens).map(|t| (t * blocks + b) * self.w.rows()) {
+                        k.request(results.wrapping_add(line).cast());
+                    }
+                }
+                self.panel_ahead(p * blocks + b + PANEL_BLOCKS_AHEAD)
+            };
+            let mut places = Places {
+                out: &mut out[self.at::<PARTS>(start, 0, row)..],
+                of_token: self.at::<PARTS>(1, 0, 0),
+                of_block: if PARTS { self.w.rows() } else { 0 },
+                block: 0,
+            };
+            k.q4_k_panel::<PARTS>(self.w.panel(p), xs, ahead, &mut places);
+        }
+    }
+
+    /// From the results of a panel to those that are written next at the same block: those of the
+    /// panel below, or those behind all `len` that begin with the first row. Parts are so many
+    /// that they leave the nearest caches before their lines are written again.
+    fn next_results(&self, row: usize, len: usize) -> usize {
+        if row + ROWS < self.w.rows() { ROWS } else { len - row }
+    }
+
+    /// Where block `i` of all panels is, or of those that follow. An address to ask for, never to
+    /// read.
+    fn panel_ahead(&self, i: usize) -> *const u8 {
+        let here = self.w.rows() / ROWS * self.blocks();
+        let (w, i) = match self.then {
+            Some(next) if i >= here => (next, i - here),
+            _ => (self.w, i),
+        };
+        let blocks = (w.cols() / 256).max(1);
+        let offset = i / blocks * w.panel_stride() + i % blocks * PANEL_BLOCK;
+        w.start().wrapping_add(offset)
     }
 
     fn spread<const N: usize, const PARTS: bool>(

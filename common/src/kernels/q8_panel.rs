@@ -70,13 +70,13 @@ pub(super) const ORDER: [usize; LANES] = [0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13
 /// A block of every row of a panel.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct PanelBlock {
+pub(super) struct UnpackedBlock {
     /// Weights raised by 128: of 16 rows, the `i`th four of each row at `i`, row by row.
     pub(super) q: [[[u8; 64]; 8]; MAX_ROWS / LANES],
     pub(super) d: [[f32; LANES]; MAX_ROWS / LANES],
 }
 
-impl PanelBlock {
+impl UnpackedBlock {
     const ZERO: Self = Self {
         q: [[[0; 64]; 8]; MAX_ROWS / LANES],
         d: [[0.0; LANES]; MAX_ROWS / LANES],
@@ -103,7 +103,7 @@ impl PanelBlock {
 /// Buffers of one thread.
 #[derive(Default)]
 pub(super) struct PanelScratch {
-    pub(super) weights: Vec<PanelBlock>,
+    pub(super) weights: Vec<UnpackedBlock>,
     pub(super) waiting: Waiting,
 }
 
@@ -202,7 +202,7 @@ pub(super) fn run<'x, K: RowKernel>(
     mut each: impl FnMut(usize, usize, usize, &[Sums]),
 ) {
     let blocks = w.cols() / 32;
-    scratch.weights.resize(blocks, PanelBlock::ZERO);
+    scratch.weights.resize(blocks, UnpackedBlock::ZERO);
     for first in rows.clone().step_by(K::PANEL) {
         let count = K::PANEL.min(rows.end - first);
         // Lanes without a row of their own repeat the last one.
@@ -219,7 +219,7 @@ pub(super) fn run<'x, K: RowKernel>(
 }
 
 /// What [`RowKernel::q8_unpack`] is to give, in plain Rust.
-pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], weights: &mut [PanelBlock]) {
+pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], weights: &mut [UnpackedBlock]) {
     for (r, row) in rows.iter().enumerate() {
         for (block, bytes) in weights.iter_mut().zip(Q8_0::blocks(row)) {
             block.set(r, bytes);
@@ -228,7 +228,7 @@ pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], weights: &mut [PanelBlock]) {
 }
 
 /// What [`RowKernel::q8_panel`] is to give, in plain Rust.
-pub(super) fn multiply(weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+pub(super) fn multiply(weights: &[UnpackedBlock], x: Group<'_>, waiting: &mut Waiting) {
     for (i, &lane) in ORDER.iter().enumerate() {
         let Lane { own, left } = waiting.lane(i, x.tokens);
         own.fill([0.0; MAX_ROWS]);
@@ -282,7 +282,8 @@ mod tests {
                 blocks: &packed,
                 tokens: 3,
             };
-            let (mut waiting, mut weights) = (Waiting::default(), vec![PanelBlock::ZERO; blocks]);
+            let (mut waiting, mut weights) =
+                (Waiting::default(), vec![UnpackedBlock::ZERO; blocks]);
             unpack(&rows, &mut weights);
             multiply(&weights, group, &mut waiting);
             for (x, sums) in tokens.iter().zip(waiting.total(3)) {

@@ -2,9 +2,11 @@
 
 use super::q4_k::{Four, Rows};
 use super::q8_lone::{self, Sixteen};
-use super::q8_panel::{self, Group, MAX_ROWS, PanelBlock, Waiting};
-use super::sixteen::{self, Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, Q2K, SmallBlock, SuperBlock};
+use super::q8_panel::{self, Group, MAX_ROWS, UnpackedBlock, Waiting};
+use super::sixteen::{self, Blocks, Places, ROWS, Sums};
+use crate::quant::{
+    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, block_of_row,
+};
 
 /// The products of one row. An implementor is a proof that the CPU has the instructions, so its
 /// methods are safe.
@@ -111,12 +113,12 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// Unpacks as many blocks of Q8_0 rows as `weights` holds. Meanwhile asks for a panel's worth
     /// of bytes at `_ahead`, which may be no valid address.
-    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], _ahead: *const u8, weights: &mut [PanelBlock]) {
+    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], _ahead: *const u8, weights: &mut [UnpackedBlock]) {
         q8_panel::unpack(rows, weights);
     }
 
     /// `waiting.total()[t][r] = w[r] · x[t]` for the rows that were unpacked.
-    fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+    fn q8_panel(self, weights: &[UnpackedBlock], x: Group<'_>, waiting: &mut Waiting) {
         q8_panel::multiply(weights, x, waiting);
     }
 
@@ -135,6 +137,33 @@ pub(super) trait RowKernel: Copy + Send + Sync {
     /// As [`RowKernel::q4_k_sixteen_ahead`] for eight rows.
     fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], _ahead: *const u8, out: &mut [[f32; 8]]) {
         sixteen::add_block(w.all(), xs, out);
+    }
+
+    /// The products of a panel's blocks with activations, of which `xs` has those for the first
+    /// block before those for the next: added to what is in `out`, or written there if `FRESH`.
+    /// Meanwhile asks for a block's worth of bytes at `ahead(b)` for block `b`, which may be no
+    /// valid address.
+    fn q4_k_panel<const FRESH: bool>(
+        self,
+        panel: &[PanelBlock],
+        xs: &[&BlockQ8K],
+        ahead: impl Fn(usize) -> *const u8,
+        out: &mut Places<'_>,
+    ) {
+        let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
+        let mut sums = vec![[0.0; ROWS]; tokens];
+        for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
+            ahead(b);
+            let rows: [[u8; 144]; ROWS] = std::array::from_fn(|r| block_of_row(block, r));
+            out.block = b;
+            for (t, sums) in sums.iter_mut().enumerate() {
+                *sums = if FRESH { [0.0; ROWS] } else { *out.of(t) };
+            }
+            self.q4_k_sixteen(rows.each_ref(), xs, &mut sums);
+            for (t, sums) in sums.iter().enumerate() {
+                *out.of(t) = *sums;
+            }
+        }
     }
 
     /// `terms[b] = row[b] · x[b]` for the blocks of a Q4_K row; `fours` holds the whole fours of

@@ -12,6 +12,30 @@ pub(super) type Blocks<'a> = [&'a [u8; 144]; ROWS];
 /// What each row adds to the sums of one activation.
 pub(super) type Sums = [f32; ROWS];
 
+/// Where the results of the rows go, block by block.
+pub(super) struct Places<'a> {
+    /// From the first result of the first activation on.
+    pub(super) out: &'a mut [f32],
+    /// From an activation to the next.
+    pub(super) of_token: usize,
+    /// From a block to the next; 0 where blocks are added up.
+    pub(super) of_block: usize,
+    /// The block that is being computed.
+    pub(super) block: usize,
+}
+
+impl Places<'_> {
+    /// The results of activation `t`.
+    ///
+    /// # Panics
+    /// There is no place for them.
+    #[inline(always)]
+    pub(super) fn of(&mut self, t: usize) -> &mut Sums {
+        let at = t * self.of_token + self.block * self.of_block;
+        &mut self.out[at..at + ROWS].as_chunks_mut().0[0]
+    }
+}
+
 /// `out[t][r] += w[r] · xs[t]`, as the scalar definition has it.
 pub(super) fn add_block<const N: usize>(
     w: [&[u8; 144]; N],

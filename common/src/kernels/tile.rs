@@ -165,7 +165,8 @@ impl Part<'_, '_> {
     fn each_row(&mut self, len: usize, mut product: impl FnMut(&[u8], &mut [f32])) {
         for r in 0..self.w.rows() {
             let at = r * self.tokens + self.start;
-            product(self.w.row(r), &mut self.out[at..at + len]);
+            let out = &mut self.out[at..at + len];
+            self.w.with_row(r, |row| product(row, out));
         }
     }
 
@@ -181,7 +182,7 @@ impl Part<'_, '_> {
             for first in (0..w.rows()).step_by(GRID_ROWS) {
                 let count = GRID_ROWS.min(w.rows() - first);
                 for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
-                    widen_row(k, w.ty(), w.row(first + i), wide);
+                    w.with_row(first + i, |row| widen_row(k, w.ty(), row, wide));
                 }
                 let wide: [&[f32]; GRID_ROWS] =
                     std::array::from_fn(|i| &buffer[i * cols..][..cols]);
@@ -193,7 +194,7 @@ impl Part<'_, '_> {
         for first in (0..w.rows()).step_by(ROWS_AT_ONCE) {
             let count = ROWS_AT_ONCE.min(w.rows() - first);
             for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
-                widen_row(k, w.ty(), w.row(first + i), wide);
+                w.with_row(first + i, |row| widen_row(k, w.ty(), row, wide));
             }
             let wide: [&[f32]; ROWS_AT_ONCE] = std::array::from_fn(|i| &buffer[i * cols..][..cols]);
             for (t, x) in xs.iter().enumerate() {

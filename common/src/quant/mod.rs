@@ -9,6 +9,7 @@ mod float;
 mod ggml_type;
 mod iq2_xxs;
 mod mxfp4;
+mod panels;
 mod q2_k;
 mod q3_k;
 mod q4_k;
@@ -20,6 +21,7 @@ mod vectors;
 
 pub use activation::{BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
 pub use ggml_type::{ActivationFormat, GgmlType, UnknownType};
+pub use panels::{Layout, PANEL_ROWS, UnknownLayout, to_panel};
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use block::half_at;
@@ -27,6 +29,7 @@ pub(crate) use block::{IntBlock, SmallBlock, SuperBlock};
 pub(crate) use float::{widen_bf16, widen_f16};
 pub(crate) use iq2_xxs::Iq2Xxs;
 pub(crate) use mxfp4::Mxfp4;
+pub(crate) use panels::{PANEL_BLOCK, PanelBlock, block_of_row, panel_blocks};
 pub(crate) use q2_k::Q2K;
 pub(crate) use q3_k::Q3K;
 pub(crate) use q4_k::Q4K;

@@ -2,10 +2,12 @@
 
 use std::fmt::Write;
 
+use ds4_common::quant::Layout;
 use serde_json::{Value, json};
 
 /// One round: the work and what the probes reached right before it. Memory in GB/s of weights,
 /// operations in GOP/s, where a multiplication and an addition count as two.
+#[derive(Clone)]
 pub(super) struct Sample {
     /// Milliseconds a token and layer.
     pub(super) milliseconds: f64,
@@ -19,6 +21,7 @@ pub(super) struct Sample {
 /// Medians over the rounds.
 pub(super) struct Row {
     isa: &'static str,
+    layout: Layout,
     tokens: usize,
     milliseconds: f64,
     pub(super) memory: f64,
@@ -30,10 +33,16 @@ pub(super) struct Row {
 }
 
 impl Row {
-    pub(super) fn new(isa: &'static str, tokens: usize, samples: &[Sample]) -> Self {
+    pub(super) fn new(
+        isa: &'static str,
+        layout: Layout,
+        tokens: usize,
+        samples: &[Sample],
+    ) -> Self {
         let column = |value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
         Row {
             isa,
+            layout,
             tokens,
             milliseconds: column(|s| s.milliseconds),
             memory: column(|s| s.memory),
@@ -73,12 +82,13 @@ impl Report {
     pub(super) fn table(&self) -> String {
         let mut text = format!(
             "{:.1} GB of {} experts, {} threads; shares are of what plain reading and bare int8 \
-             products reach in the same moments\n\n{:<12} {:>6} {:>9} {:>9} {:>7} {:>7} {:>6} \
+             products reach in the same moments\n\n{:<12} {:<7} {:>6} {:>9} {:>9} {:>7} {:>7} {:>6} \
              {:>8} {:>8} {:>6}\n",
             self.bytes as f64 / 1e9,
             self.source,
             self.threads,
             "kernels",
+            "layout",
             "tokens",
             "ms/token",
             "tokens/s",
@@ -93,8 +103,9 @@ impl Report {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:<12} {:>6} {:>9.3} {:>9.1} {:>7.1} {:>7.1} {:>5.1}% {:>8.1} {:>8.1} {:>5.1}%",
+                "{:<12} {:<7} {:>6} {:>9.3} {:>9.1} {:>7.1} {:>7.1} {:>5.1}% {:>8.1} {:>8.1} {:>5.1}%",
                 r.isa,
+                r.layout,
                 r.tokens,
                 r.milliseconds,
                 r.tokens_a_second(),
@@ -116,6 +127,7 @@ impl Report {
             .map(|r| {
                 json!({
                     "kernels": r.isa,
+                    "layout": r.layout.to_string(),
                     "tokens": r.tokens,
                     "ms_per_token": r.milliseconds,
                     "tokens_per_second": r.tokens_a_second(),
@@ -162,7 +174,7 @@ mod tests {
             source: "random",
             bytes: 1,
             threads: 2,
-            rows: vec![Row::new("scalar", 1, &samples)],
+            rows: vec![Row::new("scalar", Layout::Plain, 1, &samples)],
         };
         let value: Value = serde_json::from_str(&report.json()).expect("JSON");
         assert_eq!(value["rows"][0]["memory_share"], 0.5);

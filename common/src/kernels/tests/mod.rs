@@ -2,6 +2,7 @@
 
 mod dense;
 mod equal;
+mod panels;
 mod shapes;
 mod values;
 mod wild;

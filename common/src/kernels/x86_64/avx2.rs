@@ -9,7 +9,9 @@ use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
+use crate::kernels::sixteen::Places;
+use crate::quant::SuperBlock;
+use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
 /// Tokens whose lanes are kept while a part of a row meets them.
@@ -34,6 +36,17 @@ impl RowKernel for Avx2 {
     fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
         unsafe { eight_rows::q4_k_eight::<Madd>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_panel<const FRESH: bool>(
+        self,
+        panel: &[PanelBlock],
+        xs: &[&BlockQ8K],
+        ahead: impl Fn(usize) -> *const u8,
+        out: &mut Places<'_>,
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { eight_rows::q4_k_panel::<Madd, FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_terms(

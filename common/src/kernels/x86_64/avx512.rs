@@ -9,10 +9,12 @@ use super::{spread_mins, store_f32x16, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::q8_lone::{Sixteen, pair_start};
-use crate::kernels::q8_panel::{Group, MAX_ROWS, PanelBlock, Waiting};
+use crate::kernels::q8_panel::{Group, MAX_ROWS, UnpackedBlock, Waiting};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::Sums;
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, Q2K, Q4K, SmallBlock, SuperBlock};
+use crate::kernels::sixteen::{Places, Sums};
+use crate::quant::{
+    BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock, SuperBlock,
+};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
 /// Tokens whose lanes are kept while a part of a row meets them.
@@ -58,12 +60,12 @@ impl RowKernel for Avx512 {
         unsafe { f16_lone::f16_lone(row, x, ahead) }
     }
 
-    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [PanelBlock]) {
+    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [UnpackedBlock]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { q8_panel::unpack(rows, ahead, weights) }
     }
 
-    fn q8_panel(self, weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+    fn q8_panel(self, weights: &[UnpackedBlock], x: Group<'_>, waiting: &mut Waiting) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { q8_panel::multiply(weights, x, waiting) }
     }
@@ -87,6 +89,17 @@ impl RowKernel for Avx512 {
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { sixteen::q4_k_sixteen(w, xs, ahead, out) }
+    }
+
+    fn q4_k_panel<const FRESH: bool>(
+        self,
+        panel: &[PanelBlock],
+        xs: &[&BlockQ8K],
+        ahead: impl Fn(usize) -> *const u8,
+        out: &mut Places<'_>,
+    ) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { sixteen::q4_k_panel::<FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {

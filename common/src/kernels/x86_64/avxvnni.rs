@@ -7,7 +7,8 @@ use super::step::Vnni;
 use super::through_avx2;
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::quant::{BlockQ8, BlockQ8K, SmallBlock, SuperBlock};
+use crate::kernels::sixteen::Places;
+use crate::quant::{BlockQ8, BlockQ8K, PanelBlock, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has AVX-VNNI, AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,17 @@ impl RowKernel for AvxVnni {
     fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
         unsafe { eight_rows::q4_k_eight::<Vnni>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_panel<const FRESH: bool>(
+        self,
+        panel: &[PanelBlock],
+        xs: &[&BlockQ8K],
+        ahead: impl Fn(usize) -> *const u8,
+        out: &mut Places<'_>,
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
+        unsafe { eight_rows::q4_k_panel::<Vnni, FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_terms(

@@ -1,4 +1,5 @@
-//! One Q4_K block of each of eight rows, a row a lane of 256 bits: AVX2 or AVX-VNNI.
+//! One Q4_K block of each of eight rows, a row a lane of 256 bits: AVX2 or AVX-VNNI. A panel is
+//! taken in two halves.
 
 use std::arch::x86_64::*;
 
@@ -6,28 +7,123 @@ use super::part;
 use super::sixteen::request;
 use super::step::{Step, twice};
 use crate::kernels::q4_k::Rows;
-use crate::quant::BlockQ8K;
+use crate::kernels::sixteen::Places;
+use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
 const TOKENS: usize = 64;
 
-type Eight<'a> = Rows<'a, 8>;
+/// Bytes of eight blocks.
+const HALF_BYTES: usize = 8 * 144;
+
+/// Where the blocks of eight rows are.
+trait Eight: Copy {
+    /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
+    ///
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn words(self, at: usize) -> [__m256i; 4];
+}
+
+impl Eight for Rows<'_, 8> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn words(self, at: usize) -> [__m256i; 4] {
+        let load = |r: usize| {
+            let bytes: &[u8; 16] = part(self.row(r), at);
+            // SAFETY: the reference is valid for 16 bytes, which need no alignment.
+            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+        };
+        transpose(load)
+    }
+}
+
+/// Eight rows of a panel, the first or the last ones.
+#[derive(Clone, Copy)]
+struct Half<'a> {
+    panel: &'a PanelBlock,
+    half: usize,
+}
+
+impl Eight for Half<'_> {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn words(self, at: usize) -> [__m256i; 4] {
+        let four: &[[[u8; 4]; 16]; 4] = part(self.panel, at);
+        std::array::from_fn(|i| {
+            let words: &[[u8; 4]; 8] = part(&four[i], self.half);
+            // SAFETY: the reference is valid for 32 bytes, which need no alignment.
+            unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
+        })
+    }
+}
+
+/// A panel times activations; see [`crate::kernels::row::RowKernel::q4_k_panel`].
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn q4_k_panel<S: Step, const FRESH: bool>(
+    panel: &[PanelBlock],
+    xs: &[&BlockQ8K],
+    ahead: impl Fn(usize) -> *const u8,
+    out: &mut Places<'_>,
+) {
+    let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
+    for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
+        out.block = b;
+        let ahead = ahead(b);
+        for half in 0..2 {
+            let w = Half { panel: block, half };
+            let ahead = ahead.wrapping_add(half * HALF_BYTES);
+            for (i, xs) in xs.chunks(TOKENS).enumerate() {
+                with_sums::<S>(w, xs, ahead, |head, mins, sums| {
+                    for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
+                        let out: &mut [f32; 8] =
+                            &mut out.of(TOKENS * i + t).as_chunks_mut().0[half];
+                        if FRESH {
+                            *out = [0.0; 8];
+                        }
+                        // SAFETY: the function that calls this enables the features.
+                        unsafe { head.add_terms(*sum, mins, x, out) };
+                    }
+                });
+            }
+        }
+    }
+}
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c")]
 pub(super) fn q4_k_eight<S: Step>(
-    w: Eight<'_>,
+    w: Rows<'_, 8>,
     xs: &[&BlockQ8K],
     ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        // Clearing the sums of absent tokens would cost more than a few tokens' products.
-        match xs.len() {
-            0..=4 => add_block::<S, 4>(w, xs, ahead, out),
-            5..=16 => add_block::<S, 16>(w, xs, ahead, out),
-            _ => add_block::<S, TOKENS>(w, xs, ahead, out),
-        }
+        with_sums::<S>(w, xs, ahead, |head, mins, sums| {
+            for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
+                // SAFETY: the function that calls this enables the features.
+                unsafe { head.add_terms(*sum, mins, x, out) };
+            }
+        });
+    }
+}
+
+/// Calls `then` with the block's scales, its mins, and the integer sums of up to [`TOKENS`]
+/// activations.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+fn with_sums<S: Step>(
+    w: impl Eight,
+    xs: &[&BlockQ8K],
+    ahead: *const u8,
+    then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
+) {
+    // Clearing the sums of absent tokens would cost more than a few tokens' products.
+    match xs.len() {
+        1 => add_block::<S, 1>(w, xs, ahead, then),
+        0..=4 => add_block::<S, 4>(w, xs, ahead, then),
+        5..=16 => add_block::<S, 16>(w, xs, ahead, then),
+        _ => add_block::<S, TOKENS>(w, xs, ahead, then),
     }
 }
 
@@ -35,16 +131,17 @@ pub(super) fn q4_k_eight<S: Step>(
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn add_block<S: Step, const T: usize>(
-    w: Eight<'_>,
+    w: impl Eight,
     xs: &[&BlockQ8K],
     ahead: *const u8,
-    out: &mut [[f32; 8]],
+    then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
 ) {
-    let head = Head::new(words(&w, 0));
+    // SAFETY: the enabled features hold what the method asks for.
+    let head = Head::new(unsafe { w.words(0) });
     request::<2>(ahead, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
-        let q = nibbles(&w, p);
+        let q = nibbles(w, p);
         request::<4>(ahead, 2 + 4 * p);
         for (i, q) in q.iter().enumerate() {
             let j = 2 * p + i;
@@ -57,20 +154,13 @@ fn add_block<S: Step, const T: usize>(
         }
     }
     let mins: [__m256i; 8] = std::array::from_fn(|j| twice(byte(&head.mins, j)));
-    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-        head.add_terms(*sum, &mins, x, out);
-    }
+    then(&head, &mins, &sums);
 }
 
-/// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
+/// Eight loads of four words, as four vectors of one word a load.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn words(w: &Eight<'_>, at: usize) -> [__m256i; 4] {
-    let load = |r: usize| {
-        let bytes: &[u8; 16] = part(w.row(r), at);
-        // SAFETY: the reference is valid for 16 bytes, which need no alignment.
-        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-    };
+fn transpose(load: impl Fn(usize) -> __m128i) -> [__m256i; 4] {
     let rows: [__m256i; 4] = std::array::from_fn(|r| _mm256_set_m128i(load(4 + r), load(r)));
     let low = [
         _mm256_unpacklo_epi32(rows[0], rows[1]),
@@ -91,11 +181,13 @@ fn words(w: &Eight<'_>, at: usize) -> [__m256i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(w: &Eight<'_>, p: usize) -> [[__m256i; 8]; 2] {
+fn nibbles(w: impl Eight, p: usize) -> [[__m256i; 8]; 2] {
     let mask = _mm256_set1_epi8(15);
     let mut q = [[_mm256_setzero_si256(); 8]; 2];
     for half in 0..2 {
-        for (i, packed) in words(w, 1 + 2 * p + half).into_iter().enumerate() {
+        // SAFETY: the enabled feature is what the method asks for.
+        let packed = unsafe { w.words(1 + 2 * p + half) };
+        for (i, packed) in packed.into_iter().enumerate() {
             let at = 4 * half + i;
             q[0][at] = _mm256_and_si256(packed, mask);
             q[1][at] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);

@@ -6,7 +6,7 @@ use super::q8_lone::request;
 use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::lanes::LANES;
 use crate::kernels::q8_panel::{Group, Lane, MAX_ROWS, ORDER};
-use crate::kernels::q8_panel::{PackedBlock, PanelBlock, Waiting};
+use crate::kernels::q8_panel::{PackedBlock, UnpackedBlock, Waiting};
 
 /// Vectors of rows.
 const VECTORS: usize = MAX_ROWS / LANES;
@@ -16,7 +16,7 @@ const BLOCK: usize = 34;
 
 /// Fills `weights`, while a panel's worth of bytes is asked for at `ahead`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [PanelBlock]) {
+pub(super) fn unpack(rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [UnpackedBlock]) {
     let blocks = weights.len();
     let rows = rows.map(|row| &row.as_chunks::<BLOCK>().0[..blocks]);
     let raise = _mm512_set1_epi8(-128);
@@ -57,7 +57,7 @@ fn words(rows: &[&[[u8; BLOCK]]; LANES], b: usize, half: usize) -> [__m512i; 4] 
 
 /// `waiting.total()[t][r] = w[r] · x[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn multiply(weights: &[PanelBlock], x: Group<'_>, waiting: &mut Waiting) {
+pub(super) fn multiply(weights: &[UnpackedBlock], x: Group<'_>, waiting: &mut Waiting) {
     let blocks = weights.len();
     for (i, &lane) in ORDER.iter().enumerate() {
         let mut sums = waiting.lane(i, x.tokens);
@@ -88,7 +88,7 @@ struct Block {
 impl Block {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn load(from: &PanelBlock) -> Self {
+    fn load(from: &UnpackedBlock) -> Self {
         let mut block = Self {
             q: [[_mm512_setzero_si512(); 8]; VECTORS],
             d: [_mm512_setzero_ps(); VECTORS],
