@@ -267,7 +267,11 @@ impl<'a> Product<'a> {
     /// panel below, or those behind all `len` that begin with the first row. Parts are so many
     /// that they leave the nearest caches before their lines are written again.
     fn next_results(&self, row: usize, len: usize) -> usize {
-        if row + ROWS < self.w.rows() { ROWS } else { len - row }
+        if row + ROWS < self.w.rows() {
+            ROWS
+        } else {
+            len - row
+        }
     }
 
     /// Where block `i` of all panels is, or of those that follow. An address to ask for, never to

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::two_bits;
 use super::{Factors, load_256, load_i16, part};
-use super::{along, eight, f16_lone, f32_grid, load_f32x16, q8_lone, q8_panel, sixteen};
+use super::{along, eight, f16_lone, f32_grid, load_f32x16, panel, q8_lone, q8_panel, sixteen};
 use super::{spread_mins, store_f32x16, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
@@ -99,7 +99,7 @@ impl RowKernel for Avx512 {
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { sixteen::q4_k_panel::<FRESH>(panel, xs, ahead, out) }
+        unsafe { panel::vnni::q4_k_panel::<FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {

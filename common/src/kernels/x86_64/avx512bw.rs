@@ -5,13 +5,16 @@ use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
 use super::part;
-use super::sixteen::{Head, MANY, Sixteen, in_sets, nibbles, tokens_of_a_set, words};
+use super::sixteen::{Head, nibbles, request, twice, two, words};
 use super::through_avx2;
-use super::{f16_lone, f32_grid};
+use super::{f16_lone, f32_grid, panel};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Places, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, PanelBlock, SmallBlock, SuperBlock};
+
+/// Tokens whose integer sums are kept while a part of the block meets them.
+const TOKENS: usize = 64;
 
 /// Proof that the CPU has what the functions below enable, AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -91,96 +94,47 @@ impl RowKernel for Avx512Bw {
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q4_k_panel::<FRESH>(panel, xs, ahead, out) }
+        unsafe { panel::madd::q4_k_panel::<FRESH>(panel, xs, ahead, out) }
     }
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
 fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
-    for (xs, out) in xs.chunks(MANY).zip(out.chunks_mut(MANY)) {
+    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0..=4 => add_many::<4>(w, xs, ahead, out),
-            5..=16 => add_many::<16>(w, xs, ahead, out),
-            _ => add_many::<MANY>(w, xs, ahead, out),
+            0 | 1 => add_block::<1>(w, xs, ahead, out),
+            2..=4 => add_block::<4>(w, xs, ahead, out),
+            5..=16 => add_block::<16>(w, xs, ahead, out),
+            _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
 }
 
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn q4_k_panel<const FRESH: bool>(
-    panel: &[PanelBlock],
-    xs: &[&BlockQ8K],
-    ahead: impl Fn(usize) -> *const u8,
-    out: &mut Places<'_>,
-) {
-    let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
-    for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
-        out.block = b;
-        in_sets!(add_few, FRESH, block, xs, ahead(b), out);
-    }
-}
-
-/// Up to `T` activations, whose sums are in memory: unpacking is so dear that it is done once.
+/// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn add_many<const T: usize>(
+fn add_block<const T: usize>(
     w: Rows<'_, 16>,
     xs: &[&BlockQ8K],
     ahead: *const u8,
     out: &mut [Sums],
 ) {
+    let head = Head::new(words(&w, 0));
+    request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
-    let head = add_products(w, xs, ahead, &mut sums);
-    let mins = head.all_mins();
-    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-        head.add_sums(*sum, sum_mins(&mins, x), x, out);
-    }
-}
-
-/// Exactly `T` activations from `first` on, whose sums are in registers.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn add_few<const FRESH: bool, const T: usize>(
-    w: &PanelBlock,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    first: usize,
-    out: &mut Places<'_>,
-) {
-    let Some(xs) = xs.first_chunk::<T>() else {
-        return;
-    };
-    let mut sums = [_mm512_setzero_si512(); T];
-    let head = add_products(w, xs, ahead, &mut sums);
-    let mins = head.all_mins();
-    for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
-        let out = out.of(first + t);
-        if FRESH {
-            *out = [0.0; 16];
-        }
-        head.add_sums(*sum, sum_mins(&mins, x), x, out);
-    }
-}
-
-/// Adds the scaled integer sums of a block; returns its scales.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn add_products(
-    w: impl Sixteen,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    sums: &mut [__m512i],
-) -> Head {
-    let head = Head::new(words(w, 0, ahead));
     for p in 0..4 {
-        let q = nibbles(w, p, ahead);
+        let q = nibbles(&w, p);
+        request::<8>(ahead, 4 + 8 * p);
         let scales = [twice(head.scale(2 * p)), twice(head.scale(2 * p + 1))];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));
         }
     }
-    head
+    let mins = head.all_mins();
+    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
+        head.add_sums(*sum, sum_mins(&mins, x), x, out);
+    }
 }
 
 /// Adds two sub-blocks' scaled integer sums.
@@ -205,17 +159,8 @@ fn add_pair(sum: __m512i, q: &[__m512i; 16], scales: [__m512i; 2], x: &[i8; 64])
 #[target_feature(enable = "avx512f,avx512bw")]
 fn sum_mins(mins: &[__m512i; 8], x: &BlockQ8K) -> __m512i {
     let mut sum = _mm512_setzero_si512();
-    for (min, pair) in mins.iter().zip(x.bsums.as_chunks::<2>().0) {
-        let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
-        let products = _mm512_madd_epi16(*min, _mm512_set1_epi32(pair as i32));
-        sum = _mm512_add_epi32(sum, products);
+    for (k, min) in mins.iter().enumerate() {
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(*min, two(&x.bsums, k)));
     }
     sum
-}
-
-/// A small number in both halves of every lane.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn twice(values: __m512i) -> __m512i {
-    _mm512_or_si512(values, _mm512_slli_epi32::<16>(values))
 }

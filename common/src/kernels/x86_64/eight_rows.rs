@@ -81,8 +81,7 @@ pub(super) fn q4_k_panel<S: Step, const FRESH: bool>(
                         if FRESH {
                             *out = [0.0; 8];
                         }
-                        // SAFETY: the function that calls this enables the features.
-                        unsafe { head.add_terms(*sum, mins, x, out) };
+                        head.add_terms(*sum, mins, x, out);
                     }
                 });
             }
@@ -101,8 +100,7 @@ pub(super) fn q4_k_eight<S: Step>(
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         with_sums::<S>(w, xs, ahead, |head, mins, sums| {
             for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-                // SAFETY: the function that calls this enables the features.
-                unsafe { head.add_terms(*sum, mins, x, out) };
+                head.add_terms(*sum, mins, x, out);
             }
         });
     }

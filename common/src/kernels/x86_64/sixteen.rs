@@ -4,80 +4,11 @@ use std::arch::x86_64::*;
 
 use super::{load_f32x16, part, store_f32x16};
 use crate::kernels::q4_k::Rows;
-use crate::kernels::sixteen::{Places, Sums};
-use crate::quant::{BlockQ8K, PanelBlock};
-
-/// Where the blocks of sixteen rows are.
-pub(super) trait Sixteen: Copy {
-    /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
-    ///
-    /// # Safety
-    /// The CPU has AVX-512 F.
-    unsafe fn words(self, at: usize, ahead: *const u8) -> [__m512i; 4];
-}
-
-impl Sixteen for Rows<'_, 16> {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn words(self, at: usize, ahead: *const u8) -> [__m512i; 4] {
-        request::<4>(ahead, 4 * at);
-        let load = |r: usize| {
-            let bytes: &[u8; 16] = part(self.row(r), at);
-            // SAFETY: the reference is valid for 16 bytes, which need no alignment.
-            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-        };
-        transpose(load)
-    }
-}
-
-impl Sixteen for &PanelBlock {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn words(self, at: usize, ahead: *const u8) -> [__m512i; 4] {
-        let four: &[[[u8; 4]; 16]; 4] = part(self, at);
-        let mut words = [_mm512_setzero_si512(); 4];
-        for (i, (word, from)) in words.iter_mut().zip(four).enumerate() {
-            // SAFETY: the reference is valid for 64 bytes, which need no alignment.
-            *word = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
-            request::<1>(ahead, 4 * at + i);
-        }
-        words
-    }
-}
-
-/// Calls `$few::<FRESH, T>` for sets of activations, with their number, at most [`TOKENS`], as `T`.
-macro_rules! in_sets {
-    ($few:ident, $fresh:expr, $block:expr, $xs:expr, $ahead:expr, $out:expr) => {{
-        let (set, mut ahead) = (tokens_of_a_set($xs.len()), $ahead);
-        for (i, xs) in $xs.chunks(set).enumerate() {
-            let t = i * set;
-            match xs.len() {
-                1 => $few::<$fresh, 1>($block, xs, ahead, t, $out),
-                2 => $few::<$fresh, 2>($block, xs, ahead, t, $out),
-                3 => $few::<$fresh, 3>($block, xs, ahead, t, $out),
-                4 => $few::<$fresh, 4>($block, xs, ahead, t, $out),
-                5 => $few::<$fresh, 5>($block, xs, ahead, t, $out),
-                6 => $few::<$fresh, 6>($block, xs, ahead, t, $out),
-                7 => $few::<$fresh, 7>($block, xs, ahead, t, $out),
-                _ => $few::<$fresh, 8>($block, xs, ahead, t, $out),
-            }
-            // What is ahead is asked for once.
-            ahead = $block.as_ptr().cast();
-        }
-    }};
-}
-pub(super) use in_sets;
-
-/// Activations whose sums stay in registers.
-const TOKENS: usize = 8;
+use crate::kernels::sixteen::Sums;
+use crate::quant::BlockQ8K;
 
 /// Activations that meet rows as they are unpacked.
-pub(super) const MANY: usize = 64;
-
-/// Equal sets of at most [`TOKENS`] activations, for so many of them.
-pub(super) fn tokens_of_a_set(tokens: usize) -> usize {
-    tokens.div_ceil(tokens.div_ceil(TOKENS).max(1)).max(1)
-}
+const MANY: usize = 64;
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -96,16 +27,13 @@ pub(super) fn q4_k_sixteen(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, 
 /// Up to `T` activations, whose sums are in memory: unpacking is so dear that it is done once.
 #[inline]
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_many<const T: usize>(
-    w: Rows<'_, 16>,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    out: &mut [Sums],
-) {
-    let head = Head::new(words(w, 0, ahead));
+fn add_many<const T: usize>(w: Rows<'_, 16>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [Sums]) {
+    let head = Head::new(words(&w, 0));
+    request::<4>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
     for p in 0..4 {
-        let q = nibbles(w, p, ahead);
+        let q = nibbles(&w, p);
+        request::<8>(ahead, 4 + 8 * p);
         let scales = [head.scale(2 * p), head.scale(2 * p + 1)];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));
@@ -117,84 +45,16 @@ fn add_many<const T: usize>(
     }
 }
 
-/// A panel times activations; see [`crate::kernels::row::RowKernel::q4_k_panel`].
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-pub(super) fn q4_k_panel<const FRESH: bool>(
-    panel: &[PanelBlock],
-    xs: &[&BlockQ8K],
-    ahead: impl Fn(usize) -> *const u8,
-    out: &mut Places<'_>,
-) {
-    let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
-    for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
-        out.block = b;
-        in_sets!(add_few, FRESH, block, xs, ahead(b), out);
-    }
-}
-
-/// Exactly `T` activations from `first` on, whose sums are in registers.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_few<const FRESH: bool, const T: usize>(
-    w: &PanelBlock,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    first: usize,
-    out: &mut Places<'_>,
-) {
-    let Some(xs) = xs.first_chunk::<T>() else {
-        return;
-    };
-    let line = |i: usize| {
-        // SAFETY: the reference is valid for 64 bytes, which need no alignment.
-        unsafe { _mm512_loadu_si512(w[i].as_ptr().cast()) }
-    };
-    let head = Head::new([line(0), line(1), line(2), line(3)]);
-    request::<4>(ahead, 0);
-    let mut sums = [_mm512_setzero_si512(); T];
-    let mask = _mm512_set1_epi8(15);
-    for p in 0..4 {
-        let mut q = [[_mm512_setzero_si512(); 8]; 2];
-        for i in 0..8 {
-            let packed = line(4 + 8 * p + i);
-            q[0][i] = _mm512_and_si512(packed, mask);
-            q[1][i] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
-            request::<1>(ahead, 4 + 8 * p + i);
-        }
-        let scales = [byte(head.scales[p / 2], 2 * (p % 2)), byte(head.scales[p / 2], 2 * (p % 2) + 1)];
-        for t in 0..T {
-            for n in 0..2 {
-                let x: &[i8; 32] = part(&xs[t].q, 2 * p + n);
-                let mut a = _mm512_setzero_si512();
-                let mut b = a;
-                for i in 0..4 {
-                    a = _mm512_dpbusd_epi32(a, q[n][i], four(x, i));
-                    b = _mm512_dpbusd_epi32(b, q[n][i + 4], four(x, i + 4));
-                }
-                sums[t] = _mm512_dpwssd_epi32(sums[t], a, scales[n]);
-                sums[t] = _mm512_dpwssd_epi32(sums[t], b, scales[n]);
-            }
-        }
-    }
-    let mins = head.all_mins();
-    for t in 0..T {
-        let mut least = _mm512_setzero_si512();
-        for (k, min) in mins.iter().enumerate() {
-            least = _mm512_dpwssd_epi32(least, *min, two(&xs[t].bsums, k));
-        }
-        let terms = head.terms(sums[t], least, xs[t].d);
-        let out = out.of(first + t);
-        let old = if FRESH { _mm512_setzero_ps() } else { load_f32x16(out) };
-        store_f32x16(_mm512_add_ps(old, terms), out);
-    }
-}
-
 /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn words(w: impl Sixteen, at: usize, ahead: *const u8) -> [__m512i; 4] {
-    // SAFETY: the enabled feature is what the method asks for.
-    unsafe { w.words(at, ahead) }
+pub(super) fn words(w: &Rows<'_, 16>, at: usize) -> [__m512i; 4] {
+    let load = |r: usize| {
+        let bytes: &[u8; 16] = part(w.row(r), at);
+        // SAFETY: the reference is valid for 16 bytes, which need no alignment.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    };
+    transpose(load)
 }
 
 /// Sixteen loads of four words, as four vectors of one word a load.
@@ -228,46 +88,57 @@ pub(super) fn transpose(load: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn nibbles(w: impl Sixteen, p: usize, ahead: *const u8) -> [__m512i; 16] {
-    let mask = _mm512_set1_epi8(15);
+pub(super) fn nibbles(w: &Rows<'_, 16>, p: usize) -> [__m512i; 16] {
     let mut q = [_mm512_setzero_si512(); 16];
     for half in 0..2 {
-        for (i, packed) in words(w, 1 + 2 * p + half, ahead).into_iter().enumerate() {
+        for (i, packed) in words(w, 1 + 2 * p + half).into_iter().enumerate() {
             let at = 4 * half + i;
-            q[at] = _mm512_and_si512(packed, mask);
-            q[8 + at] = _mm512_and_si512(_mm512_srli_epi16::<4>(packed), mask);
+            [q[at], q[8 + at]] = split(packed);
         }
     }
     q
+}
+
+/// The low and the high nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn split(packed: __m512i) -> [__m512i; 2] {
+    let mask = _mm512_set1_epi8(15);
+    let high = _mm512_srli_epi16::<4>(packed);
+    [_mm512_and_si512(packed, mask), _mm512_and_si512(high, mask)]
 }
 
 /// Adds two sub-blocks' scaled integer sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn add_pair(sum: __m512i, q: &[__m512i; 16], scales: [__m512i; 2], x: &[i8; 64]) -> __m512i {
-    let four = |i: usize| {
-        let bytes: &[i8; 4] = part(x, i);
-        _mm512_set1_epi32(i32::from_le_bytes(bytes.map(|v| v as u8)))
-    };
+    let x = x.as_chunks::<4>().0;
     let mut all = sum;
-    for (j, scale) in scales.into_iter().enumerate() {
-        let mut halves = [_mm512_setzero_si512(); 2];
-        for i in 8 * j..8 * j + 4 {
-            halves[0] = _mm512_dpbusd_epi32(halves[0], q[i], four(i));
-            halves[1] = _mm512_dpbusd_epi32(halves[1], q[i + 4], four(i + 4));
+    for run in 0..4 {
+        let mut products = _mm512_setzero_si512();
+        for i in 4 * run..4 * run + 4 {
+            let four = x[i].map(|v| v as u8);
+            let four = _mm512_set1_epi32(i32::from_le_bytes(four));
+            products = _mm512_dpbusd_epi32(products, q[i], four);
         }
         // 16 products are at most 16 * 15 * 128, so the lower half of a lane is its value, and
         // the zero above the scale hides the upper one.
-        all = _mm512_dpwssd_epi32(all, halves[0], scale);
-        all = _mm512_dpwssd_epi32(all, halves[1], scale);
+        all = _mm512_dpwssd_epi32(all, products, scales[run / 2]);
     }
     all
+}
+
+/// A small number in both halves of every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn twice(values: __m512i) -> __m512i {
+    _mm512_or_si512(values, _mm512_slli_epi32::<16>(values))
 }
 
 /// Two numbers in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn two(x: &[i16; 16], i: usize) -> __m512i {
+pub(super) fn two(x: &[i16; 16], i: usize) -> __m512i {
     let [a, b] = part::<_, 2>(x, i).map(|v| u32::from(v as u16));
     _mm512_set1_epi32((a | b << 16) as i32)
 }
@@ -275,7 +146,7 @@ fn two(x: &[i16; 16], i: usize) -> __m512i {
 /// Four bytes in every lane.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn four(x: &[i8; 32], i: usize) -> __m512i {
+pub(super) fn four(x: &[i8; 32], i: usize) -> __m512i {
     let bytes: &[i8; 4] = part(x, i);
     _mm512_set1_epi32(i32::from_le_bytes(bytes.map(|v| v as u8)))
 }
@@ -321,20 +192,12 @@ impl Head {
         byte(self.scales[j / 4], j % 4)
     }
 
-    /// The min of sub-block `j`, zero-extended.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn min(&self, j: usize) -> __m512i {
-        byte(self.mins[j / 4], j % 4)
-    }
-
     #[inline]
     #[target_feature(enable = "avx512f,avx512vnni")]
     fn add_terms(&self, sum: __m512i, mins: &[__m512i; 8], x: &BlockQ8K, out: &mut Sums) {
         let mut least = _mm512_setzero_si512();
-        for (min, pair) in mins.iter().zip(x.bsums.as_chunks::<2>().0) {
-            let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
-            least = _mm512_dpwssd_epi32(least, *min, _mm512_set1_epi32(pair as i32));
+        for (k, min) in mins.iter().enumerate() {
+            least = _mm512_dpwssd_epi32(least, *min, two(&x.bsums, k));
         }
         self.add_sums(sum, least, x, out);
     }
@@ -344,9 +207,8 @@ impl Head {
     #[target_feature(enable = "avx512f")]
     pub(super) fn all_mins(&self) -> [__m512i; 8] {
         let mut mins = [_mm512_setzero_si512(); 8];
-        for (j, twice) in mins.iter_mut().enumerate() {
-            let min = self.min(j);
-            *twice = _mm512_or_si512(min, _mm512_slli_epi32::<16>(min));
+        for (j, min) in mins.iter_mut().enumerate() {
+            *min = twice(byte(self.mins[j / 4], j % 4));
         }
         mins
     }
