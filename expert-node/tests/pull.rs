@@ -9,6 +9,7 @@ use bytes::Bytes;
 use ds4_common::gguf::GgufModel;
 use ds4_common::model::ModelTensors;
 use ds4_common::model::synthetic::{Recipe, presets, write};
+use ds4_common::quant::Layout;
 use ds4_common::slice::{SliceHead, WholeModel, part_path};
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::pull::{PullConfig, PullError, ensure};
@@ -94,7 +95,7 @@ fn script(folder: &Path, answer: Answer) -> Script {
     let model = WholeModel::new(gguf, hp, &tensors).expect("model");
     let whole = TileSet::whole(model.grid());
     let holdings = Holdings::uniform(model.grid(), model.layers(), whole);
-    let head = model.head(&holdings).expect("head");
+    let head = model.head(&holdings, Layout::Plain).expect("head");
     Script {
         offer: pb::OfferReply {
             protocol_version: PROTOCOL_VERSION,

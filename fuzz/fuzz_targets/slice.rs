@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use ds4_common::gguf::GgufModel;
 use ds4_common::model::synthetic::{Recipe, presets, write};
 use ds4_common::model::{HyperParams, ModelTensors};
+use ds4_common::quant::Layout;
 use ds4_common::slice::{SliceHead, WholeModel};
 use ds4_common::tiles::Holdings;
 use libfuzzer_sys::fuzz_target;
@@ -24,7 +25,7 @@ static SOUND: LazyLock<(Vec<u8>, u64)> = LazyLock::new(|| {
     let rects = model.grid().cut(2, 3).expect("cut");
     let layers = (0..model.layers()).map(|layer| rects[layer..layer + 2].to_vec());
     let holdings = Holdings::new(model.grid(), layers.collect()).expect("holdings");
-    let head = model.head(&holdings).expect("head");
+    let head = model.head(&holdings, Layout::Panels).expect("head");
     std::fs::remove_file(&path).expect("removed");
     (head.encode().expect("bytes"), head.file_bytes())
 });

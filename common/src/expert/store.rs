@@ -209,7 +209,7 @@ impl ExpertStore {
                     tensor: t.name.clone(),
                     reason: e.to_string(),
                 })?;
-                Ok(Weights::mapped(&tensor, Layout::Plain))
+                Ok(Weights::mapped(&tensor, t.layout))
             });
             let (layer, rect) = (part[0].layer, part[0].rect);
             layers[layer].push(ExpertLayer::new(

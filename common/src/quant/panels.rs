@@ -42,6 +42,16 @@ impl Layout {
         }
     }
 
+    /// This order if matrices of `rows` rows of type `ty` can be stored so, else the plain one.
+    #[must_use]
+    pub fn of(self, ty: GgmlType, rows: u64) -> Self {
+        if self.fits(ty, rows) {
+            self
+        } else {
+            Layout::Plain
+        }
+    }
+
     /// Whether matrices of `rows` rows of type `ty` can be stored so.
     #[must_use]
     pub fn fits(self, ty: GgmlType, rows: u64) -> bool {

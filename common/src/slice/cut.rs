@@ -7,6 +7,7 @@ use super::tensors::{Projection, SliceTensor, features};
 use super::{MAX_PARTS, SliceError};
 use crate::gguf::{GgufError, GgufModel, Tensor};
 use crate::model::{Fingerprint, HyperParams, ModelTensors};
+use crate::quant::{Layout, PANEL_ROWS, to_panel};
 use crate::tiles::{BLOCK_WIDTH, Grid, Holdings};
 
 /// Bytes of the model that are read at once where a tensor takes a part of each row.
@@ -73,12 +74,13 @@ impl WholeModel {
         self.gguf.name()
     }
 
-    /// What a slice of these tiles is, without its data.
+    /// What a slice of these tiles is, without its data. Tensors that have no such order as
+    /// `layout` are stored plainly.
     ///
     /// # Errors
     /// The tiles are not of this model, there are none or too many, or a weight format has blocks
     /// wider than a tile.
-    pub fn head(&self, holdings: &Holdings) -> Result<SliceHead, SliceError> {
+    pub fn head(&self, holdings: &Holdings, layout: Layout) -> Result<SliceHead, SliceError> {
         let file = || self.name().to_path_buf();
         if holdings.layers() != self.layers() {
             return Err(SliceError::Layer {
@@ -116,7 +118,8 @@ impl WholeModel {
             }
         }
         let name = self.gguf.metadata().optional_str("general.name")?;
-        SliceHead::new(file(), &self.hp, name, self.fingerprint, holdings, &types)
+        let model = (&self.hp, name, self.fingerprint);
+        SliceHead::new(file(), model, holdings, &types, layout)
     }
 
     /// The way to the bytes of one tensor of a slice of this model.
@@ -153,20 +156,85 @@ impl WholeModel {
         };
         // Whole rows lie behind each other.
         let whole = run == stride;
-        Cut {
+        let packed = Packed {
             source: source.clone(),
             first,
             run: if whole { run * count } else { run },
             stride,
             bytes: run * count,
             window: Vec::new(),
+        };
+        Cut {
+            packed,
+            panel: match tensor.layout {
+                Layout::Plain => None,
+                Layout::Panels => Some(PANEL_ROWS as u64 * bytes(source, tensor.dims[0])),
+            },
+            rows: Vec::new(),
+            turned: Vec::new(),
         }
+    }
+}
+
+/// The bytes of a tensor of a slice.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    packed: Packed,
+    /// Bytes of a panel, where the tensor is stored in panels.
+    panel: Option<u64>,
+    /// Panels before and after they are turned.
+    rows: Vec<u8>,
+    turned: Vec<u8>,
+}
+
+impl Cut {
+    /// Bytes of all of it.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.packed.bytes
+    }
+
+    /// Fills `out` with the bytes from `offset` on.
+    ///
+    /// # Errors
+    /// That reaches beyond the end, or the file cannot be read.
+    pub fn read(&mut self, mut offset: u64, mut out: &mut [u8]) -> Result<(), SliceError> {
+        let end = offset.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > self.bytes()) {
+            let beyond = std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "range outside of the tensor",
+            );
+            return Err(self.packed.failed(beyond));
+        }
+        let Some(panel) = self.panel else {
+            return self.packed.read(offset, out);
+        };
+        while !out.is_empty() {
+            let inside = offset % panel;
+            let wanted = (inside + out.len() as u64).div_ceil(panel);
+            let panels = wanted.min((WINDOW / panel).max(1));
+            let bytes = (panels * panel) as usize;
+            self.rows.resize(bytes, 0);
+            self.turned.resize(bytes, 0);
+            self.packed.read(offset - inside, &mut self.rows)?;
+            let rows = self.rows.chunks_exact(panel as usize);
+            for (rows, panel) in rows.zip(self.turned.chunks_exact_mut(panel as usize)) {
+                to_panel(rows, panel);
+            }
+            let found = &self.turned[inside as usize..];
+            let taken = found.len().min(out.len());
+            out[..taken].copy_from_slice(&found[..taken]);
+            offset += taken as u64;
+            out = &mut out[taken..];
+        }
+        Ok(())
     }
 }
 
 /// Equal runs of bytes at equal distances of a tensor of the whole model, packed.
 #[derive(Clone, Debug)]
-pub struct Cut {
+struct Packed {
     source: Tensor,
     /// Where the first run starts.
     first: u64,
@@ -179,26 +247,9 @@ pub struct Cut {
     window: Vec<u8>,
 }
 
-impl Cut {
-    /// Bytes of all of it.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Fills `out` with the packed bytes from `offset` on.
-    ///
-    /// # Errors
-    /// That reaches beyond the end, or the file cannot be read.
-    pub fn read(&mut self, mut offset: u64, mut out: &mut [u8]) -> Result<(), SliceError> {
-        let end = offset.checked_add(out.len() as u64);
-        if end.is_none_or(|end| end > self.bytes) {
-            let beyond = std::io::Error::new(
-                std::io::ErrorKind::InvalidInput,
-                "range outside of the tensor",
-            );
-            return Err(self.failed(beyond));
-        }
+impl Packed {
+    /// Fills `out` with the packed bytes from `offset` on, which must be there.
+    fn read(&mut self, mut offset: u64, mut out: &mut [u8]) -> Result<(), SliceError> {
         while !out.is_empty() {
             let taken = if self.run < LONG_RUN {
                 self.gather(offset, out)?

@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use crate::gguf::{FormatError, GgufError, MetadataError, WriteError};
 use crate::model::{Fingerprint, ModelError};
+use crate::quant::UnknownLayout;
 use crate::tiles::TileError;
 
 /// Why a slice cannot be read, cut or written. Every message names the file.
@@ -35,12 +36,11 @@ pub enum SliceError {
         super::keys::FORMAT_VERSION
     )]
     Version { file: PathBuf, found: u32 },
-    #[error(
-        "{} keeps its tensors in the layout {found:?}; this software knows {:?}",
-        file.display(),
-        super::keys::PLAIN_LAYOUT
-    )]
-    Layout { file: PathBuf, found: String },
+    #[error("{}: {problem}", file.display())]
+    Layout {
+        file: PathBuf,
+        problem: UnknownLayout,
+    },
     #[error("{} holds no tiles", file.display())]
     NoTiles { file: PathBuf },
     #[error(

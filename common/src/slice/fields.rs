@@ -8,7 +8,7 @@ use super::tensors::{LayerTypes, MAX_PARTS, Projection, SliceTensor, name, shape
 use super::{SliceError, keys};
 use crate::gguf::{Array, Metadata, TensorInfo, Value};
 use crate::model::HyperParams;
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout};
 use crate::tiles::{Grid, Holdings, Span, TileRect};
 
 /// As the file stores a hash; zeros for none.
@@ -106,6 +106,7 @@ pub(super) fn match_tensors(
     file: &Path,
     hp: &HyperParams,
     holdings: &Holdings,
+    layout: Layout,
     found: &[TensorInfo],
     hashes: Vec<Option<Hash>>,
 ) -> Result<Vec<SliceTensor>, SliceError> {
@@ -161,6 +162,7 @@ pub(super) fn match_tensors(
             projection: want.projection,
             dims: want.dims,
             ty: want.ty,
+            layout: layout.of(want.ty, want.dims[1]),
             offset: have.offset,
             bytes: have.bytes,
             hash,

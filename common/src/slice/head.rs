@@ -15,6 +15,7 @@ use crate::gguf::{
     Array, GgufModel, GgufWriter, Metadata, TensorInfo, Value, WriteError, parse_head,
 };
 use crate::model::{Fingerprint, HyperParams};
+use crate::quant::Layout;
 use crate::tiles::Holdings;
 
 /// Everything that a slice says about itself, checked against itself.
@@ -27,6 +28,7 @@ pub struct SliceHead {
     hp: HyperParams,
     fingerprint: Fingerprint,
     holdings: Holdings,
+    layout: Layout,
     tensors: Vec<SliceTensor>,
     digest: Option<Hash>,
     identity: Hash,
@@ -38,11 +40,10 @@ impl SliceHead {
     /// A slice without data. `types` has one entry a layer.
     pub(super) fn new(
         file: PathBuf,
-        hp: &HyperParams,
-        model: Option<&str>,
-        fingerprint: Fingerprint,
+        (hp, model, fingerprint): (&HyperParams, Option<&str>, Fingerprint),
         holdings: &Holdings,
         types: &[Option<LayerTypes>],
+        layout: Layout,
     ) -> Result<Self, SliceError> {
         let mut all: BTreeMap<String, Value> = hp.to_metadata().into_iter().collect();
         if let Some(model) = model {
@@ -50,7 +51,7 @@ impl SliceHead {
         }
         let text = |text: &str| Value::String(text.to_owned());
         all.insert(keys::VERSION.to_owned(), Value::U32(keys::FORMAT_VERSION));
-        all.insert(keys::LAYOUT.to_owned(), text(keys::PLAIN_LAYOUT));
+        all.insert(keys::LAYOUT.to_owned(), text(layout.name()));
         all.insert(keys::FINGERPRINT.to_owned(), text(&fingerprint.to_string()));
         all.insert(keys::TILES.to_owned(), encode_tiles(holdings));
         let count = shaped(hp, holdings, types).len();
@@ -124,7 +125,7 @@ impl SliceHead {
         file_bytes: u64,
     ) -> Result<Self, SliceError> {
         let file = metadata.source().to_path_buf();
-        check_format(metadata)?;
+        let layout = check_format(metadata)?;
         let hp = HyperParams::from_metadata(metadata)?;
         let text = metadata.str(keys::FINGERPRINT)?;
         let fingerprint = text.parse::<Fingerprint>().map_err(|_| {
@@ -133,7 +134,7 @@ impl SliceHead {
         })?;
         let holdings = decode_tiles(metadata, &hp)?;
         let hashes = decode_hashes(metadata, tensors.len())?;
-        let tensors = match_tensors(&file, &hp, &holdings, tensors, hashes)?;
+        let tensors = match_tensors(&file, &hp, &holdings, layout, tensors, hashes)?;
         let keys = metadata
             .iter()
             .filter(|(key, _)| *key != keys::HASHES && *key != keys::DIGEST)
@@ -153,6 +154,7 @@ impl SliceHead {
             hp,
             fingerprint,
             holdings,
+            layout,
             tensors,
             digest,
             identity,
@@ -240,6 +242,7 @@ impl SliceHead {
             ("fingerprint", self.fingerprint.to_string()),
             ("tile grid", self.holdings.grid().to_string()),
             ("tiles", self.holdings.to_string()),
+            ("layout", self.layout.to_string()),
             ("tensors", format!("{present} of {}", self.tensors.len())),
             ("file bytes", self.file_bytes.to_string()),
             ("slice", self.identity.to_string()),
@@ -307,7 +310,7 @@ fn invalid(file: &Path, problem: WriteError) -> SliceError {
     }
 }
 
-fn check_format(metadata: &Metadata) -> Result<(), SliceError> {
+fn check_format(metadata: &Metadata) -> Result<Layout, SliceError> {
     let file = || metadata.source().to_path_buf();
     let found = metadata
         .optional_u32(keys::VERSION)?
@@ -318,14 +321,11 @@ fn check_format(metadata: &Metadata) -> Result<(), SliceError> {
             found,
         });
     }
-    let layout = metadata.str(keys::LAYOUT)?;
-    if layout != keys::PLAIN_LAYOUT {
-        return Err(SliceError::Layout {
-            file: file(),
-            found: layout.to_owned(),
-        });
-    }
-    Ok(())
+    let layout = metadata.str(keys::LAYOUT)?.parse();
+    layout.map_err(|problem| SliceError::Layout {
+        file: file(),
+        problem,
+    })
 }
 
 /// A writer with all keys of a slice.

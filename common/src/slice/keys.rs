@@ -1,7 +1,7 @@
 //! The keys of a slice beyond the model's own.
 
 pub(super) const VERSION: &str = "ds4.slice.version";
-/// How tensors are laid out; leaves room for forms that a kernel reads faster.
+/// The order of the tensors' bytes, by the name of a [`crate::quant::Layout`].
 pub(super) const LAYOUT: &str = "ds4.slice.layout";
 /// The whole model's fingerprint in hex.
 pub(super) const FINGERPRINT: &str = "ds4.slice.fingerprint";
@@ -13,8 +13,5 @@ pub(super) const HASHES: &str = "ds4.slice.hashes";
 pub(super) const DIGEST: &str = "ds4.slice.digest";
 
 pub(super) const FORMAT_VERSION: u32 = 1;
-/// Rows of blocks as the GGUF type defines them.
-pub(super) const PLAIN_LAYOUT: &str = "plain";
-
 /// Tensors start on pages, so that none shares a page with another.
 pub(super) const ALIGNMENT: u32 = 4096;

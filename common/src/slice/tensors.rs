@@ -6,7 +6,7 @@ use std::ops::Range;
 use blake3::Hash;
 
 use crate::model::HyperParams;
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout};
 use crate::tiles::{BLOCK_WIDTH, Holdings, TileRect};
 
 /// Rectangles of all layers together that a slice may have.
@@ -43,6 +43,8 @@ pub struct SliceTensor {
     /// Fastest first.
     pub dims: [u64; 3],
     pub ty: GgmlType,
+    /// Order of the bytes of each expert's matrix.
+    pub layout: Layout,
     /// From the start of the file.
     pub offset: u64,
     pub bytes: u64,

@@ -8,7 +8,7 @@ use super::*;
 use crate::gguf::{GgufModel, GgufWriter, Value};
 use crate::model::synthetic::{Formats, Recipe, presets, write};
 use crate::model::{HyperParams, ModelTensors};
-use crate::quant::GgmlType;
+use crate::quant::{GgmlType, Layout, to_panel};
 use crate::tiles::{Grid, Holdings, Span, TileRect};
 
 /// A small model whose experts are `width` wide.
@@ -81,7 +81,7 @@ pub(crate) fn random_holdings(grid: Grid, layers: usize, seed: u64) -> Holdings 
 }
 
 pub(crate) fn write_slice(model: &WholeModel, holdings: &Holdings, path: &Path) -> SliceHead {
-    let head = model.head(holdings).unwrap();
+    let head = model.head(holdings, Layout::Panels).unwrap();
     let mut writer = SliceWriter::open(path, head, &mut |_| {}).unwrap();
     while writer.position().is_some() {
         copy_tensor(model, &mut writer, &mut |_| {}).unwrap();
@@ -139,7 +139,10 @@ fn a_slice_is_a_gguf_that_says_what_it_holds() {
     assert!(faults(&path).is_empty());
     // Another slice of the same model is another one.
     let whole = Holdings::uniform(grid, 4, crate::tiles::TileSet::whole(grid));
-    assert_ne!(model.head(&whole).unwrap().identity(), head.identity());
+    assert_ne!(
+        model.head(&whole, Layout::Plain).unwrap().identity(),
+        head.identity()
+    );
 }
 
 #[test]
@@ -183,7 +186,7 @@ fn a_wrong_byte_is_named_and_a_short_file_is_refused() {
 fn foreign(model: &WholeModel, change: impl Fn(&str, Value) -> Value) -> SliceError {
     let grid = model.grid();
     let whole = Holdings::uniform(grid, 4, crate::tiles::TileSet::whole(grid));
-    let head = model.head(&whole).unwrap();
+    let head = model.head(&whole, Layout::Plain).unwrap();
     let parsed = crate::gguf::parse_head(&head.encode().unwrap(), head.file_bytes()).unwrap();
     let mut writer = GgufWriter::new();
     for (key, value) in parsed.metadata {
@@ -242,7 +245,9 @@ fn what_is_not_known_is_refused_by_name() {
 #[test]
 fn who_else_writes_is_noticed_and_a_full_disk_is_named() {
     let (folder, model, _) = whole_model(GgmlType::F16, 256);
-    let head = model.head(&random_holdings(model.grid(), 4, 1)).unwrap();
+    let head = model
+        .head(&random_holdings(model.grid(), 4, 1), Layout::Plain)
+        .unwrap();
     let path = folder.path().join("node.gguf");
     let first = SliceWriter::open(&path, head.clone(), &mut |_| {}).unwrap();
     let second = SliceWriter::open(&path, head.clone(), &mut |_| {});
@@ -259,7 +264,9 @@ fn who_else_writes_is_noticed_and_a_full_disk_is_named() {
 #[test]
 fn a_tensor_must_come_whole_and_right() {
     let (folder, model, _) = whole_model(GgmlType::F16, 256);
-    let head = model.head(&random_holdings(model.grid(), 4, 1)).unwrap();
+    let head = model
+        .head(&random_holdings(model.grid(), 4, 1), Layout::Plain)
+        .unwrap();
     let path = folder.path().join("node.gguf");
     let mut writer = SliceWriter::open(&path, head, &mut |_| {}).unwrap();
     let bytes = writer.head().tensors()[0].bytes as usize;
@@ -282,10 +289,17 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn any_piece_of_a_cut_is_what_packing_gives(seed: u64, narrow: bool, from: u32, len: u32) {
-        let (ty, width) = if narrow { (GgmlType::Mxfp4, 608) } else { (GgmlType::Iq2Xxs, 768) };
+    fn any_piece_of_a_cut_is_what_packing_gives(
+        seed: u64,
+        format in prop::sample::select(&[
+            (GgmlType::Mxfp4, 608), (GgmlType::Iq2Xxs, 768), (GgmlType::Q4K, 768),
+        ][..]),
+        panels: bool, from: u32, len: u32,
+    ) {
+        let (ty, width) = format;
+        let layout = if panels { Layout::Panels } else { Layout::Plain };
         let (_folder, model, tensors) = whole_model(ty, width);
-        let head = model.head(&random_holdings(model.grid(), 4, seed)).unwrap();
+        let head = model.head(&random_holdings(model.grid(), 4, seed), layout).unwrap();
         let hidden = model.hyper_params().hidden as u64;
         for tensor in head.tensors() {
             let layer = &tensors.layers[tensor.layer];
@@ -310,6 +324,14 @@ proptest! {
                     packed.extend(&source.bytes()[(start + first) * row..(start + last) * row]);
                 }
             }
+            prop_assert_eq!(tensor.layout == Layout::Panels, panels && ty == GgmlType::Q4K);
+            if tensor.layout == Layout::Panels {
+                let panel = 16 * ty.row_bytes(tensor.dims[0]).unwrap() as usize;
+                for panel in packed.chunks_exact_mut(panel) {
+                    let rows = panel.to_vec();
+                    to_panel(&rows, panel);
+                }
+            }
             let mut cut = model.cut(tensor);
             prop_assert_eq!(cut.bytes(), packed.len() as u64);
             prop_assert_eq!(tensor.bytes, packed.len() as u64);
@@ -332,7 +354,7 @@ proptest! {
         let straight = folder.path().join("straight.gguf");
         let head = write_slice(&model, &holdings, &straight);
         let path = folder.path().join("killed.gguf");
-        let clean = model.head(&holdings).unwrap();
+        let clean = model.head(&holdings, Layout::Panels).unwrap();
         prop_assert_eq!(clean.identity(), head.identity());
         {
             let mut writer = SliceWriter::open(&path, clean.clone(), &mut |_| {}).unwrap();
@@ -372,7 +394,7 @@ proptest! {
         seed: u64, changes in prop::collection::vec((any::<u32>(), any::<u8>()), 1..6),
     ) {
         let (_folder, model, _) = whole_model(GgmlType::F16, 256);
-        let head = model.head(&random_holdings(model.grid(), 4, seed)).unwrap();
+        let head = model.head(&random_holdings(model.grid(), 4, seed), Layout::Panels).unwrap();
         let mut bytes = head.encode().unwrap();
         let used = bytes.iter().rposition(|b| *b != 0).unwrap() + 1;
         for (at, to) in changes {

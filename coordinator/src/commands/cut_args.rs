@@ -4,12 +4,22 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
+use ds4_common::quant::Layout;
 use ds4_common::slice::WholeModel;
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::tiles::{GridCut, TileChoice};
 
 use crate::plan::PlanFile;
 use crate::share::Shares;
+
+/// The order of the bytes in slices.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct LayoutArg {
+    /// Order of the weights in slices: panels, of which kernels read sixteen rows at once, or plain,
+    /// as in the model
+    #[arg(long, default_value_t = Layout::Panels, value_name = "ORDER")]
+    pub layout: Layout,
+}
 
 /// How a model is cut.
 #[derive(Args, Clone, Debug)]
@@ -33,14 +43,14 @@ pub struct CutArgs {
 }
 
 impl CutArgs {
-    /// The share of every node.
+    /// The share of every node, its tensors in the order `layout` where they have it.
     ///
     /// # Errors
     /// The cut does not fit the model.
-    pub fn shares(&self, model: WholeModel) -> Result<Shares> {
+    pub fn shares(&self, model: WholeModel, layout: Layout) -> Result<Shares> {
         let nodes = self.holdings(&model)?;
         let numbered = self.plan.is_none();
-        Ok(Shares::new(model, nodes, numbered)?)
+        Ok(Shares::new(model, nodes, numbered, layout)?)
     }
 
     fn holdings(&self, model: &WholeModel) -> Result<Vec<(String, Holdings)>> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ds4_common::quant::Layout;
 use ds4_proto::tls::Peers;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -81,7 +82,7 @@ impl Sharing {
         let security = model.security()?;
         security.check_listen(address).context("--join-listen")?;
         let files = model.files.clone();
-        let open = move || cut.shares(OpenModel::open(&files)?.whole()?);
+        let open = move || cut.shares(OpenModel::open(&files)?.whole()?, Layout::Panels);
         let listener = TcpListener::bind(address)
             .await
             .with_context(|| format!("--join-listen {address}"))?;

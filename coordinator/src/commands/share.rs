@@ -10,7 +10,7 @@ use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
-use super::cut_args::CutArgs;
+use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::{ModelFiles, count};
 use super::stop::Stop;
 use crate::share::{self, ShareSettings, SliceShare};
@@ -23,6 +23,9 @@ pub struct ShareArgs {
 
     #[command(flatten)]
     pub cut: CutArgs,
+
+    #[command(flatten)]
+    pub order: LayoutArg,
 
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -60,8 +63,8 @@ pub async fn run(args: ShareArgs) -> Result<()> {
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
-    let (files, cut) = (args.files.clone(), args.cut.clone());
-    let open = move || cut.shares(OpenModel::open(&files)?.whole()?);
+    let (files, cut, order) = (args.files.clone(), args.cut.clone(), args.order);
+    let open = move || cut.shares(OpenModel::open(&files)?.whole()?, order.layout);
     let shares = tokio::task::spawn_blocking(open).await??;
     // Whoever waits for this line may have gone.
     let _ = writeln!(

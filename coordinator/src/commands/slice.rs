@@ -9,7 +9,7 @@ use ds4_common::slice::{
 };
 
 use super::assembly::OpenModel;
-use super::cut_args::CutArgs;
+use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::ModelFiles;
 use super::progress::CopyBar;
 use crate::share::Share;
@@ -22,6 +22,9 @@ pub struct SliceArgs {
 
     #[command(flatten)]
     pub cut: CutArgs,
+
+    #[command(flatten)]
+    pub order: LayoutArg,
 
     /// Write the slice of this node alone
     #[arg(long, value_name = "NAME")]
@@ -40,7 +43,8 @@ pub struct SliceArgs {
 /// The cut does not fit the model, files are in the way, the disk is too small, or reading or
 /// writing fails.
 pub fn run(args: &SliceArgs) -> Result<()> {
-    let shares = args.cut.shares(OpenModel::open(&args.files)?.whole()?)?;
+    let model = OpenModel::open(&args.files)?.whole()?;
+    let shares = args.cut.shares(model, args.order.layout)?;
     let chosen = match &args.node {
         None => shares.all(),
         Some(node) => {

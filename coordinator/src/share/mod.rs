@@ -12,6 +12,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 
+use ds4_common::quant::Layout;
 use ds4_common::slice::{SliceError, SliceHead, WholeModel, file_name};
 use ds4_common::tiles::Holdings;
 
@@ -51,6 +52,7 @@ impl Shares {
         model: WholeModel,
         nodes: Vec<(String, Holdings)>,
         numbered: bool,
+        layout: Layout,
     ) -> Result<Self, ShareError> {
         let mut all: Vec<Share> = Vec::with_capacity(nodes.len());
         for (node, holdings) in nodes {
@@ -58,7 +60,7 @@ impl Shares {
             if all.iter().any(|share| share.node == node) {
                 return Err(ShareError::Twice(node));
             }
-            let head = model.head(&holdings)?;
+            let head = model.head(&holdings, layout)?;
             all.push(Share { node, head });
         }
         Ok(Shares {

@@ -4,6 +4,7 @@ use std::time::Duration;
 use ds4_common::gguf::GgufModel;
 use ds4_common::model::synthetic::{Recipe, presets, write};
 use ds4_common::model::{HyperParams, ModelTensors};
+use ds4_common::quant::Layout;
 use ds4_common::slice::{Slice, SliceWriter, WholeModel, copy_tensor, part_path, verify};
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::pull::{PullConfig, PullError, ensure};
@@ -49,7 +50,7 @@ fn shares(model: WholeModel) -> Shares {
     };
     let nodes = nodes.map(|(i, rect)| (format!("node-{i}"), uniform(rect)));
     let nodes = nodes.collect();
-    Shares::new(model, nodes, true).unwrap()
+    Shares::new(model, nodes, true, Layout::Panels).unwrap()
 }
 
 struct Source {
