@@ -34,6 +34,17 @@ pub(in crate::kernels) trait Dot: Copy + Debug + Send + Sync {
         unsafe { Self::dot(sum, w, x) }
     }
 
+    /// [`Dot::dot_codes`], where each sum takes the products of four bytes that follow each other.
+    ///
+    /// # Safety
+    /// [`Dot::detected`] is true.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn fours(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        // SAFETY: the caller promises the CPU.
+        unsafe { Self::dot(sum, w, x) }
+    }
+
     /// Adds `w · xᵀ`, each of two rows of eight signed bytes; lane `2 r + t` is row `r` times
     /// row `t`.
     ///
@@ -71,6 +82,14 @@ impl Dot for Base {
         // Two products are at most 2 * 64 * 128.
         let pairs = vmull_s8(vget_low_s8(w), vget_low_s8(x));
         vpadalq_s16(sum, vmlal_high_s8(pairs, w, x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    unsafe fn fours(sum: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
+        let low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+        // Two products are at most 2 * 64 * 128.
+        vpadalq_s16(sum, vpaddq_s16(low, vmull_high_s8(w, x)))
     }
 }
 

@@ -3,10 +3,11 @@
 use std::arch::aarch64::*;
 
 use super::dot::Dot;
+use super::panel::words;
 use super::super_blocks::{Codes, Head, term, unpack_q4_k};
-use super::{load_f32, load_i8, load_u8, store_f32};
+use super::{load_f32, load_i8, load_u8, part, store_f32};
 use crate::kernels::sixteen::{Blocks, ROWS, Sums};
-use crate::quant::{BlockQ8K, Q4K};
+use crate::quant::{BlockQ8K, PanelBlock, Q4K};
 
 const PAIRS: usize = ROWS / 2;
 
@@ -46,7 +47,7 @@ pub(super) unsafe fn q4_k_sixteen<D: Dot>(w: Blocks<'_>, xs: &[&BlockQ8K], out: 
 }
 
 /// Sixteen unpacked blocks.
-struct Rows {
+pub(super) struct Rows {
     q: [Woven; PAIRS],
     /// For each pair and sub-block the first row's scale twice, then the second one's.
     scales: [[int32x4_t; 8]; PAIRS],
@@ -60,7 +61,47 @@ impl Rows {
     #[inline]
     #[target_feature(enable = "neon")]
     fn new(w: Blocks<'_>) -> Self {
-        let heads = w.map(Head::new);
+        let mut rows = Self::of_heads(&w.map(Head::new));
+        for (i, q) in rows.q.iter_mut().enumerate() {
+            weave_rows(w[2 * i], w[2 * i + 1], q);
+        }
+        rows
+    }
+
+    /// The rows of a panel.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    pub(super) fn of_panel(block: &PanelBlock) -> Self {
+        let heads: [Head; ROWS] = std::array::from_fn(|r| {
+            let mut bytes = [0; 144];
+            for (word, of_rows) in bytes.as_chunks_mut().0.iter_mut().zip(&block[..4]) {
+                *word = of_rows[r];
+            }
+            Head::new(&bytes)
+        });
+        let mut rows = Self::of_heads(&heads);
+        let fours = rows.q.as_chunks_mut::<2>().0.iter_mut().enumerate();
+        for (four, [first, second]) in fours {
+            for p in 0..4 {
+                for v in 0..4 {
+                    let at = 4 + 8 * p + 2 * v;
+                    let (a, b) = (words(block, at, four), words(block, at + 1, four));
+                    let (a, b) = (vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b));
+                    // Eight columns of a row follow each other.
+                    let low = vreinterpretq_u8_u32(vzip1q_u32(a, b));
+                    let high = vreinterpretq_u8_u32(vzip2q_u32(a, b));
+                    [first[2 * p][v], first[2 * p + 1][v]] = split(low);
+                    [second[2 * p][v], second[2 * p + 1][v]] = split(high);
+                }
+            }
+        }
+        rows
+    }
+
+    /// All but the weights.
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn of_heads(heads: &[Head; ROWS]) -> Self {
         let scales = heads.each_ref().map(|head| head.scales.to_le_bytes());
         let mins = heads.each_ref().map(|head| head.mins.to_le_bytes());
         let mut rows = Self {
@@ -70,9 +111,6 @@ impl Rows {
             d: heads.each_ref().map(|head| head.d),
             dmin: heads.each_ref().map(|head| head.dmin),
         };
-        for (i, q) in rows.q.iter_mut().enumerate() {
-            weave_rows(w[2 * i], w[2 * i + 1], q);
-        }
         for j in 0..8 {
             for (i, to) in rows.scales.iter_mut().enumerate() {
                 let (a, b) = (scales[2 * i][j].into(), scales[2 * i + 1][j].into());
@@ -93,7 +131,10 @@ impl Rows {
     /// [`Dot::detected`] and [`Dot::MATRIX`] are true.
     #[inline]
     #[target_feature(enable = "neon")]
-    unsafe fn sums<D: Dot>(&self, [first, second]: [&BlockQ8K; 2]) -> [[int32x4_t; 4]; 2] {
+    pub(super) unsafe fn sums<D: Dot>(
+        &self,
+        [first, second]: [&BlockQ8K; 2],
+    ) -> [[int32x4_t; 4]; 2] {
         let mut totals = [vdupq_n_s32(0); PAIRS];
         for j in 0..8 {
             let x = weave_activations(part(&first.q, j), part(&second.q, j));
@@ -117,7 +158,7 @@ impl Rows {
     /// Adds what the integer sums of one activation come to.
     #[inline]
     #[target_feature(enable = "neon")]
-    fn add_terms(&self, sums: &[int32x4_t; 4], x: &BlockQ8K, out: &mut Sums) {
+    pub(super) fn add_terms(&self, sums: &[int32x4_t; 4], x: &BlockQ8K, out: &mut Sums) {
         let mut mins = [vdupq_n_s32(0); 4];
         for (of_rows, [a, b]) in self.mins.iter().zip(x.bsums.as_chunks::<2>().0) {
             let pair = vdupq_n_s32(i32::from(*a) + i32::from(*b));
@@ -161,6 +202,17 @@ fn weave_activations(a: &[i8; 32], b: &[i8; 32]) -> [int8x16_t; 4] {
     [first, second, third, fourth]
 }
 
+/// The low and the high nibbles of every byte.
+#[inline]
+#[target_feature(enable = "neon")]
+fn split(packed: uint8x16_t) -> [int8x16_t; 2] {
+    let low = vandq_u8(packed, vdupq_n_u8(15));
+    [
+        vreinterpretq_s8_u8(low),
+        vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed)),
+    ]
+}
+
 /// The lower halves of both, then the upper ones.
 #[inline]
 #[target_feature(enable = "neon")]
@@ -170,10 +222,4 @@ fn weave(a: uint8x16_t, b: uint8x16_t) -> [int8x16_t; 2] {
         vreinterpretq_s8_s64(vzip1q_s64(a, b)),
         vreinterpretq_s8_s64(vzip2q_s64(a, b)),
     ]
-}
-
-/// Part `i` of a list that is cut into parts of `N`.
-#[inline(always)]
-fn part<T, const N: usize>(all: &[T], i: usize) -> &[T; N] {
-    &all.as_chunks::<N>().0[i]
 }

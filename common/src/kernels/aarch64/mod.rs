@@ -9,12 +9,14 @@ use std::marker::PhantomData;
 
 use super::lanes;
 use super::row::RowKernel;
-use super::sixteen::{Blocks, Sums};
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock};
+use super::sixteen::{Blocks, Places, Sums};
+use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PANEL_BLOCK, PanelBlock, Q4K};
+use crate::quant::{SmallBlock, SuperBlock};
 use crate::quant::{widen_bf16, widen_f16};
 
 mod dot;
 mod matrix;
+mod panel;
 mod probe;
 mod small_blocks;
 mod super_blocks;
@@ -85,12 +87,33 @@ impl<D: Dot> RowKernel for Arm<D> {
         unsafe { matrix::q4_k_sixteen::<D>(w, xs, out) }
     }
 
+    fn q4_k_panel<const FRESH: bool>(
+        self,
+        panel: &[PanelBlock],
+        xs: &[&BlockQ8K],
+        ahead: impl Fn(usize) -> *const u8,
+        out: &mut Places<'_>,
+    ) {
+        let request = |b| {
+            let start = ahead(b);
+            (0..PANEL_BLOCK)
+                .step_by(64)
+                .for_each(|at| self.request(start.wrapping_add(at)));
+        };
+        // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
+        unsafe { panel::q4_k_panel::<D, FRESH>(panel, xs, request, out) }
+    }
+
     fn prefetch(self, bytes: &[u8]) {
-        for line in bytes.chunks(64) {
-            // SAFETY: a prefetch reads nothing that the program could see.
-            unsafe {
-                asm!("prfm pldl2keep, [{}]", in(reg) line.as_ptr(), options(nostack, readonly));
-            }
+        bytes
+            .chunks(64)
+            .for_each(|line| self.request(line.as_ptr()));
+    }
+
+    fn request(self, line: *const u8) {
+        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+        unsafe {
+            asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly));
         }
     }
 }
@@ -151,4 +174,10 @@ fn load_f32(values: &[f32; 4]) -> float32x4_t {
 fn store_f32(values: float32x4_t, to: &mut [f32; 4]) {
     // SAFETY: the reference is valid for four floats and the store needs no more alignment.
     unsafe { vst1q_f32(to.as_mut_ptr(), values) };
+}
+
+/// Part `i` of a list that is cut into parts of `N`.
+#[inline(always)]
+fn part<T, const N: usize>(all: &[T], i: usize) -> &[T; N] {
+    &all.as_chunks::<N>().0[i]
 }
