@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::lanes;
 use super::row::RowKernel;
-use super::sixteen::{Blocks, Places, Sums};
+use super::sixteen::{Ahead, Blocks, Places, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PANEL_BLOCK, PanelBlock, Q4K};
 use crate::quant::{SmallBlock, SuperBlock};
 use crate::quant::{widen_bf16, widen_f16};
@@ -91,11 +91,11 @@ impl<D: Dot> RowKernel for Arm<D> {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> *const u8,
+        ahead: impl Fn(usize) -> Ahead,
         out: &mut Places<'_>,
     ) {
         let request = |b| {
-            let start = ahead(b);
+            let start = ahead(b).far;
             (0..PANEL_BLOCK)
                 .step_by(64)
                 .for_each(|at| self.request(start.wrapping_add(at)));

@@ -7,7 +7,7 @@ use super::part;
 use super::sixteen::request;
 use super::step::{Step, twice};
 use crate::kernels::q4_k::Rows;
-use crate::kernels::sixteen::Places;
+use crate::kernels::sixteen::{Ahead, Places};
 use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
@@ -63,7 +63,7 @@ impl Eight for Half<'_> {
 pub(super) fn q4_k_panel<S: Step, const FRESH: bool>(
     panel: &[PanelBlock],
     xs: &[&BlockQ8K],
-    ahead: impl Fn(usize) -> *const u8,
+    ahead: impl Fn(usize) -> Ahead,
     out: &mut Places<'_>,
 ) {
     let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
@@ -72,9 +72,10 @@ pub(super) fn q4_k_panel<S: Step, const FRESH: bool>(
         let ahead = ahead(b);
         for half in 0..2 {
             let w = Half { panel: block, half };
-            let ahead = ahead.wrapping_add(half * HALF_BYTES);
+            let at = half * HALF_BYTES;
+            let ahead = [ahead.far, ahead.near].map(|from| from.wrapping_add(at));
             for (i, xs) in xs.chunks(TOKENS).enumerate() {
-                with_sums::<S>(w, xs, ahead, |head, mins, sums| {
+                with_sums::<S, 2>(w, xs, ahead, |head, mins, sums| {
                     for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
                         let out: &mut [f32; 8] =
                             &mut out.of(TOKENS * i + t).as_chunks_mut().0[half];
@@ -98,7 +99,7 @@ pub(super) fn q4_k_eight<S: Step>(
     out: &mut [[f32; 8]],
 ) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        with_sums::<S>(w, xs, ahead, |head, mins, sums| {
+        with_sums::<S, 1>(w, xs, [ahead], |head, mins, sums| {
             for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
                 head.add_terms(*sum, mins, x, out);
             }
@@ -106,41 +107,41 @@ pub(super) fn q4_k_eight<S: Step>(
     }
 }
 
-/// Calls `then` with the block's scales, its mins, and the integer sums of up to [`TOKENS`]
+/// Asks for as many bytes at each of `ahead`; calls `then` with the block's scales, its mins, and the integer sums of up to [`TOKENS`]
 /// activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn with_sums<S: Step>(
+fn with_sums<S: Step, const A: usize>(
     w: impl Eight,
     xs: &[&BlockQ8K],
-    ahead: *const u8,
+    ahead: [*const u8; A],
     then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
 ) {
     // Clearing the sums of absent tokens would cost more than a few tokens' products.
     match xs.len() {
-        1 => add_block::<S, 1>(w, xs, ahead, then),
-        0..=4 => add_block::<S, 4>(w, xs, ahead, then),
-        5..=16 => add_block::<S, 16>(w, xs, ahead, then),
-        _ => add_block::<S, TOKENS>(w, xs, ahead, then),
+        1 => add_block::<S, A, 1>(w, xs, ahead, then),
+        0..=4 => add_block::<S, A, 4>(w, xs, ahead, then),
+        5..=16 => add_block::<S, A, 16>(w, xs, ahead, then),
+        _ => add_block::<S, A, TOKENS>(w, xs, ahead, then),
     }
 }
 
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_block<S: Step, const T: usize>(
+fn add_block<S: Step, const A: usize, const T: usize>(
     w: impl Eight,
     xs: &[&BlockQ8K],
-    ahead: *const u8,
+    ahead: [*const u8; A],
     then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
 ) {
     // SAFETY: the enabled features hold what the method asks for.
     let head = Head::new(unsafe { w.words(0) });
-    request::<2>(ahead, 0);
+    ahead.iter().for_each(|from| request::<2>(*from, 0));
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
         let q = nibbles(w, p);
-        request::<4>(ahead, 2 + 4 * p);
+        ahead.iter().for_each(|from| request::<4>(*from, 2 + 4 * p));
         for (i, q) in q.iter().enumerate() {
             let j = 2 * p + i;
             // SAFETY: the kernels that name `S` have seen its instructions on this CPU.

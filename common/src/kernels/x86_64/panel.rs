@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::sixteen::{Head, four, request, split, twice, two};
 use super::{load_f32x16, part, store_f32x16};
-use crate::kernels::sixteen::Places;
+use crate::kernels::sixteen::{Ahead, Places};
 use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Activations of a set, at most.
@@ -39,7 +39,7 @@ macro_rules! panel_kernel {
         pub(in super::super) fn q4_k_panel<const FRESH: bool>(
             panel: &[PanelBlock],
             xs: &[&BlockQ8K],
-            ahead: impl Fn(usize) -> *const u8,
+            ahead: impl Fn(usize) -> Ahead,
             out: &mut Places<'_>,
         ) {
             let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
@@ -60,7 +60,7 @@ macro_rules! panel_kernel {
                         _ => add_set::<FRESH, 8>(block, xs, ahead, first, out),
                     }
                     // What is ahead was asked for by the first set.
-                    ahead = block.as_ptr().cast();
+                    ahead = Ahead::here(block);
                 }
             }
         }
@@ -71,7 +71,7 @@ macro_rules! panel_kernel {
         fn add_set<const FRESH: bool, const T: usize>(
             w: &PanelBlock,
             xs: &[&BlockQ8K],
-            ahead: *const u8,
+            ahead: Ahead,
             first: usize,
             out: &mut Places<'_>,
         ) {
@@ -82,7 +82,11 @@ macro_rules! panel_kernel {
             // what is needed now waits for them. For a lone activation unpacking is a burst.
             let ask = |now: bool, line: usize| {
                 if now {
-                    request::<1>(ahead, line);
+                    request::<1>(ahead.far, line);
+                }
+                // Where products are slower than memory, none is lost.
+                if now && T <= 4 {
+                    request::<1>(ahead.near, line);
                 }
             };
             let head = Head::new([load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]);
@@ -102,7 +106,7 @@ macro_rules! panel_kernel {
                     }
                 }
             }
-            request::<4>(ahead, 0);
+            (0..4).for_each(|line| ask(true, line));
             let mins = head.all_mins();
             for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
                 let mut least = _mm512_setzero_si512();
