@@ -11,7 +11,7 @@ use std::time::Duration;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, Divan};
 use ds4_common::kernels::{Activations, Kernels, Matrix};
-use ds4_common::quant::GgmlType;
+use ds4_common::quant::{GgmlType, Layout, PANEL_ROWS, to_panel};
 
 /// Rows and columns of a query projection.
 const SHAPE: (usize, usize) = (8192, 4096);
@@ -136,6 +136,45 @@ macro_rules! products {
 }
 
 products!(q4_k: GgmlType::Q4K, q8_0: GgmlType::Q8_0, f16: GgmlType::F16);
+
+/// A tile of an expert, on one core and out of its own cache, as the order of its bytes has it.
+mod tile {
+    use super::*;
+
+    const ROWS: usize = 256;
+    const COLS: usize = 1024;
+
+    fn tokens<const TOKENS: usize>(bencher: Bencher<'_, '_>, set: &str, layout: Layout) {
+        let mut bytes = weights(GgmlType::Q4K, ROWS, COLS);
+        if layout == Layout::Panels {
+            let rows = bytes.clone();
+            let panel = bytes.len() / ROWS * PANEL_ROWS;
+            let panels = rows.chunks_exact(panel).zip(bytes.chunks_exact_mut(panel));
+            panels.for_each(|(rows, panel)| to_panel(rows, panel));
+        }
+        let x = activations(GgmlType::Q4K, COLS, TOKENS);
+        let xs: Vec<_> = (0..TOKENS).map(|t| x.row(t)).collect();
+        let mut out = vec![0.0; ROWS * TOKENS];
+        bencher
+            .counter(BytesCount::new(bytes.len()))
+            .counter(ItemsCount::new(ROWS * COLS * TOKENS))
+            .bench_local(|| {
+                let w = Matrix::stored(layout, GgmlType::Q4K, ROWS, COLS, &bytes)
+                    .unwrap_or_else(|e| panic!("{e}"));
+                kernels(set).tile_by_token(&w, 0..ROWS, &xs, Some(&w), black_box(&mut out));
+            });
+    }
+
+    #[divan::bench(args = sets(), consts = [1, 3, 12, 48])]
+    fn plain<const TOKENS: usize>(bencher: Bencher<'_, '_>, set: &str) {
+        tokens::<TOKENS>(bencher, set, Layout::Plain);
+    }
+
+    #[divan::bench(args = sets(), consts = [1, 3, 12, 48])]
+    fn panels<const TOKENS: usize>(bencher: Bencher<'_, '_>, set: &str) {
+        tokens::<TOKENS>(bencher, set, Layout::Panels);
+    }
+}
 
 /// Heads times key rows, and softmax weights times value rows.
 mod attention {

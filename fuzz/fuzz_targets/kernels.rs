@@ -4,6 +4,7 @@
 
 use ds4_common::kernels::{ActRow, Kernels, Matrix};
 use ds4_common::quant::{ActivationFormat, BlockQ8, BlockQ8K, GgmlType};
+use ds4_common::quant::{Layout, PANEL_ROWS, to_panel};
 use libfuzzer_sys::fuzz_target;
 
 /// Scales that arithmetic treats specially: zeros, subnormals, infinities, NaNs, the largest.
@@ -106,9 +107,12 @@ fn halves(ty: GgmlType) -> &'static [usize] {
 }
 
 /// What every instruction set makes of the tile, row by row and token by token, and of it in parts
-/// of 256 columns where `parts` holds the activations for that.
-fn compare(w: &Matrix<'_>, xs: &[ActRow<'_>], parts: &[ActRow<'_>]) {
-    let mut results = Kernels::available().into_iter().map(|kernels| {
+/// of 256 columns where `parts` holds the activations for that; of `panels` the same.
+fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts: &[ActRow<'_>]) {
+    let all = Kernels::available();
+    let both = [Some(w), panels].into_iter().flatten();
+    let runs = both.flat_map(|w| all.iter().map(move |kernels| (kernels, w)));
+    let mut results = runs.map(|(kernels, w)| {
         let whole = w.rows() * xs.len();
         let mut out = vec![0.0; 2 * whole + w.rows() * parts.len()];
         let (by_row, rest) = out.split_at_mut(whole);
@@ -144,6 +148,16 @@ fuzz_target!(|data: &[u8]| {
     let cols = blocks * ty.block_elements();
     let bytes = source.weights(ty, rows * blocks);
     let w = Matrix::new(ty, rows, cols, &bytes).expect("exact bytes");
+    let mut turned = bytes.clone();
+    let row = bytes.len() / rows;
+    let panels = Layout::Panels.fits(ty, rows as u64).then(|| {
+        let of_rows = bytes.chunks_exact(PANEL_ROWS * row);
+        for (rows, panel) in of_rows.zip(turned.chunks_exact_mut(PANEL_ROWS * row)) {
+            to_panel(rows, panel);
+        }
+        Matrix::stored(Layout::Panels, ty, rows, cols, &turned).expect("exact bytes")
+    });
+    let panels = panels.as_ref();
     match ty.activation_format() {
         ActivationFormat::Q8 => {
             let x: Vec<_> = (0..tokens).map(|_| source.q8(blocks)).collect();
@@ -154,7 +168,7 @@ fuzz_target!(|data: &[u8]| {
                         .map(move |x| ActRow::Q8(&x[8 * b..x.len().min(8 * b + 8)]))
                 })
                 .collect();
-            compare(&w, &xs, &parts);
+            compare(&w, panels, &xs, &parts);
         }
         ActivationFormat::Q8K => {
             let x: Vec<_> = (0..tokens).map(|_| source.q8_k(blocks)).collect();
@@ -162,11 +176,11 @@ fuzz_target!(|data: &[u8]| {
             let parts: Vec<_> = (0..blocks)
                 .flat_map(|b| x.iter().map(move |x| ActRow::Q8K(&x[b..=b])))
                 .collect();
-            compare(&w, &xs, &parts);
+            compare(&w, panels, &xs, &parts);
         }
         ActivationFormat::F32 => {}
     }
     let x: Vec<_> = (0..tokens).map(|_| source.floats(cols)).collect();
     let xs: Vec<_> = x.iter().map(|x| ActRow::F32(x)).collect();
-    compare(&w, &xs, &[]);
+    compare(&w, panels, &xs, &[]);
 });

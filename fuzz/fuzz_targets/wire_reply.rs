@@ -3,13 +3,18 @@
 
 use ds4_common::tiles::Grid;
 use ds4_proto::pb;
-use ds4_proto::wire::{bytes_from_floats, decode_node, decode_welcome, floats_from_bytes};
+use ds4_proto::wire::{Shape, bytes_from_floats, decode_node, decode_welcome, floats_from_bytes};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-const GRID: Grid = Grid {
-    experts: 8,
-    blocks: 4,
+const SHAPE: Shape = Shape {
+    layers: 2,
+    hidden: 256,
+    used: 2,
+    grid: Grid {
+        experts: 8,
+        blocks: 4,
+    },
 };
 
 fuzz_target!(|bytes: &[u8]| {
@@ -21,9 +26,10 @@ fuzz_target!(|bytes: &[u8]| {
     };
     match reply.kind {
         Some(pb::compute_reply::Kind::Welcome(welcome)) => {
-            if let Ok((in_flight, held)) = decode_welcome(&welcome, GRID) {
+            if let Ok((in_flight, held)) = decode_welcome(&welcome, &SHAPE) {
                 assert!(in_flight > 0);
-                assert!(held.rects().iter().all(|r| r.check(GRID).is_ok()));
+                let rects = (0..SHAPE.layers).flat_map(|layer| held.rects(layer));
+                assert!(rects.into_iter().all(|r| r.check(SHAPE.grid).is_ok()));
             }
         }
         Some(pb::compute_reply::Kind::Rows(rows)) => {

@@ -1,7 +1,7 @@
 //! Work that a node takes must fit the model and what it holds.
 #![no_main]
 
-use ds4_common::tiles::{Grid, TileSet};
+use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::pb;
 use ds4_proto::wire::{Shape, check_hello, decode_work};
 use libfuzzer_sys::fuzz_target;
@@ -10,6 +10,7 @@ use prost::Message;
 const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 256,
+    used: 2,
     grid: Grid {
         experts: 8,
         blocks: 4,
@@ -20,9 +21,11 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(request) = pb::ComputeRequest::decode(bytes) else {
         return;
     };
-    let held = TileSet::new(SHAPE.grid, vec![SHAPE.grid.whole()]).expect("the whole grid");
+    let held = Holdings::uniform(SHAPE.grid, SHAPE.layers, TileSet::whole(SHAPE.grid));
     match request.kind {
-        Some(pb::compute_request::Kind::Hello(hello)) => drop(check_hello(&hello, &[7; 32])),
+        Some(pb::compute_request::Kind::Hello(hello)) => {
+            drop(check_hello(&hello, &[7; 32], &SHAPE))
+        }
         Some(pb::compute_request::Kind::Work(work)) => {
             let Ok(call) = decode_work(&work, &SHAPE, &held) else {
                 return;
@@ -32,7 +35,12 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(batch.routes.len(), batch.tokens * batch.used);
             assert!(batch.routes.iter().all(|r| r.expert < SHAPE.grid.experts));
             assert_eq!(batch.input.elements(), batch.tokens * SHAPE.hidden);
-            assert!(call.rects.rects().iter().all(|&r| held.covers(r)));
+            assert!(
+                call.rects
+                    .rects()
+                    .iter()
+                    .all(|&r| held.covers(batch.layer, r))
+            );
         }
         _ => {}
     }
