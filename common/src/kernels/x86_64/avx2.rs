@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::step::Madd;
 use super::{Factors, load_128, load_256, load_halves, load_i16, part};
-use super::{along_256, eight_rows, f16_lone, sixteen, two_bits};
+use super::{along_256, eight_rows, f16_lone, half_panel, sixteen, two_bits};
 use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
@@ -46,7 +46,7 @@ impl RowKernel for Avx2 {
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { eight_rows::q4_k_panel::<Madd, FRESH>(panel, xs, ahead, out) }
+        unsafe { half_panel::q4_k_panel::<Madd, FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_terms(

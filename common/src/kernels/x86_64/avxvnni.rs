@@ -2,9 +2,9 @@
 //! their own. In a lone row it saves nothing: a vector holds one sub-block, which has its scale.
 
 use super::avx2::Avx2;
-use super::eight_rows;
 use super::step::Vnni;
 use super::through_avx2;
+use super::{eight_rows, half_panel};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
 use crate::kernels::sixteen::{Ahead, Places};
@@ -49,7 +49,7 @@ impl RowKernel for AvxVnni {
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { eight_rows::q4_k_panel::<Vnni, FRESH>(panel, xs, ahead, out) }
+        unsafe { half_panel::q4_k_panel::<Vnni, FRESH>(panel, xs, ahead, out) }
     }
 
     fn q4_k_terms(

@@ -1,94 +1,15 @@
-//! One Q4_K block of each of eight rows, a row a lane of 256 bits: AVX2 or AVX-VNNI. A panel is
-//! taken in two halves.
+//! One Q4_K block of each of eight rows, a row a lane of 256 bits: AVX2 or AVX-VNNI.
 
 use std::arch::x86_64::*;
 
 use super::part;
 use super::sixteen::request;
-use super::step::{Step, twice};
+use super::step::{Step, add_sub_block};
 use crate::kernels::q4_k::Rows;
-use crate::kernels::sixteen::{Ahead, Places};
-use crate::quant::{BlockQ8K, PanelBlock};
+use crate::quant::BlockQ8K;
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
 const TOKENS: usize = 64;
-
-/// Bytes of eight blocks.
-const HALF_BYTES: usize = 8 * 144;
-
-/// Where the blocks of eight rows are.
-trait Eight: Copy {
-    /// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
-    ///
-    /// # Safety
-    /// The CPU has AVX2.
-    unsafe fn words(self, at: usize) -> [__m256i; 4];
-}
-
-impl Eight for Rows<'_, 8> {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn words(self, at: usize) -> [__m256i; 4] {
-        let load = |r: usize| {
-            let bytes: &[u8; 16] = part(self.row(r), at);
-            // SAFETY: the reference is valid for 16 bytes, which need no alignment.
-            unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-        };
-        transpose(load)
-    }
-}
-
-/// Eight rows of a panel, the first or the last ones.
-#[derive(Clone, Copy)]
-struct Half<'a> {
-    panel: &'a PanelBlock,
-    half: usize,
-}
-
-impl Eight for Half<'_> {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn words(self, at: usize) -> [__m256i; 4] {
-        let four: &[[[u8; 4]; 16]; 4] = part(self.panel, at);
-        std::array::from_fn(|i| {
-            let words: &[[u8; 4]; 8] = part(&four[i], self.half);
-            // SAFETY: the reference is valid for 32 bytes, which need no alignment.
-            unsafe { _mm256_loadu_si256(words.as_ptr().cast()) }
-        })
-    }
-}
-
-/// A panel times activations; see [`crate::kernels::row::RowKernel::q4_k_panel`].
-#[target_feature(enable = "avx2,f16c")]
-pub(super) fn q4_k_panel<S: Step, const FRESH: bool>(
-    panel: &[PanelBlock],
-    xs: &[&BlockQ8K],
-    ahead: impl Fn(usize) -> Ahead,
-    out: &mut Places<'_>,
-) {
-    let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
-    for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
-        out.block = b;
-        let ahead = ahead(b);
-        for half in 0..2 {
-            let w = Half { panel: block, half };
-            let at = half * HALF_BYTES;
-            let ahead = [ahead.far, ahead.near].map(|from| from.wrapping_add(at));
-            for (i, xs) in xs.chunks(TOKENS).enumerate() {
-                with_sums::<S, 2>(w, xs, ahead, |head, mins, sums| {
-                    for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
-                        let out: &mut [f32; 8] =
-                            &mut out.of(TOKENS * i + t).as_chunks_mut().0[half];
-                        if FRESH {
-                            *out = [0.0; 8];
-                        }
-                        head.add_terms(*sum, mins, x, out);
-                    }
-                });
-            }
-        }
-    }
-}
 
 /// `out[t][r] += w[r] · xs[t]`.
 #[target_feature(enable = "avx2,f16c")]
@@ -99,61 +20,55 @@ pub(super) fn q4_k_eight<S: Step>(
     out: &mut [[f32; 8]],
 ) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        with_sums::<S, 1>(w, xs, [ahead], |head, mins, sums| {
-            for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-                head.add_terms(*sum, mins, x, out);
-            }
-        });
-    }
-}
-
-/// Asks for as many bytes at each of `ahead`; calls `then` with the block's scales, its mins, and the integer sums of up to [`TOKENS`]
-/// activations.
-#[inline]
-#[target_feature(enable = "avx2,f16c")]
-fn with_sums<S: Step, const A: usize>(
-    w: impl Eight,
-    xs: &[&BlockQ8K],
-    ahead: [*const u8; A],
-    then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
-) {
-    // Clearing the sums of absent tokens would cost more than a few tokens' products.
-    match xs.len() {
-        1 => add_block::<S, A, 1>(w, xs, ahead, then),
-        0..=4 => add_block::<S, A, 4>(w, xs, ahead, then),
-        5..=16 => add_block::<S, A, 16>(w, xs, ahead, then),
-        _ => add_block::<S, A, TOKENS>(w, xs, ahead, then),
+        // Clearing the sums of absent tokens would cost more than a few tokens' products.
+        match xs.len() {
+            0..=4 => add_block::<S, 4>(w, xs, ahead, out),
+            5..=16 => add_block::<S, 16>(w, xs, ahead, out),
+            _ => add_block::<S, TOKENS>(w, xs, ahead, out),
+        }
     }
 }
 
 /// Up to `T` activations.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn add_block<S: Step, const A: usize, const T: usize>(
-    w: impl Eight,
+fn add_block<S: Step, const T: usize>(
+    w: Rows<'_, 8>,
     xs: &[&BlockQ8K],
-    ahead: [*const u8; A],
-    then: impl FnOnce(&Head, &[__m256i; 8], &[__m256i]),
+    ahead: *const u8,
+    out: &mut [[f32; 8]],
 ) {
-    // SAFETY: the enabled features hold what the method asks for.
-    let head = Head::new(unsafe { w.words(0) });
-    ahead.iter().for_each(|from| request::<2>(*from, 0));
+    let head = Head::new(words(&w, 0));
+    request::<2>(ahead, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
-        let q = nibbles(w, p);
-        ahead.iter().for_each(|from| request::<4>(*from, 2 + 4 * p));
+        let q = nibbles(&w, p);
+        request::<4>(ahead, 2 + 4 * p);
         for (i, q) in q.iter().enumerate() {
             let j = 2 * p + i;
-            // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
-            let scale = unsafe { S::spread(byte(&head.scales, j)) };
+            let scale = head.scale::<S>(j);
             for (sum, x) in sums.iter_mut().zip(xs) {
                 // SAFETY: the kernels that name `S` have seen its instructions on this CPU.
-                *sum = unsafe { S::add_scaled(*sum, q, part(&x.q, j), scale) };
+                *sum = unsafe { add_sub_block::<S>(*sum, q, part(&x.q, j), scale) };
             }
         }
     }
-    let mins: [__m256i; 8] = std::array::from_fn(|j| twice(byte(&head.mins, j)));
-    then(&head, &mins, &sums);
+    let mins = head.all_mins();
+    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
+        head.add_terms(*sum, &mins, x, out);
+    }
+}
+
+/// 16 bytes at `16 * at` of every row, as four vectors of one word a row.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn words(w: &Rows<'_, 8>, at: usize) -> [__m256i; 4] {
+    let load = |r: usize| {
+        let bytes: &[u8; 16] = part(w.row(r), at);
+        // SAFETY: the reference is valid for 16 bytes, which need no alignment.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    };
+    transpose(load)
 }
 
 /// Eight loads of four words, as four vectors of one word a load.
@@ -180,23 +95,28 @@ fn transpose(load: impl Fn(usize) -> __m128i) -> [__m256i; 4] {
 /// Sub-blocks `2 p` and `2 p + 1`, four weights of every row a vector.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn nibbles(w: impl Eight, p: usize) -> [[__m256i; 8]; 2] {
-    let mask = _mm256_set1_epi8(15);
+fn nibbles(w: &Rows<'_, 8>, p: usize) -> [[__m256i; 8]; 2] {
     let mut q = [[_mm256_setzero_si256(); 8]; 2];
     for half in 0..2 {
-        // SAFETY: the enabled feature is what the method asks for.
-        let packed = unsafe { w.words(1 + 2 * p + half) };
-        for (i, packed) in packed.into_iter().enumerate() {
+        for (i, packed) in words(w, 1 + 2 * p + half).into_iter().enumerate() {
             let at = 4 * half + i;
-            q[0][at] = _mm256_and_si256(packed, mask);
-            q[1][at] = _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask);
+            [q[0][at], q[1][at]] = split(packed);
         }
     }
     q
 }
 
+/// The low and the high nibbles of every byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn split(packed: __m256i) -> [__m256i; 2] {
+    let mask = _mm256_set1_epi8(15);
+    let high = _mm256_srli_epi16::<4>(packed);
+    [_mm256_and_si256(packed, mask), _mm256_and_si256(high, mask)]
+}
+
 /// Scales of the blocks.
-struct Head {
+pub(super) struct Head {
     /// Sub-blocks 0..4, and 4..8, one a byte.
     scales: [__m256i; 2],
     mins: [__m256i; 2],
@@ -207,7 +127,7 @@ struct Head {
 impl Head {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
-    fn new([halves, scales, mins, rest]: [__m256i; 4]) -> Self {
+    pub(super) fn new([halves, scales, mins, rest]: [__m256i; 4]) -> Self {
         let six = _mm256_set1_epi8(0x3f);
         let four = _mm256_set1_epi8(0x0f);
         let top = _mm256_set1_epi8(0x30);
@@ -228,9 +148,30 @@ impl Head {
         }
     }
 
+    /// The scale of sub-block `j`, as the step wants it.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn add_terms(&self, sum: __m256i, mins: &[__m256i; 8], x: &BlockQ8K, out: &mut [f32; 8]) {
+    pub(super) fn scale<S: Step>(&self, j: usize) -> __m256i {
+        byte(S::TWICE, &self.scales, j)
+    }
+
+    /// The min of each sub-block, in both halves of its lane.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn all_mins(&self) -> [__m256i; 8] {
+        std::array::from_fn(|j| byte(true, &self.mins, j))
+    }
+
+    /// Adds what the integer sums of every row come to.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    pub(super) fn add_terms(
+        &self,
+        sum: __m256i,
+        mins: &[__m256i; 8],
+        x: &BlockQ8K,
+        out: &mut [f32; 8],
+    ) {
         let mut least = _mm256_setzero_si256();
         for (min, pair) in mins.iter().zip(x.bsums.as_chunks::<2>().0) {
             let pair = u32::from(pair[0] as u16) | u32::from(pair[1] as u16) << 16;
@@ -257,13 +198,30 @@ fn halves_to_floats(words: __m256i) -> __m256 {
     _mm256_cvtph_ps(_mm256_castsi256_si128(packed))
 }
 
-/// The byte of sub-block `j` of every row, zero-extended.
+/// The byte of sub-block `j` of every row, zero-extended or in both halves of its lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn byte(bytes: &[__m256i; 2], j: usize) -> __m256i {
-    let shift = _mm_cvtsi32_si128(8 * (j % 4) as i32);
-    _mm256_and_si256(
-        _mm256_srl_epi32(bytes[j / 4], shift),
-        _mm256_set1_epi32(255),
-    )
+fn byte(twice: bool, bytes: &[__m256i; 2], j: usize) -> __m256i {
+    static PICKS: [[[u8; 32]; 4]; 2] = [picks(false), picks(true)];
+    let pick = &PICKS[usize::from(twice)][j % 4];
+    // SAFETY: the reference is valid for 32 bytes, which need no alignment.
+    let pick = unsafe { _mm256_loadu_si256(pick.as_ptr().cast()) };
+    _mm256_shuffle_epi8(bytes[j / 4], pick)
+}
+
+/// Shuffles that pick byte `i` of every word: one instruction, not a shift, a mask and, to have it
+/// twice, another shift.
+const fn picks(twice: bool) -> [[u8; 32]; 4] {
+    const NONE: u8 = 0x80;
+    let mut all = [[NONE; 32]; 4];
+    let mut n = 0;
+    while n < 4 * 32 {
+        let (i, at) = (n / 32, n % 32);
+        if at % 4 == 0 || twice && at % 4 == 2 {
+            // They work within 16 bytes.
+            all[i][at] = (at % 16 / 4 * 4 + i) as u8;
+        }
+        n += 1;
+    }
+    all
 }

@@ -14,6 +14,7 @@ mod eight;
 mod eight_rows;
 mod f16_lone;
 mod f32_grid;
+mod half_panel;
 mod panel;
 mod q8_lone;
 mod q8_panel;

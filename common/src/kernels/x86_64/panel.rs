@@ -3,6 +3,7 @@
 //! A word of every row is one load, so unpacking is cheap: activations come in sets whose integer
 //! sums stay in registers, and each set unpacks anew.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::sixteen::{Head, four, request, split, twice, two};
@@ -16,9 +17,9 @@ const TOKENS: usize = 8;
 /// Sub-blocks of 32 weights in four bytes a vector, of every row.
 type Weights = [__m512i; 8];
 
-/// Activations of each set, so that all sets are about equal.
-fn set_of(tokens: usize) -> usize {
-    tokens.div_ceil(tokens.div_ceil(TOKENS).max(1)).max(1)
+/// Activations of each set of at most `limit`, so that all sets are about equal.
+pub(super) fn set_of(tokens: usize, limit: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(limit).max(1)).max(1)
 }
 
 /// A word of each row.
@@ -29,9 +30,20 @@ fn load(words: &[[u8; 4]; 16]) -> __m512i {
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
 }
 
-/// `q4_k_panel`, compiled for `$features`, whose module has two functions: `add` adds the scaled
-/// integer sums of a sub-block and calls its last argument four times on the way; `add_mins` adds
-/// two products of mins and activation sums in each lane.
+/// Keeps requests where they are: left alone, a compiler gathers those of a block, and a burst
+/// delays what is needed first.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn stay(mut products: __m512i) -> __m512i {
+    // SAFETY: there is no instruction.
+    unsafe { asm!("/* {} */", inout(zmm_reg) products, options(nostack, preserves_flags)) }
+    products
+}
+
+/// `q4_k_panel`, compiled for `$features`, whose module tells how bytes are multiplied: `multiply`
+/// adds products of four weights a lane, `RUN` times at most before `add_scaled` adds them to the
+/// sums, whose scale it wants `twice` or not (`spread`); `add_mins` adds two products of mins and
+/// activation sums in each lane.
 macro_rules! panel_kernel {
     ($features:literal) => {
         /// A panel times activations; see [`crate::kernels::row::RowKernel::q4_k_panel`].
@@ -43,7 +55,7 @@ macro_rules! panel_kernel {
             out: &mut Places<'_>,
         ) {
             let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
-            let set = set_of(tokens);
+            let set = set_of(tokens, TOKENS);
             for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
                 out.block = b;
                 let mut ahead = ahead(b);
@@ -78,35 +90,34 @@ macro_rules! panel_kernel {
             let Some(xs) = xs.first_chunk::<T>() else {
                 return;
             };
-            // Requests are spread as evenly as can be: in bursts they wait for each other, and
-            // what is needed now waits for them. For a lone activation unpacking is a burst.
-            let ask = |now: bool, line: usize| {
-                if now {
-                    request::<1>(ahead.far, line);
-                }
+            let ask = |line: usize| {
+                request::<1>(ahead.far, line);
                 // Where products are slower than memory, none is lost.
-                if now && T <= 4 {
+                if T <= 4 {
                     request::<1>(ahead.near, line);
                 }
             };
             let head = Head::new([load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]);
             let mut sums = [_mm512_setzero_si512(); T];
             for p in 0..4 {
-                let mut q = [[_mm512_setzero_si512(); 8]; 2];
-                for i in 0..8 {
-                    let [low, high] = split(load(&w[4 + 8 * p + i]));
-                    (q[0][i], q[1][i]) = (low, high);
-                    ask(T > 1, 4 + 8 * p + i);
-                }
                 let scales = [spread(head.scale(2 * p)), spread(head.scale(2 * p + 1))];
+                let lines = part::<_, 8>(part::<_, 32>(&w[4..], 0), p);
+                if let [x] = &xs[..] {
+                    let x = [part(&x.q, 2 * p), part(&x.q, 2 * p + 1)];
+                    sums[0] = add_lone(sums[0], lines, x, scales, |i| ask(4 + 8 * p + i));
+                    continue;
+                }
+                let mut q = [[_mm512_setzero_si512(); 8]; 2];
+                for (i, line) in lines.iter().enumerate() {
+                    [q[0][i], q[1][i]] = split(load(line));
+                    ask(4 + 8 * p + i);
+                }
                 for (sum, x) in sums.iter_mut().zip(xs) {
-                    for (n, q) in q.iter().enumerate() {
-                        let on_the_way = |i: usize| ask(T == 1, 4 + 8 * p + 4 * n + i);
-                        *sum = add(*sum, q, part(&x.q, 2 * p + n), scales[n], on_the_way);
-                    }
+                    *sum = add(*sum, &q[0], part(&x.q, 2 * p), scales[0]);
+                    *sum = add(*sum, &q[1], part(&x.q, 2 * p + 1), scales[1]);
                 }
             }
-            (0..4).for_each(|line| ask(true, line));
+            (0..4).for_each(ask);
             let mins = head.all_mins();
             for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
                 let mut least = _mm512_setzero_si512();
@@ -123,12 +134,60 @@ macro_rules! panel_kernel {
                 store_f32x16(_mm512_add_ps(old, terms), out);
             }
         }
+
+        /// A sub-block, unpacked.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add(sum: __m512i, q: &Weights, x: &[i8; 32], scale: __m512i) -> __m512i {
+            let mut sum = sum;
+            for run in 0..8 / RUN {
+                let mut products = _mm512_setzero_si512();
+                for i in RUN * run..RUN * (run + 1) {
+                    products = multiply(products, q[i], four(x, i));
+                }
+                sum = add_scaled(sum, products, scale);
+            }
+            sum
+        }
+
+        /// Two sub-blocks line by line, each of which is used up before the next is unpacked, with
+        /// a call of `ask` for each.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_lone(
+            sum: __m512i,
+            lines: &[[[u8; 4]; 16]; 8],
+            x: [&[i8; 32]; 2],
+            scales: [__m512i; 2],
+            ask: impl Fn(usize),
+        ) -> __m512i {
+            let mut sum = sum;
+            for run in 0..8 / RUN {
+                let mut products = [_mm512_setzero_si512(); 2];
+                for i in RUN * run..RUN * (run + 1) {
+                    let q = split(load(&lines[i]));
+                    for n in 0..2 {
+                        products[n] = multiply(products[n], q[n], four(x[n], i));
+                    }
+                    ask(i);
+                    products[0] = stay(products[0]);
+                }
+                for n in 0..2 {
+                    sum = add_scaled(sum, products[n], scales[n]);
+                }
+            }
+            sum
+        }
     };
 }
 
 /// With VNNI: fours of products in 32 bits.
 pub(super) mod vnni {
     use super::*;
+
+    /// 16 products are at most 16 * 15 * 128, so the lower half of a lane is its value, and the
+    /// zero above the scale hides the upper one.
+    const RUN: usize = 4;
 
     panel_kernel!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
 
@@ -139,24 +198,15 @@ pub(super) mod vnni {
     }
 
     #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn add(
-        sum: __m512i,
-        q: &Weights,
-        x: &[i8; 32],
-        scale: __m512i,
-        on_the_way: impl Fn(usize),
-    ) -> __m512i {
-        let mut halves = [_mm512_setzero_si512(); 2];
-        for i in 0..4 {
-            on_the_way(i);
-            halves[0] = _mm512_dpbusd_epi32(halves[0], q[i], four(x, i));
-            halves[1] = _mm512_dpbusd_epi32(halves[1], q[i + 4], four(x, i + 4));
-        }
-        // 16 products are at most 16 * 15 * 128, so the lower half of a lane is its value, and
-        // the zero above the scale hides the upper one.
-        let sum = _mm512_dpwssd_epi32(sum, halves[0], scale);
-        _mm512_dpwssd_epi32(sum, halves[1], scale)
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn multiply(products: __m512i, q: __m512i, x: __m512i) -> __m512i {
+        _mm512_dpbusd_epi32(products, q, x)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn add_scaled(sum: __m512i, products: __m512i, scale: __m512i) -> __m512i {
+        _mm512_dpwssd_epi32(sum, products, scale)
     }
 
     #[inline]
@@ -170,6 +220,9 @@ pub(super) mod vnni {
 pub(super) mod madd {
     use super::*;
 
+    /// Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
+    const RUN: usize = 8;
+
     panel_kernel!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq");
 
     #[inline]
@@ -180,24 +233,14 @@ pub(super) mod madd {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn add(
-        sum: __m512i,
-        q: &Weights,
-        x: &[i8; 32],
-        scale: __m512i,
-        on_the_way: impl Fn(usize),
-    ) -> __m512i {
-        let mut halves = [_mm512_setzero_si512(); 2];
-        for i in 0..4 {
-            on_the_way(i);
-            for (n, half) in halves.iter_mut().enumerate() {
-                // Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
-                let pairs = _mm512_maddubs_epi16(q[4 * n + i], four(x, 4 * n + i));
-                *half = _mm512_add_epi16(*half, pairs);
-            }
-        }
-        let pairs = _mm512_add_epi16(halves[0], halves[1]);
-        _mm512_add_epi32(sum, _mm512_madd_epi16(pairs, scale))
+    fn multiply(products: __m512i, q: __m512i, x: __m512i) -> __m512i {
+        _mm512_add_epi16(products, _mm512_maddubs_epi16(q, x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn add_scaled(sum: __m512i, products: __m512i, scale: __m512i) -> __m512i {
+        _mm512_add_epi32(sum, _mm512_madd_epi16(products, scale))
     }
 
     #[inline]

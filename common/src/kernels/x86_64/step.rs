@@ -8,39 +8,43 @@ use std::arch::x86_64::*;
 
 /// Products of bytes with the instructions of one CPU generation.
 pub(super) trait Step {
-    /// The scales of a sub-block as [`Step::add_scaled`] wants them; `scales` has one in every
-    /// lane, zero-extended.
-    ///
-    /// # Safety
-    /// The CPU has the instructions.
-    unsafe fn spread(scales: __m256i) -> __m256i;
+    /// How often [`Step::multiply`] may add to the same products before they are scaled.
+    const RUN: usize;
 
-    /// `sum + scale * (q · x)` for each lane, which is a row: `q[i]` has four of its 4-bit codes.
+    /// Whether [`Step::add_scaled`] wants the scale in both halves of its lane, or zero-extended.
+    const TWICE: bool;
+
+    /// `products + q * x`, four 4-bit codes of a row a lane.
     ///
     /// # Safety
     /// The CPU has the instructions.
-    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i;
+    unsafe fn multiply(products: __m256i, q: __m256i, x: __m256i) -> __m256i;
+
+    /// `sum + scale * products` for each lane, which is a row.
+    ///
+    /// # Safety
+    /// The CPU has the instructions.
+    unsafe fn add_scaled(sum: __m256i, products: __m256i, scales: __m256i) -> __m256i;
 }
 
 /// Pairs of products in 16 bits: AVX2.
 pub(super) struct Madd;
 
 impl Step for Madd {
+    /// Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
+    const RUN: usize = 8;
+    const TWICE: bool = true;
+
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn spread(scales: __m256i) -> __m256i {
-        twice(scales)
+    unsafe fn multiply(products: __m256i, q: __m256i, x: __m256i) -> __m256i {
+        _mm256_add_epi16(products, _mm256_maddubs_epi16(q, x))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i {
-        let mut pairs = _mm256_setzero_si256();
-        for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
-            // Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
-            pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(*q, broadcast(*x)));
-        }
-        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scales))
+    unsafe fn add_scaled(sum: __m256i, products: __m256i, scales: __m256i) -> __m256i {
+        _mm256_add_epi32(sum, _mm256_madd_epi16(products, scales))
     }
 }
 
@@ -48,42 +52,55 @@ impl Step for Madd {
 pub(super) struct Vnni;
 
 impl Step for Vnni {
+    /// 16 products are at most 16 * 15 * 128, so the lower 16 bits of a lane are its value, and
+    /// the zero above the scale hides the upper ones.
+    const RUN: usize = 4;
+    const TWICE: bool = false;
+
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn spread(scales: __m256i) -> __m256i {
-        scales
+    unsafe fn multiply(products: __m256i, q: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the caller promises the CPU.
+        unsafe { dpbusd(products, q, x) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn add_scaled(sum: __m256i, q: &[__m256i; 8], x: &[i8; 32], scales: __m256i) -> __m256i {
-        let mut all = sum;
-        for (q, x) in q.as_chunks::<4>().0.iter().zip(x.as_chunks::<16>().0) {
-            let mut run = _mm256_setzero_si256();
-            for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
-                // SAFETY: the caller promises the CPU.
-                run = unsafe { dpbusd(run, *q, broadcast(*x)) };
-            }
-            // 16 products are at most 16 * 15 * 128, so the lower 16 bits of a lane are its value,
-            // and the zero above the scale hides the upper ones.
-            all = _mm256_add_epi32(all, _mm256_madd_epi16(run, scales));
-        }
-        all
+    unsafe fn add_scaled(sum: __m256i, products: __m256i, scales: __m256i) -> __m256i {
+        _mm256_add_epi32(sum, _mm256_madd_epi16(products, scales))
     }
+}
+
+/// `sum + scale * (q · x)` for each lane: a whole sub-block.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) unsafe fn add_sub_block<S: Step>(
+    sum: __m256i,
+    q: &[__m256i; 8],
+    x: &[i8; 32],
+    scales: __m256i,
+) -> __m256i {
+    let mut sum = sum;
+    for (q, x) in q.chunks(S::RUN).zip(x.chunks(4 * S::RUN)) {
+        let mut products = _mm256_setzero_si256();
+        for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
+            // SAFETY: the caller promises the CPU.
+            products = unsafe { S::multiply(products, *q, broadcast(*x)) };
+        }
+        // SAFETY: the caller promises the CPU.
+        sum = unsafe { S::add_scaled(sum, products, scales) };
+    }
+    sum
 }
 
 /// The same four bytes in every lane.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(bytes: [i8; 4]) -> __m256i {
+pub(super) fn broadcast(bytes: [i8; 4]) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes(bytes.map(|v| v as u8)))
-}
-
-/// A small number in both halves of every lane.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn twice(values: __m256i) -> __m256i {
-    _mm256_or_si256(values, _mm256_slli_epi32::<16>(values))
 }
 
 /// Adds four products of an unsigned with a signed byte to each lane: what
