@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::schedule::{OutputRow, Schedule};
+use super::schedule::{Schedule, Step};
 use super::store::ExpertLayer;
 use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
@@ -14,13 +14,15 @@ use crate::math::silu;
 use crate::quant::ActivationFormat;
 use crate::tiles::{Grid, Span, TileRect};
 
-/// Rows of down that one task computes for all pairs, and how many where there are few pairs: a
-/// longer run of rows is a longer stream from memory, a shorter one keeps contributions in cache.
-const DOWN_ROWS: usize = 64;
-const LONG_DOWN_ROWS: usize = 256;
+/// Rows of down that one task computes for all pairs: a longer run of rows is a longer stream from
+/// memory, a shorter one lets more of what waits to be added stay in a second-level cache.
+const DOWN_ROWS: [usize; 2] = [64, 256];
 
-/// Pairs up to which the tiles of down are long.
-const FEW_PAIRS: usize = 64;
+/// Bytes of that cache for what waits.
+const WAITING_BYTES: usize = 512 << 10;
+
+/// Tasks a thread, at least, so that none waits long for the last one.
+const TASKS: usize = 4;
 
 /// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
 #[inline(always)]
@@ -67,8 +69,10 @@ struct InnerTask {
 /// Per-thread buffers of the down projection.
 #[derive(Default)]
 struct DownScratch {
-    /// `pairs x blocks x rows of a tile`.
+    /// Of one expert: `pairs x blocks x rows of a tile`.
     contributions: Vec<f32>,
+    /// `slots x blocks x rows of a tile`.
+    waiting: Vec<f32>,
 }
 
 thread_local! {
@@ -216,9 +220,11 @@ impl Call<'_> {
                 .gate
                 .chunks_exact_mut(width)
                 .zip(task.up.chunks_exact(width));
-            for ((gate, up), pair) in both.zip(&self.schedule.pairs[pairs]) {
-                swiglu(gate, up, self.layer.clamp, pair.weight);
-            }
+            k.vectorised(|| {
+                for ((gate, up), pair) in both.zip(&self.schedule.pairs[pairs]) {
+                    swiglu(gate, up, self.layer.clamp, pair.weight);
+                }
+            });
             task.activations.set(format, width, &task.gate);
             Ok(())
         })
@@ -248,8 +254,7 @@ impl Call<'_> {
     ) -> Result<(), BatchError> {
         let hidden = self.layer.hidden;
         let rows = self.schedule.rows.len();
-        let long = self.schedule.pairs.len() <= FEW_PAIRS;
-        let tile_rows = if long { LONG_DOWN_ROWS } else { DOWN_ROWS };
+        let tile_rows = self.down_rows();
         let tiles = hidden.div_ceil(tile_rows);
         outputs.resize_with(tiles.max(outputs.len()), Vec::new);
         // Group by group, block by block, pair by pair.
@@ -264,17 +269,9 @@ impl Call<'_> {
             .for_each(|(tile, output)| {
                 let first = tile * tile_rows;
                 let height = tile_rows.min(hidden - first);
+                output.resize(rows * height, 0.0);
                 DOWN.with_borrow_mut(|down| {
-                    self.contributions(&strips, &mids, first..first + height, down);
-                    output.resize(rows * height, 0.0);
-                    for (row, sum) in self
-                        .schedule
-                        .rows
-                        .iter()
-                        .zip(output.chunks_exact_mut(height))
-                    {
-                        self.add_up(row, height, &mut down.contributions, sum);
-                    }
+                    self.down_tile(&strips, &mids, first..first + height, down, output);
                 });
             });
         let start = out.len();
@@ -285,6 +282,15 @@ impl Call<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Rows of a tile of down.
+    fn down_rows(&self) -> usize {
+        let [least, most] = DOWN_ROWS;
+        let of_row = self.schedule.slots * self.blocks * size_of::<f32>();
+        let in_cache = WAITING_BYTES / of_row.max(1);
+        let for_all = self.layer.hidden / (TASKS * rayon::current_num_threads());
+        (in_cache.min(for_all).clamp(least, most)) / least * least
     }
 
     /// The columns of down that belong to the rectangle, of every group.
@@ -301,17 +307,22 @@ impl Call<'_> {
             .collect()
     }
 
-    /// Every (pair, block)'s share of some down rows.
-    fn contributions(
+    /// Some down rows of every output row.
+    fn down_tile(
         &self,
         strips: &[Matrix<'_>],
         mids: &[ActRow<'_>],
         rows: Range<usize>,
         down: &mut DownScratch,
+        output: &mut [f32],
     ) {
-        let of_pair = self.blocks * rows.len();
-        down.contributions
-            .resize(self.schedule.pairs.len() * of_pair, 0.0);
+        let DownScratch {
+            contributions,
+            waiting,
+        } = down;
+        let height = rows.len();
+        let of_pair = self.blocks * height;
+        waiting.resize(self.schedule.slots * of_pair, 0.0);
         for (g, group) in self.schedule.groups.iter().enumerate() {
             let next = match strips.get(g + 1) {
                 Some(next) => Some(next.row_range(rows.clone())),
@@ -319,36 +330,71 @@ impl Call<'_> {
                 None => strips[0]
                     .rows()
                     .checked_sub(rows.end)
-                    .map(|left| strips[0].row_range(rows.end..rows.end + left.min(rows.len()))),
+                    .map(|left| strips[0].row_range(rows.end..rows.end + left.min(height))),
             };
             let pairs = group.pairs.clone();
             let mids = &mids[pairs.start * self.blocks..pairs.end * self.blocks];
-            let out = &mut down.contributions[pairs.start * of_pair..pairs.end * of_pair];
+            contributions.resize(pairs.len() * of_pair, 0.0);
             let k = self.kernels;
-            k.tile_parts(&strips[g], rows.clone(), mids, next.as_ref(), out);
+            k.tile_parts(&strips[g], rows.clone(), mids, next.as_ref(), contributions);
+            let steps = &self.schedule.steps[group.steps.clone()];
+            k.vectorised(|| settle(steps, pairs.start, contributions, waiting, of_pair));
         }
-    }
-
-    /// One token's sum over one subtree: experts inside each block, then blocks.
-    fn add_up(&self, row: &OutputRow, height: usize, parts: &mut [f32], sum: &mut [f32]) {
-        let first = (row.blocks.start - self.rect.blocks.start) as usize;
-        let at = |pair: usize, block: usize| (pair * self.blocks + first + block) * height;
-        for block in 0..row.blocks.len() as usize {
-            for &(into, from) in &self.schedule.adds[row.expert_adds.clone()] {
-                add_within(parts, at(into, block), at(from, block), height);
+        for (row, sum) in self
+            .schedule
+            .rows
+            .iter()
+            .zip(output.chunks_exact_mut(height))
+        {
+            let first = (row.blocks.start - self.rect.blocks.start) as usize;
+            let at = |block: usize| row.slot * of_pair + (first + block) * height;
+            for &(into, from) in &self.schedule.block_adds[row.block_adds.clone()] {
+                add_within(waiting, at(into), at(from), height);
             }
+            sum.copy_from_slice(&waiting[at(0)..][..height]);
         }
-        for &(into, from) in &self.schedule.adds[row.block_adds.clone()] {
-            add_within(parts, at(row.root, into), at(row.root, from), height);
-        }
-        sum.copy_from_slice(&parts[at(row.root, 0)..][..height]);
     }
 }
 
-/// parts[into..] += parts[from..], `from` lying behind `into`.
-fn add_within(parts: &mut [f32], into: usize, from: usize, len: usize) {
-    let (head, tail) = parts.split_at_mut(from);
-    for (a, b) in head[into..into + len].iter_mut().zip(&tail[..len]) {
+/// Adds up what can be added now. `contributions` are those of the pairs from `first` on.
+#[inline(always)]
+fn settle(
+    steps: &[Step],
+    first: usize,
+    contributions: &[f32],
+    waiting: &mut [f32],
+    of_pair: usize,
+) {
+    for step in steps {
+        match *step {
+            Step::Keep { pair, slot } => {
+                let new = &contributions[(pair - first) * of_pair..][..of_pair];
+                waiting[slot * of_pair..][..of_pair].copy_from_slice(new);
+            }
+            Step::Add { pair, slot } => {
+                let new = &contributions[(pair - first) * of_pair..][..of_pair];
+                let sums = &mut waiting[slot * of_pair..][..of_pair];
+                for (sum, new) in sums.iter_mut().zip(new) {
+                    *sum += new;
+                }
+            }
+            Step::Merge { from, into } => {
+                add_within(waiting, into * of_pair, from * of_pair, of_pair);
+            }
+        }
+    }
+}
+
+/// values[into..] += values[from..], which do not overlap.
+#[inline(always)]
+fn add_within(values: &mut [f32], into: usize, from: usize, len: usize) {
+    let (head, tail) = values.split_at_mut(into.max(from));
+    let (into, from) = if into < from {
+        (&mut head[into..][..len], &tail[..len])
+    } else {
+        (&mut tail[..len], &head[from..][..len])
+    };
+    for (a, b) in into.iter_mut().zip(from) {
         *a += b;
     }
 }

@@ -14,66 +14,177 @@ pub(super) struct Pair {
     pub(super) weight: f32,
 }
 
-/// The pairs of one expert.
+/// The pairs of one expert, and what is done with their contributions.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
     pub(super) expert: u32,
     pub(super) pairs: Range<usize>,
+    /// In [`Schedule::steps`].
+    pub(super) steps: Range<usize>,
+}
+
+/// What becomes of a contribution, or of a sum of some, in one of [`Schedule::slots`] places.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// A pair's contribution waits in a slot.
+    Keep { pair: usize, slot: usize },
+    /// It is added to what waits there.
+    Add { pair: usize, slot: usize },
+    /// What waits in one slot is added to what waits in another; the first is free then.
+    Merge { from: usize, into: usize },
 }
 
 /// One row that the holder returns: a token's sum over one subtree.
 #[derive(Clone, Debug)]
 pub(super) struct OutputRow {
     pub(super) blocks: Span,
-    /// The pair whose contribution ends as the sum over experts.
-    pub(super) root: usize,
-    /// Adds of pairs, `(into, from)`, in [`Schedule::adds`], the same for every block.
-    pub(super) expert_adds: Range<usize>,
-    /// Adds of blocks, relative to `blocks.start`.
+    /// Where its sum over experts is in the end.
+    pub(super) slot: usize,
+    /// Adds of blocks, `(into, from)`, in [`Schedule::block_adds`], relative to `blocks.start`.
     pub(super) block_adds: Range<usize>,
 }
 
+/// Sums follow the canonical tree, but each add is made as soon as both sides are there, so that
+/// few contributions wait at any time.
 #[derive(Debug, Default)]
 pub(super) struct Schedule {
     /// Ordered by expert, then token, then slot.
     pub(super) pairs: Vec<Pair>,
     pub(super) groups: Vec<Group>,
+    pub(super) steps: Vec<Step>,
+    /// Contributions or sums that wait at the same time, at most.
+    pub(super) slots: usize,
     pub(super) rows: Vec<OutputRow>,
-    pub(super) adds: Vec<(usize, usize)>,
+    pub(super) block_adds: Vec<(usize, usize)>,
     /// Pairs ordered by token, then expert, and where each token's begin.
     by_token: Vec<usize>,
     token_starts: Vec<usize>,
     positions: Vec<u32>,
+    /// Adds of pairs, `(into, from)`, and which of them are due when a pair is there.
+    expert_adds: Vec<(usize, usize)>,
+    due: Vec<Range<usize>>,
+    /// The last pair inside each pair's sum so far.
+    last_inside: Vec<usize>,
+    slot_of: Vec<usize>,
+    free: Vec<usize>,
 }
 
 impl Schedule {
     pub(super) fn plan(&mut self, grid: Grid, rect: TileRect, batch: &ExpertBatch) {
-        self.pairs.clear();
-        self.groups.clear();
-        self.rows.clear();
-        self.adds.clear();
         self.collect_pairs(rect.experts, batch);
         self.group_pairs();
         self.sort_by_token(batch.tokens);
-        for subtree in rect.subtrees(grid) {
+        let subtrees = rect.subtrees(grid);
+        // Those of one block have the same experts as those of the next.
+        let block = subtrees.first().map(|s| s.blocks);
+        let of_a_block = subtrees.iter().filter(|s| Some(s.blocks) == block);
+        self.plan_adds(grid, of_a_block.map(|s| s.experts), batch.tokens);
+        self.assign_slots();
+        self.rows.clear();
+        self.block_adds.clear();
+        for subtree in subtrees {
             let block_adds = self.fold_blocks(grid, subtree.blocks);
             for token in 0..batch.tokens {
                 let pairs = self.pairs_inside(token, subtree.experts);
-                let Some(&first) = self.by_token[pairs.clone()].first() else {
+                let Some(&first) = self.by_token[pairs].first() else {
                     continue;
                 };
-                let expert_adds = self.fold_experts(grid, pairs);
                 self.rows.push(OutputRow {
                     blocks: subtree.blocks,
-                    root: first,
-                    expert_adds,
+                    slot: self.slot_of[first],
                     block_adds: block_adds.clone(),
                 });
             }
         }
     }
 
+    /// Every token's adds over each span of experts, by the pair that makes them due.
+    fn plan_adds(&mut self, grid: Grid, spans: impl Iterator<Item = Span>, tokens: usize) {
+        self.expert_adds.clear();
+        self.due.clear();
+        self.due.resize(self.pairs.len(), 0..0);
+        self.last_inside.clear();
+        self.last_inside.extend(0..self.pairs.len());
+        for span in spans {
+            for token in 0..tokens {
+                self.fold_experts(grid, self.pairs_inside(token, span));
+            }
+        }
+    }
+
+    fn fold_experts(&mut self, grid: Grid, pairs: Range<usize>) {
+        let Schedule {
+            pairs: all,
+            by_token,
+            positions,
+            expert_adds,
+            due,
+            last_inside,
+            ..
+        } = self;
+        let inside = &by_token[pairs];
+        positions.clear();
+        positions.extend(inside.iter().map(|&p| all[p].expert));
+        // The tree is walked so that the pairs that make adds due ascend.
+        fold_axis(grid.experts, positions, &mut |into, from| {
+            let (into, from) = (inside[into], inside[from]);
+            let last = last_inside[from];
+            last_inside[into] = last;
+            let at = expert_adds.len();
+            if due[last].is_empty() {
+                due[last] = at..at;
+            }
+            due[last].end = at + 1;
+            expert_adds.push((into, from));
+        });
+    }
+
+    /// Goes through the pairs in the order in which they are computed.
+    fn assign_slots(&mut self) {
+        let Schedule {
+            groups,
+            steps,
+            slots,
+            expert_adds,
+            due,
+            slot_of,
+            free,
+            ..
+        } = self;
+        steps.clear();
+        free.clear();
+        slot_of.clear();
+        slot_of.resize(due.len(), usize::MAX);
+        *slots = 0;
+        for group in groups {
+            let start = steps.len();
+            for pair in group.pairs.clone() {
+                let adds = &expert_adds[due[pair].clone()];
+                if adds.is_empty() {
+                    let slot = free.pop().unwrap_or_else(|| {
+                        *slots += 1;
+                        *slots - 1
+                    });
+                    slot_of[pair] = slot;
+                    steps.push(Step::Keep { pair, slot });
+                }
+                for &(into, from) in adds {
+                    let slot = slot_of[into];
+                    if from == pair {
+                        steps.push(Step::Add { pair, slot });
+                    } else {
+                        let from = slot_of[from];
+                        steps.push(Step::Merge { from, into: slot });
+                        free.push(from);
+                    }
+                }
+            }
+            group.steps = start..steps.len();
+        }
+    }
+
     fn collect_pairs(&mut self, experts: Span, batch: &ExpertBatch) {
+        self.pairs.clear();
         for token in 0..batch.tokens {
             for route in batch.routes_of(token) {
                 if experts.contains(route.expert) {
@@ -90,12 +201,14 @@ impl Schedule {
     }
 
     fn group_pairs(&mut self) {
+        self.groups.clear();
         let mut start = 0;
         for same in self.pairs.chunk_by(|a, b| a.expert == b.expert) {
             let end = start + same.len();
             self.groups.push(Group {
                 expert: same[0].expert,
                 pairs: start..end,
+                steps: 0..0,
             });
             start = end;
         }
@@ -123,34 +236,18 @@ impl Schedule {
         before(experts.start)..before(experts.end)
     }
 
-    fn fold_experts(&mut self, grid: Grid, pairs: Range<usize>) -> Range<usize> {
-        let Schedule {
-            pairs: all,
-            by_token,
-            positions,
-            adds,
-            ..
-        } = self;
-        let inside = &by_token[pairs];
-        let start = adds.len();
-        positions.clear();
-        positions.extend(inside.iter().map(|&p| all[p].expert));
-        fold_axis(grid.experts, positions, &mut |into, from| {
-            adds.push((inside[into], inside[from]))
-        });
-        start..adds.len()
-    }
-
     fn fold_blocks(&mut self, grid: Grid, blocks: Span) -> Range<usize> {
         let Schedule {
-            positions, adds, ..
+            positions,
+            block_adds,
+            ..
         } = self;
-        let start = adds.len();
+        let start = block_adds.len();
         positions.clear();
         positions.extend(blocks.start..blocks.end);
         fold_axis(grid.blocks, positions, &mut |into, from| {
-            adds.push((into, from))
+            block_adds.push((into, from));
         });
-        start..adds.len()
+        start..block_adds.len()
     }
 }

@@ -213,9 +213,6 @@ impl<'a> Product<'a> {
             sums.fill([0.0; N]);
             for (b, xs) in xs.chunks_exact(tokens).enumerate() {
                 let ahead = self.ahead(k, group + N, N, (b, blocks));
-                if PARTS {
-                    self.request_results(k, (start, tokens), b, group + N, out);
-                }
                 product(Rows::new(self.w, group, b), xs, ahead, sums);
                 if PARTS {
                     self.spread::<N, PARTS>(start, b, group, sums, out);
@@ -244,14 +241,7 @@ impl<'a> Product<'a> {
             out[start * rows..(start + tokens) * rows].fill(0.0);
         }
         for (p, row) in (0..self.w.rows()).step_by(ROWS).enumerate() {
-            let then = self.at::<PARTS>(start, 0, row) + self.next_results(row, out.len());
-            let results = out.as_ptr().wrapping_add(then);
             let ahead = |b: usize| {
-                if PARTS {
-                    for line in (0..tokens).map(|t| (t * blocks + b) * self.w.rows()) {
-                        k.request(results.wrapping_add(line).cast());
-                    }
-                }
                 let block = p * blocks + b;
                 Ahead {
                     far: self.panel_ahead(block + PANEL_BLOCKS_AHEAD),
@@ -265,17 +255,6 @@ impl<'a> Product<'a> {
                 block: 0,
             };
             k.q4_k_panel::<PARTS>(self.w.panel(p), xs, ahead, &mut places);
-        }
-    }
-
-    /// From the results of a panel to those that are written next at the same block: those of the
-    /// panel below, or those behind all `len` that begin with the first row. Parts are so many
-    /// that they leave the nearest caches before their lines are written again.
-    fn next_results(&self, row: usize, len: usize) -> usize {
-        if row + ROWS < self.w.rows() {
-            ROWS
-        } else {
-            len - row
         }
     }
 
@@ -302,24 +281,6 @@ impl<'a> Product<'a> {
     ) {
         for (t, sums) in sums.iter().enumerate() {
             out[self.at::<PARTS>(start + t, block, row)..][..N].copy_from_slice(sums);
-        }
-    }
-
-    /// Asks for the places of results that are written next at the same block: those of the rows
-    /// from `row` on, or those behind `out` that begin with the first row. Parts are so many that
-    /// they leave the nearest caches before their lines are written again.
-    fn request_results<K: RowKernel>(
-        &self,
-        k: K,
-        (start, tokens): (usize, usize),
-        block: usize,
-        row: usize,
-        out: &[f32],
-    ) {
-        let offset = if row < self.w.rows() { row } else { out.len() };
-        for token in start..start + tokens {
-            let at = self.at::<true>(token, block, 0) + offset;
-            k.request(out.as_ptr().wrapping_add(at).cast());
         }
     }
 
