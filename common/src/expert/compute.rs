@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::schedule::{Schedule, Step};
+use super::schedule::{Group, Schedule, Step};
 use super::store::ExpertLayer;
 use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
@@ -14,12 +14,12 @@ use crate::math::silu;
 use crate::quant::ActivationFormat;
 use crate::tiles::{Grid, Span, TileRect};
 
-/// Rows of down that one task computes for all pairs: a longer run of rows is a longer stream from
-/// memory, a shorter one lets more of what waits to be added stay in a second-level cache.
-const DOWN_ROWS: [usize; 2] = [64, 256];
+/// Rows of down that one task computes for all pairs: long enough to be a stream from memory, and
+/// to read what down multiplies seldom.
+const DOWN_ROWS: usize = 256;
 
-/// Bytes of that cache for what waits.
-const WAITING_BYTES: usize = 512 << 10;
+/// The fewest, for the sake of many threads.
+const FEWEST_DOWN_ROWS: usize = 64;
 
 /// Tasks a thread, at least, so that none waits long for the last one.
 const TASKS: usize = 4;
@@ -254,7 +254,9 @@ impl Call<'_> {
     ) -> Result<(), BatchError> {
         let hidden = self.layer.hidden;
         let rows = self.schedule.rows.len();
-        let tile_rows = self.down_rows();
+        let for_all = hidden / (TASKS * rayon::current_num_threads());
+        let tile_rows =
+            (for_all / FEWEST_DOWN_ROWS * FEWEST_DOWN_ROWS).clamp(FEWEST_DOWN_ROWS, DOWN_ROWS);
         let tiles = hidden.div_ceil(tile_rows);
         outputs.resize_with(tiles.max(outputs.len()), Vec::new);
         // Group by group, block by block, pair by pair.
@@ -284,15 +286,6 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// Rows of a tile of down.
-    fn down_rows(&self) -> usize {
-        let [least, most] = DOWN_ROWS;
-        let of_row = self.schedule.slots * self.blocks * size_of::<f32>();
-        let in_cache = WAITING_BYTES / of_row.max(1);
-        let for_all = self.layer.hidden / (TASKS * rayon::current_num_threads());
-        (in_cache.min(for_all).clamp(least, most)) / least * least
-    }
-
     /// The columns of down that belong to the rectangle, of every group.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
         let features = self.layer.features(self.rect.blocks);
@@ -305,6 +298,11 @@ impl Call<'_> {
             .iter()
             .map(|group| strip(group.expert))
             .collect()
+    }
+
+    /// Where the blocks of a group's pairs are among those of all.
+    fn of_group(&self, group: &Group) -> Range<usize> {
+        group.pairs.start * self.blocks..group.pairs.end * self.blocks
     }
 
     /// Some down rows of every output row.
@@ -332,8 +330,12 @@ impl Call<'_> {
                     .checked_sub(rows.end)
                     .map(|left| strips[0].row_range(rows.end..rows.end + left.min(height))),
             };
+            if let Some(group) = self.schedule.groups.get(g + 1) {
+                let soon = &mids[self.of_group(group)];
+                soon.iter().for_each(|mid| self.kernels.prefetch(*mid));
+            }
             let pairs = group.pairs.clone();
-            let mids = &mids[pairs.start * self.blocks..pairs.end * self.blocks];
+            let mids = &mids[self.of_group(group)];
             contributions.resize(pairs.len() * of_pair, 0.0);
             let k = self.kernels;
             k.tile_parts(&strips[g], rows.clone(), mids, next.as_ref(), contributions);

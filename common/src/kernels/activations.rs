@@ -34,12 +34,12 @@ impl ActRow<'_> {
         }
     }
 
-    /// Memory of the row.
-    pub(super) fn bytes(&self) -> usize {
+    /// Where the row is in memory, and its bytes.
+    pub(super) fn place(&self) -> (*const u8, usize) {
         match self {
-            ActRow::F32(values) => size_of_val(*values),
-            ActRow::Q8(blocks) => size_of_val(*blocks),
-            ActRow::Q8K(blocks) => size_of_val(*blocks),
+            ActRow::F32(values) => (values.as_ptr().cast(), size_of_val(*values)),
+            ActRow::Q8(blocks) => (blocks.as_ptr().cast(), size_of_val(*blocks)),
+            ActRow::Q8K(blocks) => (blocks.as_ptr().cast(), size_of_val(*blocks)),
         }
     }
 

@@ -281,9 +281,10 @@ impl Kernels {
         );
     }
 
-    /// Asks the processor for `bytes`, which will be read soon.
-    pub fn prefetch(self, bytes: &[u8]) {
-        with_kernel!(self, k => k.prefetch(bytes));
+    /// Asks the processor for an activation that will be read soon.
+    pub fn prefetch(self, x: ActRow<'_>) {
+        let (start, bytes) = x.place();
+        with_kernel!(self, k => k.prefetch(start, bytes));
     }
 
     /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current

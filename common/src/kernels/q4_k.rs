@@ -306,7 +306,7 @@ impl<'a> Product<'a> {
         // nor are there kernels of sixteen rows alone that would ask for it.
         for row in row + count * share / of..row + count * (share + 1) / of {
             if row < w.rows() {
-                k.prefetch(w.row(row));
+                k.prefetch(w.row(row).as_ptr(), w.row_bytes());
             }
         }
         w.start()
@@ -368,7 +368,7 @@ impl<'a> Product<'a> {
         let rows_ahead = STREAM_AHEAD.div_ceil(self.w.row_bytes().max(1));
         for r in first..self.w.rows() {
             if r + rows_ahead < self.w.rows() {
-                k.prefetch(self.w.row(r + rows_ahead));
+                k.prefetch(self.w.row(r + rows_ahead).as_ptr(), self.w.row_bytes());
             }
             sums.fill(0.0);
             let parts = self

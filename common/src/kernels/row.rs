@@ -178,9 +178,6 @@ pub(super) trait RowKernel: Copy + Send + Sync {
         sixteen::terms(row, x, terms);
     }
 
-    /// Asks for bytes that will be read soon.
-    fn prefetch(self, _bytes: &[u8]) {}
-
-    /// Asks for the cache line at an address, which may be no valid one.
-    fn request(self, _line: *const u8) {}
+    /// Asks for bytes that will be read soon, at what may be no valid address.
+    fn prefetch(self, _start: *const u8, _bytes: usize) {}
 }

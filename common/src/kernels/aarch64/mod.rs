@@ -94,26 +94,18 @@ impl<D: Dot> RowKernel for Arm<D> {
         ahead: impl Fn(usize) -> Ahead,
         out: &mut Places<'_>,
     ) {
-        let request = |b| {
-            let start = ahead(b).far;
-            (0..PANEL_BLOCK)
-                .step_by(64)
-                .for_each(|at| self.request(start.wrapping_add(at)));
-        };
+        let request = |b| self.prefetch(ahead(b).far, PANEL_BLOCK);
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
         unsafe { panel::q4_k_panel::<D, FRESH>(panel, xs, request, out) }
     }
 
-    fn prefetch(self, bytes: &[u8]) {
-        bytes
-            .chunks(64)
-            .for_each(|line| self.request(line.as_ptr()));
-    }
-
-    fn request(self, line: *const u8) {
-        // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
-        unsafe {
-            asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly));
+    fn prefetch(self, start: *const u8, bytes: usize) {
+        for at in (0..bytes).step_by(64) {
+            let line = start.wrapping_add(at);
+            // SAFETY: a prefetch reads nothing that the program could see, whatever the address.
+            unsafe {
+                asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly));
+            }
         }
     }
 }

@@ -71,12 +71,8 @@ impl RowKernel for Avx2 {
         unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) }
     }
 
-    fn prefetch(self, bytes: &[u8]) {
-        sixteen::prefetch(bytes);
-    }
-
-    fn request(self, line: *const u8) {
-        sixteen::request::<1>(line, 0);
+    fn prefetch(self, start: *const u8, bytes: usize) {
+        sixteen::prefetch(start, bytes);
     }
 
     fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {

@@ -119,12 +119,8 @@ impl RowKernel for Avx512 {
         unsafe { along::q4_k_terms(row, x, fours, ahead, terms) }
     }
 
-    fn prefetch(self, bytes: &[u8]) {
-        sixteen::prefetch(bytes);
-    }
-
-    fn request(self, line: *const u8) {
-        sixteen::request::<1>(line, 0);
+    fn prefetch(self, start: *const u8, bytes: usize) {
+        sixteen::prefetch(start, bytes);
     }
 
     fn name(self) -> &'static str {

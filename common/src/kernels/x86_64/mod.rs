@@ -70,12 +70,8 @@ macro_rules! through_avx2 {
             self.0.super_blocks::<F>(row, xs, out);
         }
 
-        fn prefetch(self, bytes: &[u8]) {
-            self.0.prefetch(bytes);
-        }
-
-        fn request(self, line: *const u8) {
-            self.0.request(line);
+        fn prefetch(self, start: *const u8, bytes: usize) {
+            self.0.prefetch(start, bytes);
         }
     };
 }

@@ -249,10 +249,9 @@ pub(super) fn request<const N: usize>(ahead: *const u8, first: usize) {
     }
 }
 
-/// Asks for the cache lines of `bytes`, in their order.
-pub(super) fn prefetch(bytes: &[u8]) {
-    for line in bytes.chunks(64) {
-        // SAFETY: a prefetch reads nothing; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+/// Asks for the cache lines of so many bytes, in their order.
+pub(super) fn prefetch(start: *const u8, bytes: usize) {
+    for line in 0..bytes.div_ceil(64) {
+        request::<1>(start, line);
     }
 }
