@@ -14,7 +14,7 @@
 
 use super::matrix::Matrix;
 use super::row::RowKernel;
-use super::sixteen::{Ahead, Places, ROWS};
+use super::sixteen::{Places, ROWS};
 use super::tile;
 use crate::quant::{BlockQ8K, Layout, PANEL_BLOCK};
 
@@ -24,9 +24,8 @@ const TOKENS_AT_ONCE: usize = 64;
 /// Bytes between a lone stream of rows and what is asked for.
 const STREAM_AHEAD: usize = 6 << 10;
 
-/// Panel blocks between a stream of panels and what is asked for, once so far ahead and once half
-/// as far.
-const PANEL_BLOCKS_AHEAD: usize = 8;
+/// Panel blocks between a stream of panels and what is asked for.
+const PANEL_BLOCKS_AHEAD: usize = 4;
 
 /// The longest row of block terms that is kept on the stack.
 const LONG_ROW: usize = 64;
@@ -241,13 +240,7 @@ impl<'a> Product<'a> {
             out[start * rows..(start + tokens) * rows].fill(0.0);
         }
         for (p, row) in (0..self.w.rows()).step_by(ROWS).enumerate() {
-            let ahead = |b: usize| {
-                let block = p * blocks + b;
-                Ahead {
-                    far: self.panel_ahead(block + PANEL_BLOCKS_AHEAD),
-                    near: self.panel_ahead(block + PANEL_BLOCKS_AHEAD / 2),
-                }
-            };
+            let ahead = |b: usize| self.panel_ahead(p * blocks + b + PANEL_BLOCKS_AHEAD);
             let mut places = Places {
                 out: &mut out[self.at::<PARTS>(start, 0, row)..],
                 of_token: self.at::<PARTS>(1, 0, 0),

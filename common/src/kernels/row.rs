@@ -3,7 +3,7 @@
 use super::q4_k::{Four, Rows};
 use super::q8_lone::{self, Sixteen};
 use super::q8_panel::{self, Group, MAX_ROWS, UnpackedBlock, Waiting};
-use super::sixteen::{self, Ahead, Blocks, Places, ROWS, Sums};
+use super::sixteen::{self, Blocks, Places, ROWS, Sums};
 use crate::quant::{
     BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, block_of_row,
 };
@@ -141,12 +141,12 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// The products of a panel's blocks with activations, of which `xs` has those for the first
     /// block before those for the next: added to what is in `out`, or written there if `FRESH`.
-    /// Meanwhile asks for the blocks `ahead(b)` for block `b`.
+    /// Meanwhile asks for a block at `ahead(b)`, which may be no valid address, for block `b`.
     fn q4_k_panel<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);

@@ -1,7 +1,7 @@
 //! Q4_K, several rows at a time: each row has its own lane, so nothing is added across lanes.
 
 use super::scalar;
-use crate::quant::{BlockQ8K, IntBlock, PanelBlock, Q4K, SuperBlock};
+use crate::quant::{BlockQ8K, IntBlock, Q4K, SuperBlock};
 
 /// Rows at a time.
 pub(super) const ROWS: usize = 16;
@@ -11,26 +11,6 @@ pub(super) type Blocks<'a> = [&'a [u8; 144]; ROWS];
 
 /// What each row adds to the sums of one activation.
 pub(super) type Sums = [f32; ROWS];
-
-/// Two blocks of panels that will be read, neither of which need be a valid address. A processor
-/// whose queues are full drops requests, so every line is asked for twice.
-#[derive(Clone, Copy)]
-#[cfg_attr(
-    not(target_arch = "x86_64"),
-    allow(dead_code, reason = "for kernels that outrun memory")
-)]
-pub(super) struct Ahead {
-    pub(super) far: *const u8,
-    pub(super) near: *const u8,
-}
-
-impl Ahead {
-    /// What is read now.
-    pub(super) fn here(block: &PanelBlock) -> Self {
-        let at = block.as_ptr().cast();
-        Self { far: at, near: at }
-    }
-}
 
 /// Where the results of the rows go, block by block.
 pub(super) struct Places<'a> {

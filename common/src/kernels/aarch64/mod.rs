@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::lanes;
 use super::row::RowKernel;
-use super::sixteen::{Ahead, Blocks, Places, Sums};
+use super::sixteen::{Blocks, Places, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PANEL_BLOCK, PanelBlock, Q4K};
 use crate::quant::{SmallBlock, SuperBlock};
 use crate::quant::{widen_bf16, widen_f16};
@@ -91,10 +91,10 @@ impl<D: Dot> RowKernel for Arm<D> {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
-        let request = |b| self.prefetch(ahead(b).far, PANEL_BLOCK);
+        let request = |b| self.prefetch(ahead(b), PANEL_BLOCK);
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
         unsafe { panel::q4_k_panel::<D, FRESH>(panel, xs, request, out) }
     }

@@ -9,7 +9,7 @@ use super::{spread_mins, sum_four_256, sum_mins, two_halves};
 use crate::kernels::lanes::{self, LANES};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Ahead, Places};
+use crate::kernels::sixteen::Places;
 use crate::quant::SuperBlock;
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
@@ -42,7 +42,7 @@ impl RowKernel for Avx2 {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.

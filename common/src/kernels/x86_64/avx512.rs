@@ -11,7 +11,7 @@ use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::q8_lone::{Sixteen, pair_start};
 use crate::kernels::q8_panel::{Group, MAX_ROWS, UnpackedBlock, Waiting};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Ahead, Places, Sums};
+use crate::kernels::sixteen::{Places, Sums};
 use crate::quant::{
     BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock, SuperBlock,
 };
@@ -95,7 +95,7 @@ impl RowKernel for Avx512 {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.

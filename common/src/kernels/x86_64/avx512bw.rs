@@ -10,7 +10,7 @@ use super::through_avx2;
 use super::{f16_lone, f32_grid, panel};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Ahead, Places, Sums};
+use crate::kernels::sixteen::{Places, Sums};
 use crate::quant::{BlockQ8, BlockQ8K, PanelBlock, SmallBlock, SuperBlock};
 
 /// Tokens whose integer sums are kept while a part of the block meets them.
@@ -90,7 +90,7 @@ impl RowKernel for Avx512Bw {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.

@@ -7,7 +7,7 @@ use super::through_avx2;
 use super::{eight_rows, half_panel};
 use crate::kernels::q4_k::{Four, Rows};
 use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Ahead, Places};
+use crate::kernels::sixteen::Places;
 use crate::quant::{BlockQ8, BlockQ8K, PanelBlock, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has AVX-VNNI, AVX2 and F16C.
@@ -45,7 +45,7 @@ impl RowKernel for AvxVnni {
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> Ahead,
+        ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.

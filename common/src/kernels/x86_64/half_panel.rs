@@ -10,7 +10,7 @@ use super::panel::set_of;
 use super::part;
 use super::sixteen::request;
 use super::step::{Step, broadcast};
-use crate::kernels::sixteen::{Ahead, Places};
+use crate::kernels::sixteen::Places;
 use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Activations of a set, at most.
@@ -27,7 +27,7 @@ const BOTH: usize = 2;
 pub(super) unsafe fn q4_k_panel<S: Step, const FRESH: bool>(
     panel: &[PanelBlock],
     xs: &[&BlockQ8K],
-    ahead: impl Fn(usize) -> Ahead,
+    ahead: impl Fn(usize) -> *const u8,
     out: &mut Places<'_>,
 ) {
     let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
@@ -62,7 +62,7 @@ struct Set<'a> {
     w: &'a PanelBlock,
     /// The first half that they meet.
     half: usize,
-    ahead: Option<Ahead>,
+    ahead: Option<*const u8>,
     /// Which activation is the set's first.
     first: usize,
 }
@@ -105,7 +105,9 @@ impl Set<'_> {
         };
         let ask = |line: usize| {
             if let Some(ahead) = self.ahead {
-                request::<1>(ahead.far, line);
+                // The first may meet full queues.
+                request::<1>(ahead, line);
+                request::<1>(ahead, line);
             }
         };
         let words = |line: usize, h: usize| load(&self.w[line], self.half + h);

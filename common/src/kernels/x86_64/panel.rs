@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::sixteen::{Head, four, request, split, twice, two};
 use super::{load_f32x16, part, store_f32x16};
-use crate::kernels::sixteen::{Ahead, Places};
+use crate::kernels::sixteen::Places;
 use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Activations of a set, at most.
@@ -51,7 +51,7 @@ macro_rules! panel_kernel {
         pub(in super::super) fn q4_k_panel<const FRESH: bool>(
             panel: &[PanelBlock],
             xs: &[&BlockQ8K],
-            ahead: impl Fn(usize) -> Ahead,
+            ahead: impl Fn(usize) -> *const u8,
             out: &mut Places<'_>,
         ) {
             let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
@@ -72,7 +72,7 @@ macro_rules! panel_kernel {
                         _ => add_set::<FRESH, 8>(block, xs, ahead, first, out),
                     }
                     // What is ahead was asked for by the first set.
-                    ahead = Ahead::here(block);
+                    ahead = block.as_ptr().cast();
                 }
             }
         }
@@ -83,7 +83,7 @@ macro_rules! panel_kernel {
         fn add_set<const FRESH: bool, const T: usize>(
             w: &PanelBlock,
             xs: &[&BlockQ8K],
-            ahead: Ahead,
+            ahead: *const u8,
             first: usize,
             out: &mut Places<'_>,
         ) {
@@ -91,10 +91,11 @@ macro_rules! panel_kernel {
                 return;
             };
             let ask = |line: usize| {
-                request::<1>(ahead.far, line);
-                // Where products are slower than memory, none is lost.
+                request::<1>(ahead, line);
+                // Where products are faster than memory, a second request of a line gains a tenth:
+                // the first may meet full queues.
                 if T <= 4 {
-                    request::<1>(ahead.near, line);
+                    request::<1>(ahead, line);
                 }
             };
             let head = Head::new([load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]);
