@@ -11,7 +11,7 @@ use std::time::Duration;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, Divan};
 use ds4_common::kernels::{Activations, Kernels, Matrix};
-use ds4_common::quant::{GgmlType, Layout, PANEL_ROWS, to_panel};
+use ds4_common::quant::{GgmlType, Layout, to_panels};
 
 /// Rows and columns of a query projection.
 const SHAPE: (usize, usize) = (8192, 4096);
@@ -148,9 +148,7 @@ mod tile {
         let mut bytes = weights(GgmlType::Q4K, ROWS, COLS);
         if layout == Layout::Panels {
             let rows = bytes.clone();
-            let panel = bytes.len() / ROWS * PANEL_ROWS;
-            let panels = rows.chunks_exact(panel).zip(bytes.chunks_exact_mut(panel));
-            panels.for_each(|(rows, panel)| to_panel(rows, panel));
+            to_panels(&rows, rows.len() / ROWS, &mut bytes);
         }
         let x = activations(GgmlType::Q4K, COLS, TOKENS);
         let xs: Vec<_> = (0..TOKENS).map(|t| x.row(t)).collect();

@@ -17,7 +17,7 @@ use ds4_common::expert::{
 use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
-use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS, UnknownLayout};
+use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
 use ds4_common::slice::Slice;
 use ds4_common::threads::Threads;
 use rayon::ThreadPool;
@@ -60,7 +60,7 @@ pub struct BenchArgs {
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=999))]
     pub rounds: u16,
     /// Orders of random weights, measured in turns; a file has its own
-    #[arg(long, value_delimiter = ',', default_value = "plain,panels", value_parser = layout)]
+    #[arg(long, value_delimiter = ',', default_value = "plain,panels")]
     pub layouts: Vec<Layout>,
     /// Batch sizes
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,128,512", value_parser = tokens)]
@@ -76,11 +76,6 @@ fn tokens(text: &str) -> Result<usize, String> {
         Ok(n @ 1..=4096) => Ok(n),
         _ => Err("expected a number from 1 to 4096".to_owned()),
     }
-}
-
-fn layout(text: &str) -> Result<Layout, String> {
-    text.parse()
-        .map_err(|error: UnknownLayout| error.to_string())
 }
 
 /// # Errors

@@ -4,7 +4,7 @@
 
 use ds4_common::kernels::{ActRow, Kernels, Matrix};
 use ds4_common::quant::{ActivationFormat, BlockQ8, BlockQ8K, GgmlType};
-use ds4_common::quant::{Layout, PANEL_ROWS, to_panel};
+use ds4_common::quant::{Layout, to_panels};
 use libfuzzer_sys::fuzz_target;
 
 /// Scales that arithmetic treats specially: zeros, subnormals, infinities, NaNs, the largest.
@@ -149,12 +149,8 @@ fuzz_target!(|data: &[u8]| {
     let bytes = source.weights(ty, rows * blocks);
     let w = Matrix::new(ty, rows, cols, &bytes).expect("exact bytes");
     let mut turned = bytes.clone();
-    let row = bytes.len() / rows;
     let panels = Layout::Panels.fits(ty, rows as u64).then(|| {
-        let of_rows = bytes.chunks_exact(PANEL_ROWS * row);
-        for (rows, panel) in of_rows.zip(turned.chunks_exact_mut(PANEL_ROWS * row)) {
-            to_panel(rows, panel);
-        }
+        to_panels(&bytes, bytes.len() / rows, &mut turned);
         Matrix::stored(Layout::Panels, ty, rows, cols, &turned).expect("exact bytes")
     });
     let panels = panels.as_ref();

@@ -21,8 +21,8 @@ const DOWN_ROWS: usize = 256;
 /// The fewest, for the sake of many threads.
 const FEWEST_DOWN_ROWS: usize = 64;
 
-/// Tasks a thread, at least, so that none waits long for the last one.
-const TASKS: usize = 4;
+/// So many at least, so that none waits long for the last one.
+const TASKS_A_THREAD: usize = 4;
 
 /// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
 #[inline(always)]
@@ -220,11 +220,9 @@ impl Call<'_> {
                 .gate
                 .chunks_exact_mut(width)
                 .zip(task.up.chunks_exact(width));
-            k.vectorised(|| {
-                for ((gate, up), pair) in both.zip(&self.schedule.pairs[pairs]) {
-                    swiglu(gate, up, self.layer.clamp, pair.weight);
-                }
-            });
+            for ((gate, up), pair) in both.zip(&self.schedule.pairs[pairs]) {
+                swiglu(gate, up, self.layer.clamp, pair.weight);
+            }
             task.activations.set(format, width, &task.gate);
             Ok(())
         })
@@ -254,7 +252,7 @@ impl Call<'_> {
     ) -> Result<(), BatchError> {
         let hidden = self.layer.hidden;
         let rows = self.schedule.rows.len();
-        let for_all = hidden / (TASKS * rayon::current_num_threads());
+        let for_all = hidden / (TASKS_A_THREAD * rayon::current_num_threads());
         let tile_rows =
             (for_all / FEWEST_DOWN_ROWS * FEWEST_DOWN_ROWS).clamp(FEWEST_DOWN_ROWS, DOWN_ROWS);
         let tiles = hidden.div_ceil(tile_rows);
@@ -375,10 +373,7 @@ fn settle(
             }
             Step::Add { pair, slot } => {
                 let new = &contributions[(pair - first) * of_pair..][..of_pair];
-                let sums = &mut waiting[slot * of_pair..][..of_pair];
-                for (sum, new) in sums.iter_mut().zip(new) {
-                    *sum += new;
-                }
+                add(&mut waiting[slot * of_pair..][..of_pair], new);
             }
             Step::Merge { from, into } => {
                 add_within(waiting, into * of_pair, from * of_pair, of_pair);
@@ -396,6 +391,12 @@ fn add_within(values: &mut [f32], into: usize, from: usize, len: usize) {
     } else {
         (&mut tail[..len], &head[from..][..len])
     };
+    add(into, from);
+}
+
+/// into += from, elementwise.
+#[inline(always)]
+fn add(into: &mut [f32], from: &[f32]) {
     for (a, b) in into.iter_mut().zip(from) {
         *a += b;
     }

@@ -42,8 +42,8 @@ pub enum ShapeError {
     },
 }
 
-/// `rows` rows of `cols` weights of one type, row by row or in panels. `Copy`: it borrows the bytes, which
-/// usually are a mapped file.
+/// `rows` rows of `cols` weights of one type, row by row or in panels. `Copy`: it borrows the bytes,
+/// which usually are a mapped file.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     ty: GgmlType,
@@ -54,7 +54,8 @@ pub struct Matrix<'a> {
     stride: usize,
     /// Bytes of a row; less than `stride` in a strip.
     row_bytes: usize,
-    /// Holds `(rows - n) * stride + n * row_bytes` bytes or more, with the `n` rows of a panel, or 1.
+    /// Holds `(rows - n) * stride + n * row_bytes` bytes or more, with the `n` rows of a panel, or
+    /// 1.
     data: &'a [u8],
 }
 

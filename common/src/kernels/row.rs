@@ -141,18 +141,17 @@ pub(super) trait RowKernel: Copy + Send + Sync {
 
     /// The products of a panel's blocks with activations, of which `xs` has those for the first
     /// block before those for the next: added to what is in `out`, or written there if `FRESH`.
-    /// Meanwhile asks for a block at `ahead(b)`, which may be no valid address, for block `b`.
+    /// Meanwhile asks for a block at `_ahead(b)`, which may be no valid address, for block `b`.
     fn q4_k_panel<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
-        ahead: impl Fn(usize) -> *const u8,
+        _ahead: impl Fn(usize) -> *const u8,
         out: &mut Places<'_>,
     ) {
         let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
         let mut sums = vec![[0.0; ROWS]; tokens];
         for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
-            ahead(b);
             let rows: [[u8; 144]; ROWS] = std::array::from_fn(|r| block_of_row(block, r));
             out.block = b;
             for (t, sums) in sums.iter_mut().enumerate() {

@@ -84,7 +84,8 @@ pub(super) fn run<K: RowKernel>(
     if tokens == 0 {
         return;
     }
-    let at_once = (TOKEN_BYTES / xs.get(0).place().1.max(1)).clamp(8, TOKENS_AT_ONCE);
+    let (_, bytes) = xs.get(0).place();
+    let at_once = (TOKEN_BYTES / bytes.max(1)).clamp(8, TOKENS_AT_ONCE);
     for start in (0..tokens).step_by(at_once) {
         let len = at_once.min(tokens - start);
         let at = |i: usize| {

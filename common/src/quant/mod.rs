@@ -21,7 +21,7 @@ mod vectors;
 
 pub use activation::{BlockQ8, BlockQ8K, quantize_q8, quantize_q8_k};
 pub use ggml_type::{ActivationFormat, GgmlType, UnknownType};
-pub use panels::{Layout, PANEL_ROWS, UnknownLayout, to_panel};
+pub use panels::{Layout, PANEL_ROWS, UnknownLayout, to_panels};
 
 #[cfg(target_arch = "aarch64")]
 pub(crate) use block::half_at;

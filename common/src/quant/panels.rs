@@ -84,15 +84,22 @@ impl fmt::Display for Layout {
     }
 }
 
-/// Turns [`PANEL_ROWS`] Q4_K rows that follow each other into a panel.
+/// Turns Q4_K rows that follow each other, of `row_bytes` each, into panels.
 ///
 /// # Panics
-/// `rows` is not the bytes of so many rows, or `panel` has another length.
-pub fn to_panel(rows: &[u8], panel: &mut [u8]) {
-    assert_eq!(rows.len(), panel.len(), "bytes of a panel");
-    assert!(rows.len().is_multiple_of(PANEL_BLOCK), "rows of a panel");
-    let blocks = rows.len() / PANEL_BLOCK;
-    for (r, row) in rows.chunks_exact((BLOCK * blocks).max(1)).enumerate() {
+/// `rows` is not the bytes of whole panels of rows of whole blocks, or `panels` has another length.
+pub fn to_panels(rows: &[u8], row_bytes: usize, panels: &mut [u8]) {
+    assert_eq!(rows.len(), panels.len(), "bytes of panels");
+    assert!(row_bytes.is_multiple_of(BLOCK), "bytes of a row");
+    let panel = (PANEL_ROWS * row_bytes).max(1);
+    assert!(rows.len().is_multiple_of(panel), "rows of panels");
+    for (rows, panel) in rows.chunks_exact(panel).zip(panels.chunks_exact_mut(panel)) {
+        to_panel(rows, row_bytes, panel);
+    }
+}
+
+fn to_panel(rows: &[u8], row_bytes: usize, panel: &mut [u8]) {
+    for (r, row) in rows.chunks_exact(row_bytes).enumerate() {
         for (b, block) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
             for (w, word) in block.as_chunks::<4>().0.iter().enumerate() {
                 panel[PANEL_BLOCK * b + 4 * (PANEL_ROWS * w + r)..][..4].copy_from_slice(word);
@@ -132,13 +139,14 @@ mod tests {
 
     #[test]
     fn a_panel_holds_the_words_of_its_rows() {
-        let rows: Vec<u8> = (0..2 * PANEL_BLOCK).map(|i| (i % 251) as u8).collect();
-        let mut panel = vec![0; rows.len()];
-        to_panel(&rows, &mut panel);
-        assert_ne!(rows, panel);
+        let rows: Vec<u8> = (0..4 * PANEL_BLOCK).map(|i| (i % 251) as u8).collect();
+        let mut panels = vec![0; rows.len()];
+        to_panels(&rows, 2 * BLOCK, &mut panels);
+        assert_ne!(rows, panels);
         for (r, row) in rows.chunks_exact(2 * BLOCK).enumerate() {
+            let panel = &panel_blocks(&panels)[r / PANEL_ROWS * 2..];
             for (b, block) in row.chunks_exact(BLOCK).enumerate() {
-                assert_eq!(block_of_row(&panel_blocks(&panel)[b], r), block);
+                assert_eq!(block_of_row(&panel[b], r % PANEL_ROWS), block);
             }
         }
     }

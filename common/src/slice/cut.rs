@@ -7,7 +7,7 @@ use super::tensors::{Projection, SliceTensor, features};
 use super::{MAX_PARTS, SliceError};
 use crate::gguf::{GgufError, GgufModel, Tensor};
 use crate::model::{Fingerprint, HyperParams, ModelTensors};
-use crate::quant::{Layout, PANEL_ROWS, to_panel};
+use crate::quant::{Layout, PANEL_ROWS, to_panels};
 use crate::tiles::{BLOCK_WIDTH, Grid, Holdings};
 
 /// Bytes of the model that are read at once where a tensor takes a part of each row.
@@ -218,10 +218,7 @@ impl Cut {
             self.rows.resize(bytes, 0);
             self.turned.resize(bytes, 0);
             self.packed.read(offset - inside, &mut self.rows)?;
-            let rows = self.rows.chunks_exact(panel as usize);
-            for (rows, panel) in rows.zip(self.turned.chunks_exact_mut(panel as usize)) {
-                to_panel(rows, panel);
-            }
+            to_panels(&self.rows, panel as usize / PANEL_ROWS, &mut self.turned);
             let found = &self.turned[inside as usize..];
             let taken = found.len().min(out.len());
             out[..taken].copy_from_slice(&found[..taken]);

@@ -8,7 +8,7 @@ use super::*;
 use crate::gguf::{GgufModel, GgufWriter, Value};
 use crate::model::synthetic::{Formats, Recipe, presets, write};
 use crate::model::{HyperParams, ModelTensors};
-use crate::quant::{GgmlType, Layout, to_panel};
+use crate::quant::{GgmlType, Layout, to_panels};
 use crate::tiles::{Grid, Holdings, Span, TileRect};
 
 /// A small model whose experts are `width` wide.
@@ -326,11 +326,8 @@ proptest! {
             }
             prop_assert_eq!(tensor.layout == Layout::Panels, panels && ty == GgmlType::Q4K);
             if tensor.layout == Layout::Panels {
-                let panel = 16 * ty.row_bytes(tensor.dims[0]).unwrap() as usize;
-                for panel in packed.chunks_exact_mut(panel) {
-                    let rows = panel.to_vec();
-                    to_panel(&rows, panel);
-                }
+                let rows = packed.clone();
+                to_panels(&rows, ty.row_bytes(tensor.dims[0]).unwrap() as usize, &mut packed);
             }
             let mut cut = model.cut(tensor);
             prop_assert_eq!(cut.bytes(), packed.len() as u64);

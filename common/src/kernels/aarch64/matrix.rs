@@ -205,7 +205,7 @@ fn weave_activations(a: &[i8; 32], b: &[i8; 32]) -> [int8x16_t; 4] {
 /// The low and the high nibbles of every byte.
 #[inline]
 #[target_feature(enable = "neon")]
-fn split(packed: uint8x16_t) -> [int8x16_t; 2] {
+pub(super) fn split(packed: uint8x16_t) -> [int8x16_t; 2] {
     let low = vandq_u8(packed, vdupq_n_u8(15));
     [
         vreinterpretq_s8_u8(low),

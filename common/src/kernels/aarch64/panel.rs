@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::dot::Dot;
-use super::matrix::Rows;
+use super::matrix::{Rows, split};
 use super::{load_f32, load_u8, part, store_f32};
 use crate::kernels::sixteen::{Places, ROWS};
 use crate::quant::{BlockQ8K, PanelBlock};
@@ -81,9 +81,7 @@ unsafe fn add_four<D: Dot>(
     for p in 0..4 {
         let mut q = [[vdupq_n_s8(0); 8]; 2];
         for i in 0..8 {
-            let packed = words(block, 4 + 8 * p + i, four);
-            q[0][i] = vreinterpretq_s8_u8(vandq_u8(packed, vdupq_n_u8(15)));
-            q[1][i] = vreinterpretq_s8_u8(vshrq_n_u8::<4>(packed));
+            [q[0][i], q[1][i]] = split(words(block, 4 + 8 * p + i, four));
         }
         for (n, q) in q.iter().enumerate() {
             let j = 2 * p + n;

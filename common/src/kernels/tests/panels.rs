@@ -4,15 +4,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kernels::Activations;
-use crate::quant::{ActivationFormat, Layout, PANEL_ROWS, to_panel};
+use crate::quant::{ActivationFormat, Layout, PANEL_ROWS, to_panels};
 
 /// Q4_K rows of `cols` columns in panels.
 fn in_panels(plain: &[u8], cols: usize) -> Vec<u8> {
     let mut bytes = vec![0; plain.len()];
-    let panel = PANEL_ROWS * cols / 256 * 144;
-    for (rows, panel) in plain.chunks_exact(panel).zip(bytes.chunks_exact_mut(panel)) {
-        to_panel(rows, panel);
-    }
+    to_panels(plain, cols / 256 * 144, &mut bytes);
     bytes
 }
 

@@ -68,13 +68,6 @@ fn words(w: &Rows<'_, 8>, at: usize) -> [__m256i; 4] {
         // SAFETY: the reference is valid for 16 bytes, which need no alignment.
         unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
     };
-    transpose(load)
-}
-
-/// Eight loads of four words, as four vectors of one word a load.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn transpose(load: impl Fn(usize) -> __m128i) -> [__m256i; 4] {
     let rows: [__m256i; 4] = std::array::from_fn(|r| _mm256_set_m128i(load(4 + r), load(r)));
     let low = [
         _mm256_unpacklo_epi32(rows[0], rows[1]),

@@ -102,7 +102,7 @@ macro_rules! panel_kernel {
             let mut sums = [_mm512_setzero_si512(); T];
             for p in 0..4 {
                 let scales = [spread(head.scale(2 * p)), spread(head.scale(2 * p + 1))];
-                let lines = part::<_, 8>(part::<_, 32>(&w[4..], 0), p);
+                let lines = part::<_, 8>(&w[4..], p);
                 if let [x] = &xs[..] {
                     let x = [part(&x.q, 2 * p), part(&x.q, 2 * p + 1)];
                     sums[0] = add_lone(sums[0], lines, x, scales, |i| ask(4 + 8 * p + i));
