@@ -9,8 +9,8 @@ use super::error::ApiError;
 const REQUESTS: &str = "ds4_requests_total";
 const DURATION: &str = "ds4_request_duration_seconds";
 
-/// Registers the descriptions.
-pub(super) fn describe() {
+/// Registers what the metrics of requests mean.
+pub fn describe() {
     describe_counter!(
         REQUESTS,
         "Requests by route and outcome (ok, refused, failed, cancelled)."

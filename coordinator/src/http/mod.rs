@@ -16,7 +16,6 @@ mod guard;
 mod messages;
 mod meter;
 mod options;
-mod recorder;
 mod server;
 mod status;
 mod stream;
@@ -31,7 +30,7 @@ use axum::routing::{get, post};
 
 pub use app::{App, CHAT_ALIAS, HttpSettings, ModelCard, REASONER_ALIAS};
 pub use error::ApiError;
-pub use recorder::{install_recorder, keep_up};
+pub use meter::describe;
 pub use server::{ConnectionLimits, Site, serve};
 
 /// The routes.

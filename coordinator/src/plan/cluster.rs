@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 use serde::{Deserialize, Serialize};
 
 use super::file::{MAX_NODES, PlanFileError};
 use super::machine::{CoordinatorMachine, Machine, is_name};
-use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 
 /// Machines of a cluster, as a file or flags list them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -396,7 +396,7 @@ mod tests {
             ("", "name="),
             ("memory=64G", "names no node"),
             ("name=a,speed=3", "speed=3"),
-            ("name=a,memory=lots", "memory: \"lots\""),
+            ("name=a,memory=lots", "memory: invalid memory size \"lots\""),
             ("name=a,memory=1G,memory=2G", "memory is there twice"),
             ("name=a,name=b", "name is there twice"),
         ] {

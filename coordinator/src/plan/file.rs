@@ -34,8 +34,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::GridCut;
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileRect};
 
 use super::cover::pieces;
 use super::machine::{CoordinatorMachine, Machine};

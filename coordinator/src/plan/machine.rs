@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
 /// Characters of a node's name.
 const MAX_NAME: usize = 63;

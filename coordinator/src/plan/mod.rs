@@ -9,7 +9,6 @@ mod machine;
 mod place;
 mod planner;
 mod predict;
-mod quantity;
 mod replicas;
 mod shares;
 #[cfg(test)]
@@ -30,7 +29,6 @@ pub use machine::{CoordinatorMachine, Machine, is_name};
 pub use place::{Part, Placement};
 pub use planner::{CHUNK, Copies, Loss, NodeShare, PROMPT, Plan, PlanError, plan};
 pub use predict::{CALL_SECONDS, Step, Work, step};
-pub use quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 
 /// A text file of at most `most` bytes.
 fn read_text(path: &Path, most: u64) -> Result<String, PlanFileError> {

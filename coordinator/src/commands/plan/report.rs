@@ -1,11 +1,11 @@
-//! A plan in words.
+//! A plan as text.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use crate::plan::{CHUNK, Loss, PROMPT, Plan};
 
-/// Lines for people. `model` and `out` are the paths that the slicing commands name.
+/// The printed report. `model` and `out` are the paths for the slicing commands in it.
 pub(super) fn text(plan: &Plan, model: Option<&[PathBuf]>, out: Option<&Path>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
@@ -47,26 +47,26 @@ fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
     let share = 100.0 * plan.copied as f64 / plan.tiles.max(1) as f64;
     writeln!(
         text,
-        "replicas   {} of {} tiles have a second holder ({share:.0}%)",
+        "replicas   {} of {} tiles are on a second node ({share:.0}%)",
         plan.copied, plan.tiles
     )?;
     let decode = &plan.decode;
     writeln!(
         text,
-        "decode     {:.2} tokens/s; of {:.1} ms a token {:.1} ms wait for nodes",
+        "decode     {:.2} tokens/s: {:.1} ms per token, {:.1} ms of it waiting for nodes",
         1.0 / decode.seconds,
         decode.seconds * 1e3,
         decode.waiting * 1e3,
     )?;
     writeln!(
         text,
-        "prefill    {:.1} tokens/s in chunks of {CHUNK}; first token of {PROMPT} after {:.1} s",
+        "prefill    {:.1} tokens/s in chunks of {CHUNK}; first token after a prompt of {PROMPT}: {:.1} s",
         CHUNK as f64 / plan.prefill.seconds,
         plan.first_token,
     )?;
     writeln!(
         text,
-        "network    {:.0} kB a token to nodes, {:.0} kB back",
+        "network    {:.0} kB per token to nodes, {:.0} kB back",
         decode.requests / 1e3,
         decode.replies / 1e3,
     )?;
@@ -82,7 +82,7 @@ fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
         let held = share.first_bytes + share.replica_bytes;
         writeln!(
             text,
-            "  {}: {} of weights, {} of them replicas, of {} room",
+            "  {}: {} of weights, {} of it replicas; room for {}",
             node.machine.name,
             size(held),
             size(share.replica_bytes),
@@ -96,7 +96,7 @@ fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
 }
 
 fn losses(text: &mut String, plan: &Plan) -> std::fmt::Result {
-    writeln!(text, "\nif a node is lost")?;
+    writeln!(text, "\nif a node fails")?;
     for (loss, node) in plan.losses.iter().zip(&plan.cluster.nodes) {
         let rate = 1.0 / loss.decode.seconds;
         writeln!(
@@ -117,12 +117,13 @@ fn heirs(plan: &Plan, loss: &Loss) -> String {
             .iter()
             .map(|&i| &plan.cluster.nodes[i].machine.name[..]);
         let names: Vec<&str> = names.collect();
-        said += &format!("{} take over; ", names.join(", "));
+        let verb = if names.len() == 1 { "takes" } else { "take" };
+        said += &format!("{} {verb} over; ", names.join(", "));
     }
     if loss.uncovered > 0 {
         let from = if loss.cached { "memory" } else { "its disk" };
         said += &format!(
-            "the coordinator computes {} of tiles from {from}; ",
+            "the coordinator computes {} of weights from {from}; ",
             size(loss.uncovered_bytes)
         );
     }
@@ -137,7 +138,10 @@ fn commands(
 ) -> std::fmt::Result {
     writeln!(text, "\nslices")?;
     let Some(out) = out else {
-        return writeln!(text, "  write the plan with --out PLAN.toml to cut by it");
+        return writeln!(
+            text,
+            "  add --out PLAN.toml to write the plan, then cut by it"
+        );
     };
     let paths = model.unwrap_or_default().iter();
     let paths: Vec<String> = paths.map(|path| path.display().to_string()).collect();
@@ -159,7 +163,7 @@ fn commands(
     Ok(())
 }
 
-/// As a shell takes it for one word.
+/// Quoted where a shell would not read it as one word.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=+:@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
