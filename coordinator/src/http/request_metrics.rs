@@ -1,4 +1,4 @@
-//! Counts requests by route and by how they ended.
+//! The metrics of requests: their number by route and outcome, and their duration.
 
 use std::time::Instant;
 
@@ -9,8 +9,9 @@ use super::error::ApiError;
 const REQUESTS: &str = "ds4_requests_total";
 const DURATION: &str = "ds4_request_duration_seconds";
 
-/// Registers the descriptions.
-pub(super) fn describe() {
+/// Registers the descriptions of the request metrics, and their counters at zero so that they are
+/// exported from the start.
+pub fn describe() {
     describe_counter!(
         REQUESTS,
         "Requests by route and outcome (ok, refused, failed, cancelled)."
@@ -18,42 +19,43 @@ pub(super) fn describe() {
     describe_histogram!(
         DURATION,
         Unit::Seconds,
-        "From a request's arrival to its end, by route."
+        "Time from a request's arrival to its end, by route."
     );
-    for route in [Route::Chat, Route::Completions] {
+    for route in [GenerateRoute::Chat, GenerateRoute::Completions] {
         for outcome in ["ok", "refused", "failed", "cancelled"] {
-            counter!(REQUESTS, "route" => route.name(), "outcome" => outcome).absolute(0);
+            counter!(REQUESTS, "route" => route.path(), "outcome" => outcome).absolute(0);
         }
     }
 }
 
-/// The routes that generate.
+/// The routes that generate text.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Route {
+pub(super) enum GenerateRoute {
     Chat,
     Completions,
 }
 
-impl Route {
-    fn name(self) -> &'static str {
+impl GenerateRoute {
+    fn path(self) -> &'static str {
         match self {
-            Route::Chat => "/v1/chat/completions",
-            Route::Completions => "/v1/completions",
+            GenerateRoute::Chat => "/v1/chat/completions",
+            GenerateRoute::Completions => "/v1/completions",
         }
     }
 }
 
-/// Watches one request. One that is dropped without a word was given up by its client.
+/// Measures one request, and counts it when dropped: as cancelled by its client unless its end was
+/// noted before.
 #[derive(Debug)]
-pub(super) struct Meter {
-    route: Route,
+pub(super) struct RequestMeter {
+    route: GenerateRoute,
     began: Instant,
     outcome: &'static str,
 }
 
-impl Meter {
-    pub(super) fn new(route: Route) -> Self {
-        Meter {
+impl RequestMeter {
+    pub(super) fn new(route: GenerateRoute) -> Self {
+        RequestMeter {
             route,
             began: Instant::now(),
             outcome: "cancelled",
@@ -73,9 +75,9 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
+impl Drop for RequestMeter {
     fn drop(&mut self) {
-        let route = self.route.name();
+        let route = self.route.path();
         counter!(REQUESTS, "route" => route, "outcome" => self.outcome).increment(1);
         histogram!(DURATION, "route" => route).record(self.began.elapsed());
     }

@@ -1,4 +1,4 @@
-//! The scheduler's metrics: their names, units and meaning in one place.
+//! The scheduler's metrics: their names, units and meanings in one place.
 
 use std::time::Duration;
 
@@ -19,43 +19,43 @@ const STEP_TIME: &str = "ds4_step_duration_seconds";
 const STEP_ROWS: &str = "ds4_step_tokens";
 const STEP_FAILURES: &str = "ds4_step_failures_total";
 
-/// Registers the descriptions, and the counters at zero so that they are there from the start.
+/// Registers the descriptions, and the counters at zero so that they are exported from the start.
 pub fn describe() {
-    describe_gauge!(RUNNING, "Requests that the engine is working on.");
-    describe_gauge!(WAITING, "Requests in the queue.");
+    describe_gauge!(RUNNING, "Requests that the engine is computing.");
+    describe_gauge!(WAITING, "Requests waiting in the queue.");
     describe_gauge!(
         KV_BUDGET,
         Unit::Bytes,
-        "Bytes that the KV caches of all running requests may take."
+        "Bytes that the KV caches of all running requests may occupy together."
     );
     describe_gauge!(
         KV_RESERVED,
         Unit::Bytes,
-        "Bytes that the KV caches of the running requests may come to take."
+        "Bytes reserved for the KV caches of the running requests at their longest."
     );
     describe_counter!(PROMPT_TOKENS, "Prompt tokens computed.");
     describe_counter!(GENERATED_TOKENS, "Tokens generated.");
     describe_histogram!(
         FIRST_TOKEN,
         Unit::Seconds,
-        "From a request's arrival to its first token."
+        "Time from a request's arrival to its first token."
     );
     describe_histogram!(
         NEXT_TOKEN,
         Unit::Seconds,
-        "Between two tokens of one answer."
+        "Time between two consecutive tokens of one answer."
     );
     describe_histogram!(
         QUEUE_TIME,
         Unit::Seconds,
-        "From a request's arrival to its admission."
+        "Time from a request's arrival to the start of its computation."
     );
     describe_histogram!(
         STEP_TIME,
         Unit::Seconds,
-        "One forward pass over all chunks of a step."
+        "Duration of a forward pass over all chunks of a step."
     );
-    describe_histogram!(STEP_ROWS, "Tokens in one forward pass.");
+    describe_histogram!(STEP_ROWS, "Tokens per forward pass.");
     describe_counter!(STEP_FAILURES, "Forward passes that failed.");
     load(0, 0, 0);
     counter!(PROMPT_TOKENS).absolute(0);
@@ -63,7 +63,7 @@ pub fn describe() {
     counter!(STEP_FAILURES).absolute(0);
 }
 
-/// Bucket bounds of the tokens of a step.
+/// The histogram of the tokens of a step, and its bucket bounds in tokens.
 pub const TOKENS: (&str, &[f64]) = (
     STEP_ROWS,
     &[
@@ -71,7 +71,8 @@ pub const TOKENS: (&str, &[f64]) = (
     ],
 );
 
-/// Bucket bounds for durations: a token may take a millisecond and a long prompt an hour.
+/// Bucket bounds for durations, in seconds: a token may take a millisecond and a long prompt an
+/// hour.
 pub const SECONDS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5,
     5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,

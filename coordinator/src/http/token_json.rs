@@ -3,9 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use crate::sampling::LogProbs;
-use crate::scheduler::{Usage, Vocabulary};
+use crate::scheduler::{TokenUsage, Vocabulary};
 
-pub(super) fn usage_json(usage: Usage) -> Value {
+/// The `usage` object.
+pub(super) fn usage_json(usage: TokenUsage) -> Value {
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -14,7 +15,7 @@ pub(super) fn usage_json(usage: Usage) -> Value {
     })
 }
 
-/// A token in the form of the chat API.
+/// A token with its log-probability and those of the likeliest tokens, in the form of the chat API.
 pub(super) fn chat_logprob(vocabulary: &Vocabulary, token: u32, logprobs: &LogProbs) -> Value {
     let mut entry = token_entry(vocabulary, token, logprobs.chosen);
     let top = logprobs
@@ -39,14 +40,18 @@ fn token_entry(vocabulary: &Vocabulary, token: u32, logprob: f32) -> Map<String,
 /// Log-probabilities in the form of the completion API.
 #[derive(Debug, Default)]
 pub(super) struct CompletionLogprobs {
+    /// The text of each token.
     tokens: Vec<Value>,
     logprobs: Vec<Value>,
+    /// The likeliest tokens in each token's place.
     top: Vec<Value>,
+    /// Characters from the end of the prompt to each token.
     offsets: Vec<usize>,
 }
 
 impl CompletionLogprobs {
-    /// Adds a token that begins `offset` characters after the prompt; returns its length.
+    /// Adds a token that begins `offset` characters after the prompt; returns its length in
+    /// characters.
     pub(super) fn push(
         &mut self,
         vocabulary: &Vocabulary,
@@ -86,7 +91,7 @@ fn token_text(vocabulary: &Vocabulary, token: u32) -> String {
     String::from_utf8_lossy(vocabulary.tokenizer.token_bytes(token)).into_owned()
 }
 
-/// JSON has no infinity; the API's own stand-in for "impossible" is -9999.
+/// JSON has no infinity; OpenAI's API writes -9999 for an impossible token.
 fn finite(logprob: f32) -> Value {
     if logprob.is_finite() {
         logprob.into()

@@ -1,27 +1,29 @@
+//! The rows of a cache, stored as f16 where the numerics round them to it.
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-/// A growing list of float rows of one width, stored as f16 when they were rounded to it.
+/// A growing list of float rows of one width, `(len x width)`.
 #[derive(Debug)]
-pub(crate) struct Rows {
+pub(crate) struct CacheRows {
     width: usize,
-    store: Store,
+    values: StoredValues,
 }
 
 #[derive(Debug)]
-enum Store {
+enum StoredValues {
     F16(Vec<f16>),
     F32(Vec<f32>),
 }
 
-impl Rows {
+impl CacheRows {
     pub(crate) fn new(width: usize, half: bool) -> Self {
-        let store = if half {
-            Store::F16(Vec::new())
+        let values = if half {
+            StoredValues::F16(Vec::new())
         } else {
-            Store::F32(Vec::new())
+            StoredValues::F32(Vec::new())
         };
-        Rows { width, store }
+        CacheRows { width, values }
     }
 
     /// Bytes of a row.
@@ -36,56 +38,58 @@ impl Rows {
 
     /// Bytes of all rows held.
     pub(crate) fn bytes(&self) -> usize {
-        match &self.store {
-            Store::F16(v) => size_of_val(v.as_slice()),
-            Store::F32(v) => size_of_val(v.as_slice()),
+        match &self.values {
+            StoredValues::F16(v) => size_of_val(v.as_slice()),
+            StoredValues::F32(v) => size_of_val(v.as_slice()),
         }
     }
 
+    /// Number of rows.
     pub(crate) fn len(&self) -> usize {
-        let elements = match &self.store {
-            Store::F16(v) => v.len(),
-            Store::F32(v) => v.len(),
+        let elements = match &self.values {
+            StoredValues::F16(v) => v.len(),
+            StoredValues::F32(v) => v.len(),
         };
         elements / self.width
     }
 
-    /// Appends a row, rounding it to f16 where rows are stored so.
+    /// Appends a row, rounded to f16 where rows are stored so.
     pub(crate) fn push(&mut self, row: &[f32]) {
         debug_assert_eq!(row.len(), self.width);
-        match &mut self.store {
-            Store::F16(v) => {
+        match &mut self.values {
+            StoredValues::F16(v) => {
                 let start = v.len();
                 v.resize(start + row.len(), f16::ZERO);
                 v[start..].convert_from_f32_slice(row);
             }
-            Store::F32(v) => v.extend_from_slice(row),
+            StoredValues::F32(v) => v.extend_from_slice(row),
         }
     }
 
     /// Copies rows `first..first + out.len() / width` to `out`.
     pub(crate) fn read(&self, first: usize, out: &mut [f32]) {
         let start = first * self.width;
-        match &self.store {
-            Store::F16(v) => v[start..start + out.len()].convert_to_f32_slice(out),
-            Store::F32(v) => out.copy_from_slice(&v[start..start + out.len()]),
+        match &self.values {
+            StoredValues::F16(v) => v[start..start + out.len()].convert_to_f32_slice(out),
+            StoredValues::F32(v) => out.copy_from_slice(&v[start..start + out.len()]),
         }
     }
 
-    /// Gives memory back that a large chunk needed, down to room for `rows`.
+    /// Releases memory that a large chunk needed, down to a capacity of `rows` rows.
     pub(crate) fn shrink_to(&mut self, rows: usize) {
         let elements = rows * self.width;
-        match &mut self.store {
-            Store::F16(v) => v.shrink_to(elements),
-            Store::F32(v) => v.shrink_to(elements),
+        match &mut self.values {
+            StoredValues::F16(v) => v.shrink_to(elements),
+            StoredValues::F32(v) => v.shrink_to(elements),
         }
     }
 
+    /// Removes the first `rows` rows.
     pub(crate) fn drop_front(&mut self, rows: usize) {
         let elements = rows * self.width;
-        match &mut self.store {
-            Store::F16(v) => drop(v.drain(..elements)),
-            Store::F32(v) => drop(v.drain(..elements)),
+        match &mut self.values {
+            StoredValues::F16(v) => drop(v.drain(..elements)),
+            StoredValues::F32(v) => drop(v.drain(..elements)),
         }
     }
 }
@@ -97,7 +101,7 @@ mod tests {
     #[test]
     fn rows_come_back_as_stored() {
         for half in [true, false] {
-            let mut rows = Rows::new(3, half);
+            let mut rows = CacheRows::new(3, half);
             for i in 0..5 {
                 rows.push(&[i as f32, -0.5, 1024.0]);
             }

@@ -1,18 +1,25 @@
+//! Products of activations with dense weight matrices: all matrices of the model except the routed
+//! experts. This is the only door through which the forward pass reaches them.
+//!
+//! A matrix has one row per output and one column per input ([`Linear`]), an operand one row per
+//! token ([`Operand`]). Results land in plain `f32` buffers, row-major, one row per token.
+
 use ds4_common::kernels::{Kernels, Product};
 
+use super::error::EngineError;
+use super::numerics::Numerics;
 use super::operand::Operand;
 use super::weights::Linear;
-use super::{EngineError, Numerics};
 
 /// Which kernels run and what they round: the same for every product of a step.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Compute {
+pub(crate) struct DenseOps {
     pub(crate) kernels: Kernels,
     pub(crate) numerics: Numerics,
 }
 
-impl Compute {
-    /// out = x · Wᵀ, `x.rows() x w.rows()`, on all threads of the current pool.
+impl DenseOps {
+    /// `out = x · Wᵀ`, `(x.rows() x w.rows())`, on all threads of the current pool.
     pub(crate) fn linear(
         self,
         w: &Linear,
@@ -22,7 +29,8 @@ impl Compute {
         self.linears(x, vec![(w, out)])
     }
 
-    /// Several matrices times one operand, at once.
+    /// Multiplies one operand with several matrices at once, each into its own
+    /// `(x.rows() x w.rows())` buffer: the threads share all of the work, not one matrix at a time.
     pub(crate) fn linears(
         self,
         x: &mut Operand,
@@ -41,8 +49,8 @@ impl Compute {
         Ok(())
     }
 
-    /// Each of `groups` parts of `w`'s rows times its own part of `x`'s columns, into `out`
-    /// (`x.rows() x w.rows()`).
+    /// Splits the rows of `w` and the columns of `x` into `groups` equal parts and multiplies each
+    /// part with its counterpart, into `out` `(x.rows() x w.rows())`.
     pub(crate) fn grouped(
         self,
         w: &Linear,

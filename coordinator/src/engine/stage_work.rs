@@ -1,57 +1,41 @@
-//! What the stages of a step read and multiply, to compare their speed with that of the machine.
+//! How many weights the stages of a step read and multiply, to compare their speed with what the
+//! machine can do.
 
-use super::weights::{AttentionWeights, Layer, Linear, Weights};
-use super::{Engine, Stage};
+use super::stage::Stage;
+use super::weights::{AttentionWeights, EngineWeights, LayerWeights, Linear};
 
-/// Weights of a stage over all layers: a step reads them once, and multiplies each of them once
-/// with every token.
+/// Weights of a stage over all layers: a step reads them once and multiplies each of them once
+/// per token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StageWork {
+    /// Bytes that a step reads, whatever its tokens.
     pub bytes: u64,
+    /// Multiply-adds per token.
     pub weights: u64,
 }
 
-impl Engine {
-    /// The mapped weights of a stage. Routed experts are not among them, nor are the indexer's,
-    /// which only long sequences read. The head's are multiplied with rows that want logits.
-    #[must_use]
-    pub fn work(&self, stage: Stage) -> StageWork {
+impl EngineWeights {
+    /// The mapped weights of a stage, without the routed experts and without the indexer's, which
+    /// only long sequences read. The head's are multiplied only for rows that want logits.
+    pub(super) fn work(&self, stage: Stage) -> StageWork {
         let mut work = StageWork::default();
-        let Weights {
-            layers,
-            head_hc,
-            output,
-            ..
-        } = &self.weights;
-        for layer in layers {
+        for layer in &self.layers {
             linears(layer, stage)
                 .into_iter()
                 .for_each(|linear| work.add(linear));
         }
         if stage == Stage::Head {
-            work.add(&head_hc.function);
-            work.add(output);
+            work.add(&self.head_hc.function);
+            work.add(&self.output);
         }
         work
     }
 
-    /// Runs `probe` on the engine's threads.
-    pub fn on_threads<R: Send>(&self, probe: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(probe)
-    }
-
-    /// The bytes of the mapped weights that a token of any sequence meets, but for experts.
-    #[must_use]
-    pub fn dense_bytes(&self) -> Vec<&[u8]> {
-        let of_layers = self
-            .weights
-            .layers
-            .iter()
-            .flat_map(|layer| Stage::ALL.into_iter().flat_map(|s| linears(layer, s)));
-        of_layers
-            .chain([&self.weights.output])
-            .map(Linear::bytes)
-            .collect()
+    /// The mapped weights that every step reads, without the routed experts: one slice per matrix.
+    pub(super) fn dense_bytes(&self) -> Vec<&[u8]> {
+        let of_layer = |layer| Stage::ALL.into_iter().flat_map(move |s| linears(layer, s));
+        let of_layers = self.layers.iter().flat_map(of_layer);
+        of_layers.chain([&self.output]).map(Linear::bytes).collect()
     }
 }
 
@@ -63,7 +47,7 @@ impl StageWork {
 }
 
 /// The matrices of a stage in one layer.
-fn linears(layer: &Layer, stage: Stage) -> Vec<&Linear> {
+fn linears(layer: &LayerWeights, stage: Stage) -> Vec<&Linear> {
     let AttentionWeights {
         q_a,
         q_b,
