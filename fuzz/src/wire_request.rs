@@ -1,13 +1,13 @@
-//! Work that a node takes must fit the model and what it holds.
-#![no_main]
+//! A message from a coordinator. Work that a node accepts must fit the model and the tiles that the
+//! node holds.
 
 use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::pb;
 use ds4_proto::wire::{Shape, check_hello, decode_work};
-use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-const SHAPE: Shape = Shape {
+/// The model that the node serves.
+pub const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 256,
     used: 2,
@@ -17,18 +17,22 @@ const SHAPE: Shape = Shape {
     },
 };
 
-fuzz_target!(|bytes: &[u8]| {
+/// The fingerprint of that model.
+pub const FINGERPRINT: [u8; 32] = [7; 32];
+
+/// `bytes` is one `ComputeRequest` as protobuf encodes it.
+pub fn run(bytes: &[u8]) -> bool {
     let Ok(request) = pb::ComputeRequest::decode(bytes) else {
-        return;
+        return false;
     };
     let held = Holdings::uniform(SHAPE.grid, SHAPE.layers, TileSet::whole(SHAPE.grid));
     match request.kind {
         Some(pb::compute_request::Kind::Hello(hello)) => {
-            drop(check_hello(&hello, &[7; 32], &SHAPE))
+            matches!(check_hello(&hello, &FINGERPRINT, &SHAPE), Ok(Ok(_)))
         }
         Some(pb::compute_request::Kind::Work(work)) => {
             let Ok(call) = decode_work(&work, &SHAPE, &held) else {
-                return;
+                return false;
             };
             let batch = &call.batch;
             assert!(batch.layer < SHAPE.layers);
@@ -41,7 +45,9 @@ fuzz_target!(|bytes: &[u8]| {
                     .iter()
                     .all(|&r| held.covers(batch.layer, r))
             );
+            true
         }
-        _ => {}
+        Some(pb::compute_request::Kind::Cancel(_)) => true,
+        None => false,
     }
-});
+}

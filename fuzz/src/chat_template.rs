@@ -1,20 +1,26 @@
-//! What a client wrote is never taken for the template's own text.
-#![no_main]
+//! A client's texts and tools. Nothing that a client wrote is taken for the template's own text.
 
 use ds4_coordinator::prompt::{Conversation, Dialect, Message, Thinking, Tool, render};
-use libfuzzer_sys::fuzz_target;
 
-/// Written by nobody but the template.
+use crate::text_of;
+
+/// Markers that only the template writes.
 const SPECIAL: [&str; 3] = ["<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>"];
 
 fn count(text: &str) -> usize {
     SPECIAL.iter().map(|name| text.matches(name).count()).sum()
 }
 
-fuzz_target!(|input: (&str, &str, bool, bool)| {
-    let (json, text, thinking, preview) = input;
-    let tool = serde_json::from_str(json).ok();
-    let tools = tool.and_then(|json| Tool::from_function(json).ok());
+/// The first byte's bits are thinking (1) and the preview dialect (2); then come a tool's definition
+/// as JSON, a zero byte, and the text of every message.
+pub fn run(data: &[u8]) -> bool {
+    let Some((&flags, rest)) = data.split_first() else {
+        return false;
+    };
+    let (thinking, preview) = (flags & 1 != 0, flags & 2 != 0);
+    let (json, text) = text_of(rest).split_once('\0').unwrap_or_default();
+    let parsed = serde_json::from_str(json).ok();
+    let tool = parsed.and_then(|json| Tool::from_function(json).ok());
     let conversation = |text: &str| Conversation {
         messages: vec![
             Message::system(text),
@@ -23,7 +29,7 @@ fuzz_target!(|input: (&str, &str, bool, bool)| {
             Message::tool(text, None),
             Message::user(text),
         ],
-        tools: tools.clone().into_iter().collect(),
+        tools: tool.clone().into_iter().collect(),
         thinking: if thinking {
             Thinking::On(None)
         } else {
@@ -42,4 +48,5 @@ fuzz_target!(|input: (&str, &str, bool, bool)| {
         own.map(|s| count(&s.text)).sum::<usize>()
     };
     assert_eq!(specials(text), specials("x"));
-});
+    tool.is_some()
+}

@@ -1,8 +1,8 @@
-//! How an answer is cut into pieces makes no difference, and no answer breaks the parser.
-#![no_main]
+//! A model's answer. It parses to the same events however it is cut into pieces.
 
 use ds4_coordinator::prompt::{Ended, OutputEvent, OutputParser, Start};
-use libfuzzer_sys::fuzz_target;
+
+use crate::text_of;
 
 const STARTS: [Start; 6] = [
     Start::Plain,
@@ -13,7 +13,7 @@ const STARTS: [Start; 6] = [
     Start::ToolCalls,
 ];
 
-/// Everything that came, neighbours of one kind joined.
+/// The events with neighbours of one kind joined.
 fn joined(events: Vec<OutputEvent>) -> Vec<OutputEvent> {
     let mut out: Vec<OutputEvent> = Vec::new();
     for event in events {
@@ -36,10 +36,16 @@ fn joined(events: Vec<OutputEvent>) -> Vec<OutputEvent> {
     out
 }
 
-fuzz_target!(|input: (u8, bool, bool, u8, &str)| {
-    let (start, tools, stops, size, text) = input;
+/// Three bytes say where the answer starts, whether there are tools (1) and stop strings (2), and
+/// the characters of a piece; then comes the answer's text.
+pub fn run(data: &[u8]) -> bool {
+    let Some((&[start, flags, size], rest)) = data.split_first_chunk() else {
+        return false;
+    };
+    let text = text_of(rest);
     let start = STARTS[usize::from(start) % STARTS.len()];
-    let stops = if stops {
+    let tools = flags & 1 != 0;
+    let stops = if flags & 2 != 0 {
         vec!["ab".to_owned()]
     } else {
         Vec::new()
@@ -58,4 +64,5 @@ fuzz_target!(|input: (u8, bool, bool, u8, &str)| {
     let whole = parse(text.len().max(1));
     assert_eq!(parse(1), whole);
     assert_eq!(parse(usize::from(size).max(1)), whole);
-});
+    true
+}

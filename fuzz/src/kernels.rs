@@ -1,11 +1,9 @@
 //! Weights and activations come from other machines: whatever their bytes are, every instruction
 //! set gives the bits of scalar, or NaN where that does.
-#![no_main]
 
 use ds4_common::kernels::{ActRow, Kernels, Matrix};
 use ds4_common::quant::{ActivationFormat, BlockQ8, BlockQ8K, GgmlType};
 use ds4_common::quant::{Layout, to_panels};
-use libfuzzer_sys::fuzz_target;
 
 /// Scales that arithmetic treats specially: zeros, subnormals, infinities, NaNs, the largest.
 const SPECIAL_HALVES: [u16; 8] = [
@@ -125,7 +123,7 @@ fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts
     let (_, scalar) = results.next().expect("always there");
     for (name, found) in results {
         for (i, (a, b)) in found.iter().zip(&scalar).enumerate() {
-            // Which NaN it is, nobody promises.
+            // Which NaN it is, is not promised.
             let same = a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
             assert!(
                 same,
@@ -136,9 +134,10 @@ fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts
     }
 }
 
-fuzz_target!(|data: &[u8]| {
+/// `data` chooses the weight type, the shape, the weights and the activations, in this order.
+pub fn run(data: &[u8]) -> bool {
     if data.is_empty() {
-        return;
+        return false;
     }
     let mut source = Source { bytes: data, at: 0 };
     let ty = GgmlType::ALL[usize::from(source.byte()) % GgmlType::ALL.len()];
@@ -179,4 +178,5 @@ fuzz_target!(|data: &[u8]| {
     let x: Vec<_> = (0..tokens).map(|_| source.floats(cols)).collect();
     let xs: Vec<_> = x.iter().map(|x| ActRow::F32(x)).collect();
     compare(&w, panels, &xs, &[]);
-});
+    true
+}
