@@ -71,8 +71,8 @@ impl Batch {
         &all[row * pairs..(row + 1) * pairs]
     }
 
-    /// Drops the chunks for which `keep` is false, and calls `moved(from, to, len)` for every run of
-    /// rows that stays, in order.
+    /// Drops the chunks for which `keep` is false, and calls `moved(from, to, len)` for every run
+    /// of rows that stays, in order.
     pub(crate) fn retain(
         &mut self,
         keep: impl Fn(usize) -> bool,

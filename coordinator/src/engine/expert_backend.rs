@@ -1,5 +1,5 @@
-//! The seam between the forward pass and the computation of the routed experts, which happens in
-//! this process or on a cluster.
+//! The seam between the forward pass and the computation of the routed experts: the only door
+//! through which the engine reaches them.
 
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ pub enum ExpertError {
     },
     /// No node that holds some tiles was reachable before the deadline.
     #[error(
-        "no node could compute {tiles} of layer {layer} within {deadline_ms} ms: expert node {node} \
-         is unreachable: {reason}"
+        "no node could compute {tiles} of layer {layer} within {deadline_ms} ms: expert node \
+         {node} is unreachable: {reason}"
     )]
     Unreachable {
         /// Name of the node that was tried last, or of one that is absent.

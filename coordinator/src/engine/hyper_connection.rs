@@ -1,5 +1,5 @@
-//! Hyper-connections: the residual consists of `streams` parallel rows; each sublayer reads a mix of
-//! them and adds its output to all, while a doubly stochastic matrix mixes the streams themselves.
+//! Hyper-connections: the residual consists of `streams` parallel rows; each sublayer reads a mix
+//! of them and adds its output to all, while a doubly stochastic matrix mixes the streams.
 
 use ds4_common::math::{exp, rms_scale, sigmoid};
 

@@ -1,5 +1,5 @@
-//! An activation matrix that is multiplied with weights of several types: each format that they need
-//! is made at most once.
+//! An activation matrix that is multiplied with weights of several types: each format that they
+//! need is made at most once.
 
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::quant::ActivationFormat;

@@ -36,7 +36,7 @@ impl AnswerHead {
         object(&self.json, choices, usage)
     }
 
-    /// The id of one tool call of the answer. Ids sort in the order of the calls, as prompts require.
+    /// The id of one tool call. Ids sort in the order of the calls, as prompts require.
     pub(super) fn call_id(&self, index: usize) -> String {
         format!("call_{index:03}_{}", self.number)
     }

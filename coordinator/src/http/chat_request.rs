@@ -32,8 +32,8 @@ impl ChatRequest {
         let options = Options::read(&body)?;
         let mut tools = read_tools(&body)?;
         let tool_choice = read_tool_choice(&body, &mut tools)?;
-        let asked = read_thinking(&body)?;
-        let thinking = match asked {
+        let requested = read_thinking(&body)?;
+        let thinking = match requested {
             Some(thinking) => thinking,
             // Reasoning would precede the required call.
             None if tool_choice == ToolChoice::Required => Thinking::Off,

@@ -43,12 +43,13 @@ impl PendingLogprobs {
     }
 }
 
-/// Gathers a whole answer.
+/// Collects a whole answer.
 #[derive(Debug)]
 pub(super) struct WholeChat {
     head: AnswerHead,
     content: String,
     reasoning: String,
+    /// Name and arguments of each tool call.
     calls: Vec<(String, String)>,
     logprobs: PendingLogprobs,
 }
@@ -188,8 +189,8 @@ impl ChatChunks {
 
 impl ChunkWriter for ChatChunks {
     fn token(&mut self, token: GeneratedToken) -> Vec<String> {
-        // The role's chunk comes first and carries no log-probabilities. Those of a token whose text
-        // is held back go to the next chunk.
+        // The role's chunk comes first, without log-probabilities. Those of a token whose text is
+        // held back go to the next chunk.
         let mut chunks = if self.role_sent {
             Vec::new()
         } else {

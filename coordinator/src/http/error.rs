@@ -15,7 +15,7 @@ pub struct ApiError {
     pub status: StatusCode,
     /// The class of error, `type` in the JSON.
     pub kind: &'static str,
-    /// A sentence for people, without a full stop.
+    /// The cause for people, without a full stop.
     pub message: String,
     /// Path of the field at fault, such as `messages[2].content`.
     pub param: Option<String>,
@@ -222,7 +222,7 @@ mod tests {
     const SERVER: &str = "server_error";
 
     #[test]
-    fn every_refusal_has_its_status_and_code() {
+    fn every_admission_error_has_its_status_and_code() {
         let parameter = ParamError {
             field: "top_p",
             value: 2.0,
@@ -326,19 +326,19 @@ mod tests {
     }
 
     #[test]
-    fn failing_experts_are_unavailable_and_keep_their_words() {
+    fn failing_experts_are_unavailable_and_keep_their_message() {
         for error in expert_errors() {
-            let words = error.to_string();
+            let message = error.to_string();
             let error = GenerateError::from(EngineError::Experts(error));
             assert!(matches!(error, GenerateError::Experts(_)), "{error}");
-            assert!(error.to_string().ends_with(&words), "{error}");
+            assert!(error.to_string().ends_with(&message), "{error}");
             let unavailable = (503, SERVER, Some("experts_unavailable"), Some(5));
-            assert_eq!(seen(error), unavailable, "{words}");
+            assert_eq!(seen(error), unavailable, "{message}");
         }
     }
 
     #[test]
-    fn a_failing_engine_is_an_internal_error_and_keeps_its_words() {
+    fn a_failing_engine_is_an_internal_error_and_keeps_its_message() {
         let missing = GgufModel::open("/no/such/model.gguf".as_ref()).unwrap_err();
         let failed = (500, SERVER, Some("engine_error"), None);
         for error in [
@@ -364,14 +364,14 @@ mod tests {
             EngineError::BrokenSequence,
             EngineError::Model(ModelError::Gguf(missing)),
         ] {
-            let words = error.to_string();
+            let message = error.to_string();
             let error = GenerateError::from(error);
-            assert!(error.to_string().ends_with(&words), "{error}");
-            // The variant is still there for those who branch on it.
+            assert!(error.to_string().ends_with(&message), "{error}");
+            // Callers can still branch on the engine's own variant.
             assert!(
                 matches!(&error, GenerateError::Engine(inner) if Arc::strong_count(inner) == 1)
             );
-            assert_eq!(seen(error), failed, "{words}");
+            assert_eq!(seen(error), failed, "{message}");
         }
         for error in [
             SampleError::Empty,

@@ -42,8 +42,8 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
                 ApiError::status(
                     StatusCode::FORBIDDEN,
                     "origin_not_allowed",
-                    "web pages from this origin may not use the API; the server's --cors flag names \
-                     the origins that may",
+                    "web pages from this origin may not use the API; the server's --cors flag \
+                     names the origins that may",
                 )
                 .into_response()
             }

@@ -37,8 +37,8 @@ pub(super) enum Need {
 /// Returns, for every entry of `needs` (oldest request first), how many of its tokens the next step
 /// holds.
 ///
-/// Prompts share the budget evenly: what a short one leaves goes to the others, and the remainder to
-/// the oldest. So a short question never waits for all of a long document.
+/// Prompts share the budget evenly: what a short one leaves goes to the others, and the remainder
+/// to the oldest. So a short question never waits for all of a long document.
 #[must_use]
 pub(super) fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
     let decoding = needs.iter().any(|need| matches!(need, Need::Decode));

@@ -67,9 +67,9 @@ impl KvMemory {
         (self.bytes_of)(tokens)
     }
 
-    /// The grant for a request whose prompt is shorter than the context. Without a limit of its own,
-    /// its answer may fill an equal share of the budget, or half of one after a long prompt: with
-    /// the whole budget, the first request would occupy the server alone.
+    /// The grant for a request whose prompt is shorter than the context. Without a limit of its
+    /// own, its answer may fill an equal share of the budget, or half of one after a long prompt:
+    /// with the whole budget, the first request would occupy the server alone.
     pub(super) fn grant(
         &self,
         prompt: usize,

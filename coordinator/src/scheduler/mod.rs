@@ -2,7 +2,7 @@
 //! its logits.
 //!
 //! ```text
-//! submit ─ queue ─► runner (one thread) ─ batcher: chunks ─► model.step ─ answer: token, text ─► events
+//! submit ─ queue ─► runner (one thread) ─ batcher: chunks ─► model.step ─ answer: text ─► events
 //! ```
 //!
 //! Callers live on the async runtime and the runner on a thread of its own. They communicate over

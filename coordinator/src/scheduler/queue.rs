@@ -140,9 +140,9 @@ impl Queue {
             .clamp(1.0, 60.0) as u64
     }
 
-    /// Takes up to `count` waiting requests whose caches fit into `kv_bytes` together. One that does
-    /// not fit keeps its turn: those behind it wait too. With `wait`, sleeps until there is one or
-    /// the gate closes.
+    /// Takes up to `count` waiting requests whose caches fit into `kv_bytes` together. One that
+    /// does not fit keeps its turn: those behind it wait too. With `wait`, sleeps until a request
+    /// waits or the gate closes.
     pub(super) fn take(&self, count: usize, kv_bytes: u64, wait: bool) -> Vec<QueuedRequest> {
         let mut state = self.lock();
         state.drop_cancelled();

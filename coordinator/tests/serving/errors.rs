@@ -1,4 +1,4 @@
-//! Bad requests get the right status, an error in OpenAI's form, and the name of the field at fault.
+//! Bad requests get the right status, an error in OpenAI's form, and the field at fault.
 
 use ds4_coordinator::http::HttpSettings;
 use ds4_coordinator::scheduler::SchedulerLimits;

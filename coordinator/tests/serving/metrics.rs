@@ -1,5 +1,5 @@
-//! The metrics that Prometheus scrapes. The recorder belongs to the process and other tests count in
-//! it too, so only growth can be checked.
+//! The metrics that Prometheus scrapes. The recorder belongs to the process and other tests count
+//! in it too, so only growth can be checked.
 
 use std::collections::HashMap;
 

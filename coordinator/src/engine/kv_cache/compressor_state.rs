@@ -1,7 +1,8 @@
 //! The open window of a compressor: values and scores of its tokens, pooled when it closes.
 //!
-//! Ratio 128 pools its own 128 tokens. Ratio 4 overlaps: its rows are twice as wide, and a compressed
-//! row pools the first halves of the previous window's rows with the second halves of its own.
+//! Ratio 128 pools its own 128 tokens. Ratio 4 overlaps: its rows are twice as wide, and a
+//! compressed row pools the first halves of the previous window's rows with the second halves of
+//! its own.
 
 use ds4_common::math::exp;
 
@@ -84,8 +85,8 @@ impl CompressorState {
         }
     }
 
-    /// Writes the compressed row of a window that closes to `out` (`dim` values): per dimension, the
-    /// softmax-weighted mean over all slots.
+    /// Writes the compressed row of a window that closes to `out` (`dim` values): per dimension,
+    /// the softmax-weighted mean over all slots.
     #[inline(always)]
     pub(crate) fn pool(&self, out: &mut [f32]) {
         let (parts, rest) = out.as_chunks_mut::<POOLED>();

@@ -71,8 +71,8 @@ impl Sequence {
     }
 
     /// The most bytes that a sequence of `tokens` tokens holds, which is during a step, if no step
-    /// appends more than `chunk` of them. Counts the rows, not the capacity that their lists reserve
-    /// without touching it.
+    /// appends more than `chunk` of them. Counts the rows, not the capacity that their lists
+    /// reserve without touching it.
     pub(crate) fn most_bytes(
         hp: &HyperParams,
         numerics: Numerics,
