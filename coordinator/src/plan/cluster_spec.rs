@@ -1,98 +1,145 @@
-//! The machines that a plan is for: as listed, and with what was left out assumed.
+//! The machines that a plan is for: as a file or flags list them, and completed by assumptions.
 
 use std::path::Path;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::{MAX_NODES, PlanFileError};
-use super::machine::{CoordinatorMachine, Machine, is_name};
+use super::file::{MAX_NODES, PlanFileError, read_text};
+use super::machine::{CoordinatorMachine, NodeMachine, is_name};
 use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 
-/// Machines of a cluster, as a file or flags list them.
+/// The machines of a cluster as a TOML file or flags list them: `[coordinator]` and `[[node]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterFile {
+    /// The coordinator's machine.
     #[serde(default)]
     pub coordinator: CoordinatorMachine,
+    /// The expert nodes' machines, in the order of the file.
     #[serde(default)]
-    pub node: Vec<Machine>,
+    pub node: Vec<NodeMachine>,
 }
 
-/// What machines have of which nothing is said.
+/// Properties of machines that do not state their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assumptions {
+    /// Bytes a second that weights are read from memory.
     pub bandwidth: Bandwidth,
+    /// Bits a second of the network link.
     pub link: BitRate,
+    /// Round trip between a node and the coordinator.
     pub rtt: Nanos,
+    /// Operations a second of 8-bit integer kernels; a multiply-add counts as two.
     pub compute: OpRate,
+    /// Bytes a second that the coordinator reads from the disk with its model file.
     pub disk: Bandwidth,
 }
 
-/// A cluster in numbers.
+/// The machines of a cluster with a number for every property.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cluster {
+pub struct ClusterSpec {
+    /// The coordinator's machine.
     pub coordinator: CoordinatorNumbers,
+    /// The nodes, at least one; plans refer to them by index.
     pub nodes: Vec<NodeNumbers>,
-    /// What some machine has by assumption, in words.
+    /// Each assumption that at least one machine needed, in words.
     pub assumed: Vec<String>,
 }
 
-/// Of a node; seconds, bytes and operations.
+/// The properties of one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeNumbers {
-    pub machine: Machine,
+    /// The machine as it was listed.
+    pub machine: NodeMachine,
+    /// Bytes of memory.
     pub memory: u64,
-    /// What weights may take of it.
+    /// Bytes of it that weights may take.
     pub room: u64,
+    /// Bytes a second that weights are read from memory.
     pub bandwidth: f64,
-    /// Bytes a second.
+    /// Bytes a second of the network link.
     pub link: f64,
+    /// Seconds of a round trip to the coordinator.
     pub rtt: f64,
+    /// Operations a second.
     pub compute: f64,
 }
 
-/// Of the coordinator.
+/// The properties of the coordinator's machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CoordinatorNumbers {
+    /// The machine as it was listed.
     pub machine: CoordinatorMachine,
+    /// Bytes of memory, if known.
     pub memory: Option<u64>,
+    /// Bytes a second that weights are read from memory.
     pub bandwidth: f64,
-    /// Bytes a second.
+    /// Bytes a second of the network link, which the messages of all nodes share.
     pub link: f64,
+    /// Operations a second.
     pub compute: f64,
+    /// Bytes a second that are read from the disk with the model file.
     pub disk: f64,
 }
 
-/// Machines that no plan can be made for.
+/// Why no plan can be made for a list of machines.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterSpecError {
+    /// The list is empty.
     #[error("there are no nodes to plan for")]
     NoNodes,
-    #[error("{0} nodes are more than the {MAX_NODES} of a plan")]
+    /// The list is longer than a plan may be.
+    #[error("{0} nodes are more than the limit of {MAX_NODES}")]
     TooMany(usize),
-    #[error("'{0}' cannot name a node: letters, digits, '-', '_' and '.', a letter or digit first")]
+    /// A name that could not be used in files and flags.
+    #[error(
+        "'{0}' is not a valid node name: use 1 to 63 letters, digits, '-', '_' and '.', with a \
+         letter or digit first"
+    )]
     Name(String),
-    #[error("two nodes have the name {0}")]
+    /// A name that two nodes have.
+    #[error("two nodes are named {0}")]
     Twice(String),
-    #[error("node {0}: its memory is not known: say memory=64G")]
+    /// A node whose memory was neither given nor measured.
+    #[error("node {0}: memory is not given: add a size like memory=64G")]
     Memory(String),
-    #[error("{whose}: {field} cannot be 0")]
-    Zero { whose: String, field: &'static str },
-    #[error("'{part}' is no property of a machine: expected {expected}")]
+    /// A property that is divided by and must be positive.
+    #[error("{whose}: {field} must not be 0")]
+    Zero {
+        /// The node, or the coordinator.
+        whose: String,
+        /// The property.
+        field: &'static str,
+    },
+    /// Something other than a known `property=value`.
+    #[error("'{part}' is not a property of a machine: expected {expected}")]
     Property {
+        /// The text between two commas.
         part: String,
+        /// All known properties.
         expected: &'static str,
     },
+    /// A property whose value cannot be read.
     #[error("'{text}': {field}: {problem}")]
     Value {
+        /// The whole flag.
         text: String,
+        /// The property.
         field: String,
+        /// What is wrong with its value.
         problem: QuantityError,
     },
-    #[error("'{text}': {field} is there twice")]
-    Repeated { text: String, field: String },
-    #[error("'{0}' names no node: say name=NAME")]
+    /// A property that is given more than once.
+    #[error("'{text}': {field} is given twice")]
+    Repeated {
+        /// The whole flag.
+        text: String,
+        /// The property.
+        field: String,
+    },
+    /// A node without a name.
+    #[error("'{0}' does not name the node: add name=NAME")]
     Unnamed(String),
 }
 
@@ -109,24 +156,27 @@ impl Default for Assumptions {
 }
 
 impl ClusterFile {
+    /// Reads the TOML file at `path`.
+    ///
     /// # Errors
-    /// The file cannot be read, or names what in it is wrong.
+    /// The file cannot be read, is too large, or has a field that is missing, unknown or wrong.
     pub fn read(path: &Path) -> Result<Self, PlanFileError> {
         const MAX_BYTES: u64 = 1 << 20;
-        let text = super::read_text(path, MAX_BYTES)?;
+        let text = read_text(path, MAX_BYTES)?;
         toml::from_str(&text).map_err(|error| PlanFileError::syntax(path, &text, &error))
     }
 
-    /// Completes the machines by `assumed`. `reserve` is kept free of weights on every node; by
-    /// default it is [`default_reserve`].
+    /// Checks the machines and takes from `assumed` what they do not state. `reserve` bytes of every
+    /// node's memory are kept free of weights, by default [`default_reserve`].
     ///
     /// # Errors
-    /// Names the node and what is wrong with it.
+    /// There are no nodes or too many, or one has an invalid or repeated name, no memory size, or a
+    /// rate of 0.
     pub fn resolve(
         &self,
         assumed: &Assumptions,
         reserve: Option<Bytes>,
-    ) -> Result<Cluster, ClusterSpecError> {
+    ) -> Result<ClusterSpec, ClusterSpecError> {
         if self.node.is_empty() {
             return Err(ClusterSpecError::NoNodes);
         }
@@ -154,7 +204,7 @@ impl ClusterFile {
             compute: notes.compute("the coordinator", own.compute, assumed)?,
             disk: notes.disk("the coordinator", own.disk, assumed)?,
         };
-        Ok(Cluster {
+        Ok(ClusterSpec {
             coordinator,
             nodes,
             assumed: notes.0,
@@ -162,7 +212,7 @@ impl ClusterFile {
     }
 }
 
-/// Memory that is left to a node's buffers and to the system: 1.5 GB, which holds the largest
+/// Bytes of a node's memory that its buffers and the system keep: 1.5 GB, enough for the largest
 /// calls, and 3%.
 #[must_use]
 pub fn default_reserve(memory: u64) -> u64 {
@@ -170,7 +220,7 @@ pub fn default_reserve(memory: u64) -> u64 {
 }
 
 fn node_numbers(
-    machine: &Machine,
+    machine: &NodeMachine,
     assumed: &Assumptions,
     reserve: Option<Bytes>,
     notes: &mut Notes,
@@ -195,7 +245,7 @@ fn node_numbers(
     })
 }
 
-/// What was assumed, each once.
+/// The assumptions that were needed, each once.
 #[derive(Default)]
 struct Notes(Vec<String>);
 
@@ -273,12 +323,12 @@ impl Notes {
 const NODE_PROPERTIES: &str = "name=, address=, memory=, bandwidth=, link=, rtt= or compute=";
 const COORDINATOR_PROPERTIES: &str = "memory=, bandwidth=, link=, compute= or disk=";
 
-impl FromStr for Machine {
+impl FromStr for NodeMachine {
     type Err = ClusterSpecError;
 
-    /// `name=a,memory=64G,bandwidth=40G,link=10G,rtt=0.1ms`.
+    /// Parses a flag like `name=a,memory=64G,bandwidth=40G,link=10G,rtt=0.1ms`.
     fn from_str(text: &str) -> Result<Self, ClusterSpecError> {
-        let mut machine = Machine::default();
+        let mut machine = NodeMachine::default();
         for property in Property::all(text, NODE_PROPERTIES) {
             let p = property?;
             match p.field {
@@ -321,7 +371,7 @@ impl FromStr for CoordinatorMachine {
     }
 }
 
-/// One `field=value` of a flag.
+/// One `field=value` of the flag `text`.
 struct Property<'a> {
     text: &'a str,
     field: &'a str,
@@ -386,7 +436,7 @@ mod tests {
     #[test]
     fn flags_name_machines() {
         let text = "name=a,address=10.0.0.1:50051,memory=64G,bandwidth=40G,link=10G,rtt=0.1ms";
-        let machine: Machine = text.parse().expect("a machine");
+        let machine: NodeMachine = text.parse().expect("a machine");
         assert_eq!(machine.memory, Some(Bytes(64_000_000_000)));
         assert_eq!(machine.rtt, Some(Nanos(100_000)));
         assert_eq!(machine.compute, None);
@@ -394,20 +444,20 @@ mod tests {
         assert_eq!(own.disk, Some(Bandwidth(2_000_000_000)));
         for (bad, named) in [
             ("", "name="),
-            ("memory=64G", "names no node"),
+            ("memory=64G", "does not name the node"),
             ("name=a,speed=3", "speed=3"),
             ("name=a,memory=lots", "memory: \"lots\""),
-            ("name=a,memory=1G,memory=2G", "memory is there twice"),
-            ("name=a,name=b", "name is there twice"),
+            ("name=a,memory=1G,memory=2G", "memory is given twice"),
+            ("name=a,name=b", "name is given twice"),
         ] {
-            let error = bad.parse::<Machine>().expect_err(bad).to_string();
+            let error = bad.parse::<NodeMachine>().expect_err(bad).to_string();
             assert!(error.contains(named), "{error}");
         }
     }
 
     #[test]
     fn what_is_missing_is_assumed_and_said() {
-        let node = |text: &str| text.parse::<Machine>().expect(text);
+        let node = |text: &str| text.parse::<NodeMachine>().expect(text);
         let listed = ClusterFile {
             coordinator: CoordinatorMachine::default(),
             node: vec![
@@ -426,7 +476,7 @@ mod tests {
         assert_eq!(b.room, 0);
         assert_eq!(cluster.assumed.len(), 5, "{:?}", cluster.assumed);
 
-        let refused = |nodes: Vec<Machine>| {
+        let refused = |nodes: Vec<NodeMachine>| {
             let listed = ClusterFile {
                 node: nodes,
                 ..ClusterFile::default()
@@ -435,10 +485,10 @@ mod tests {
             error.expect_err("refused").to_string()
         };
         assert!(refused(Vec::new()).contains("no nodes"));
-        assert!(refused(vec![node("name=a")]).contains("node a: its memory"));
+        assert!(refused(vec![node("name=a")]).contains("node a: memory is not given"));
         let twice = vec![node("name=a,memory=1G"), node("name=a,memory=1G")];
         assert!(refused(twice).contains("two nodes"));
-        assert!(refused(vec![node("name=a,memory=9G,link=0")]).contains("link cannot be 0"));
-        assert!(refused(vec![node("name=a b,memory=9G")]).contains("cannot name"));
+        assert!(refused(vec![node("name=a,memory=9G,link=0")]).contains("link must not be 0"));
+        assert!(refused(vec![node("name=a b,memory=9G")]).contains("not a valid node name"));
     }
 }
