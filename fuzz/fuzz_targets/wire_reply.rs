@@ -10,7 +10,7 @@ use prost::Message;
 const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 256,
-    used: 2,
+    experts_used: 2,
     grid: Grid {
         experts: 8,
         blocks: 4,
