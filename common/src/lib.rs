@@ -2,8 +2,8 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `memory_limit`, `quantity`, `threads` · `gguf`, `kernels` · `model`, `tiles`,
-//! `measure` · `slice` · `expert`.
+//! `math`, `quant`, `random`, `memory_limit`, `quantity`, `threads` · `gguf`, `kernels` · `model`,
+//! `tiles`, `measure` · `slice` · `expert`.
 
 mod digest;
 pub mod expert;
@@ -15,6 +15,7 @@ pub mod memory_limit;
 pub mod model;
 pub mod quant;
 pub mod quantity;
+pub mod random;
 pub mod slice;
 pub mod threads;
 pub mod tiles;

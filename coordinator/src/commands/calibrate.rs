@@ -17,7 +17,7 @@ use ds4_proto::tls::Role;
 
 use super::out_file::OutFile;
 use crate::calibrate::{self, NodeReport};
-use crate::plan::{ClusterFile, CoordinatorMachine, Machine};
+use crate::plan::{ClusterFile, CoordinatorMachine, NodeMachine};
 
 /// Characters of a node's name.
 const MAX_NAME: usize = 63;
@@ -174,7 +174,7 @@ fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterFile {
         let name = unused(&name(&report.address), &names);
         names.push(name.clone());
         let rates = report.measured.as_ref().map(|(rates, _)| rates);
-        Machine {
+        NodeMachine {
             name,
             address: Some(report.address.clone()),
             memory: rates.and_then(|r| r.memory).map(Bytes),

@@ -13,7 +13,8 @@ use super::assembly::OpenModel;
 use super::calibrate::{MeasureArgs, measure};
 use super::model_args::ModelFiles;
 use crate::plan::{
-    Assumptions, ClusterFile, CoordinatorMachine, Copies, Demand, Machine, Plan, plan,
+    Assumptions, ClusterFile, CoordinatorMachine, Demand, ExtraReplicas, NodeMachine,
+    PlacementPlan, plan,
 };
 
 mod report;
@@ -50,7 +51,7 @@ pub struct PlanArgs {
     /// A node in addition to those of the file: name=a,memory=64G, and if known address=,
     /// bandwidth=, link=, rtt= and compute=; repeatable
     #[arg(long = "node", value_name = "PROPERTIES")]
-    pub nodes: Vec<Machine>,
+    pub nodes: Vec<NodeMachine>,
 
     /// The coordinator's machine, instead of the file's: memory=, bandwidth=, link=, compute= or
     /// disk=, comma-separated
@@ -109,7 +110,7 @@ pub async fn run(args: &PlanArgs) -> Result<()> {
     Ok(printed?)
 }
 
-async fn make(args: &PlanArgs) -> Result<Plan> {
+async fn make(args: &PlanArgs) -> Result<PlacementPlan> {
     let mut listed = match &args.cluster {
         Some(path) => ClusterFile::read(path)?,
         None if args.calibrate.is_empty() => ClusterFile::default(),
@@ -128,8 +129,10 @@ async fn make(args: &PlanArgs) -> Result<Plan> {
         "no nodes to plan for: list them with --cluster, --calibrate or --node"
     );
     let cluster = listed.resolve(&Assumptions::default(), args.reserve)?;
-    let copies = args.replicas.map_or(Copies::AsFit, Copies::Exactly);
-    Ok(plan(demand(args)?, cluster, copies)?)
+    let extra = args
+        .replicas
+        .map_or(ExtraReplicas::AsFit, ExtraReplicas::Exactly);
+    Ok(plan(demand(args)?, cluster, extra)?)
 }
 
 fn demand(args: &PlanArgs) -> Result<Demand> {

@@ -15,7 +15,8 @@ use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
 use super::service::{Service, ServiceArgs};
 use super::stop::Stop;
-use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
+use crate::cluster::NodeState;
+use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -150,7 +151,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         () = stop.requested() => return Ok(()),
     };
     tokio::spawn(metrics::keep_up(recorder.clone()));
-    let app = App::new(
+    let mut app = App::new(
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(&args, &service)?,
@@ -160,8 +161,19 @@ pub async fn run(args: ServeArgs) -> Result<()> {
             keep_alive: Duration::from_secs(args.http.keep_alive),
         },
         recorder,
-    )
-    .with_cluster(service.cluster.clone());
+    );
+    if let Some(table) = service.cluster.clone() {
+        app = app.with_nodes(move || {
+            let nodes = table.nodes();
+            NodeCounts {
+                up: nodes
+                    .iter()
+                    .filter(|node| matches!(node.state, NodeState::Up))
+                    .count(),
+                total: nodes.len(),
+            }
+        });
+    }
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,
