@@ -2,8 +2,8 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `random`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` ·
-//! `expert`.
+//! `math`, `quant`, `random`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` ·
+//! `slice` · `expert`.
 
 mod digest;
 pub mod expert;

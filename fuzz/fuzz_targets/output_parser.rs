@@ -1,16 +1,16 @@
 //! How an answer is cut into pieces makes no difference, and no answer breaks the parser.
 #![no_main]
 
-use ds4_coordinator::prompt::{Ended, OutputEvent, OutputParser, Start};
+use ds4_coordinator::prompt::{AnswerStart, Ended, OutputEvent, OutputParser};
 use libfuzzer_sys::fuzz_target;
 
-const STARTS: [Start; 6] = [
-    Start::Plain,
-    Start::Reasoning,
-    Start::ReasoningContinued,
-    Start::Content,
-    Start::ContentContinued,
-    Start::ToolCalls,
+const STARTS: [AnswerStart; 6] = [
+    AnswerStart::Plain,
+    AnswerStart::Reasoning,
+    AnswerStart::ReasoningContinued,
+    AnswerStart::Content,
+    AnswerStart::ContentContinued,
+    AnswerStart::ToolCalls,
 ];
 
 /// Everything that came, neighbours of one kind joined.

@@ -71,7 +71,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         Prompt::Text(text) => {
             let app = Arc::clone(app);
             let work = move || {
-                let prompt = prompt::Prompt::completion(&text);
+                let prompt = prompt::RenderedPrompt::completion(&text);
                 Ok(app.vocabulary.tokenizer.encode_segments(&prompt.segments))
             };
             on_blocking_thread(work).await?

@@ -7,7 +7,7 @@ use super::queue::Job;
 use super::request::{Drawn, Reading, Usage};
 use super::vocabulary::Vocabulary;
 use crate::prompt::{
-    Ended, FinishReason, OutputEvent, OutputParser, Progress, Start, StreamDecoder,
+    AnswerStart, Continuation, Ended, FinishReason, OutputEvent, OutputParser, StreamDecoder,
 };
 use crate::sampling::{SampleError, Sampler, greedy, log_probs};
 
@@ -30,7 +30,7 @@ impl Answer {
     pub(super) fn new(job: &Job, vocabulary: Arc<Vocabulary>) -> Self {
         let request = &job.request;
         let (start, tools_offered) = match request.reading {
-            Reading::Plain => (Start::Plain, false),
+            Reading::Plain => (AnswerStart::Plain, false),
             Reading::Chat {
                 start,
                 tools_offered,
@@ -49,7 +49,10 @@ impl Answer {
                 prompt_tokens: request.prompt.len(),
                 ..Usage::default()
             },
-            in_reasoning: matches!(start, Start::Reasoning | Start::ReasoningContinued),
+            in_reasoning: matches!(
+                start,
+                AnswerStart::Reasoning | AnswerStart::ReasoningContinued
+            ),
             ended: None,
         }
     }
@@ -95,7 +98,7 @@ impl Answer {
         self.text.clear();
         self.decoder
             .push(self.vocabulary.tokenizer.token_bytes(token), &mut self.text);
-        if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
+        if self.parser.push(&self.text, &mut deltas) == Continuation::Stopped {
             self.ended = Some(Ended::Stop);
         }
         // A tool call ends the reasoning without its marker.
@@ -120,7 +123,7 @@ impl Answer {
         self.text.clear();
         self.decoder.finish(&mut self.text);
         let mut reason = None;
-        if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
+        if self.parser.push(&self.text, &mut deltas) == Continuation::Stopped {
             reason = Some(Ended::Stop);
         }
         let reason = self.parser.finish(reason.unwrap_or(ended), &mut deltas);

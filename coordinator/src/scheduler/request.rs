@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::prompt::{FinishReason, OutputEvent, Start};
+use crate::prompt::{AnswerStart, FinishReason, OutputEvent};
 use crate::sampling::{LogProbs, ParamError, SamplingParams};
 
 /// A checked request: everything in it is within its bounds except what only the model knows
@@ -42,7 +42,7 @@ pub enum Reading {
     /// As a chat answer: reasoning, content and tool calls.
     Chat {
         /// Where in an answer the prompt leaves the model.
-        start: Start,
+        start: AnswerStart,
         /// Whether tool calls are looked for.
         tools_offered: bool,
     },

@@ -3,6 +3,7 @@ use std::path::Path;
 use ds4_common::tiles::{Span, TileSet};
 use proptest::prelude::*;
 
+use super::raw::MAX_BYTES;
 use super::*;
 use crate::plan::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
