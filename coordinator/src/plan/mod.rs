@@ -9,6 +9,7 @@
 //! held_rects    a layer's grid, cut by which nodes hold what
 //! file          the plan as TOML (file/raw.rs: its fields and their checks)
 //! cluster_spec  all machines, with assumptions where nothing is known
+//! machine_flags machines as flags describe them
 //! shares        how much of a layer each node gets
 //! placement     which tiles: the primary replica of each
 //! replicas      further replicas, as far as memory goes
@@ -23,6 +24,7 @@ mod demand;
 mod file;
 mod held_rects;
 mod machine;
+mod machine_flags;
 mod placement;
 mod planner;
 mod predict;

@@ -4,6 +4,7 @@ use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 use ds4_common::tiles::{Span, TileSet};
 use proptest::prelude::*;
 
+use super::raw::MAX_BYTES;
 use super::*;
 
 const GRID: Grid = Grid {
