@@ -115,9 +115,9 @@ fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts
         let mut out = vec![0.0; 2 * whole + w.rows() * parts.len()];
         let (by_row, rest) = out.split_at_mut(whole);
         let (by_token, in_parts) = rest.split_at_mut(whole);
-        kernels.tile(w, 0..w.rows(), xs, by_row);
-        kernels.tile_by_token(w, 0..w.rows(), xs, None, by_token);
-        kernels.tile_parts(w, 0..w.rows(), parts, None, in_parts);
+        kernels.multiply_row_by_row(w, 0..w.rows(), xs, by_row);
+        kernels.multiply_rows(w, 0..w.rows(), xs, None, by_token);
+        kernels.multiply_rows_by_block(w, 0..w.rows(), parts, None, in_parts);
         (kernels.name(), out)
     });
     let (_, scalar) = results.next().expect("always there");

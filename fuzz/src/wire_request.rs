@@ -10,7 +10,7 @@ use prost::Message;
 pub const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 256,
-    used: 2,
+    experts_used: 2,
     grid: Grid {
         experts: 8,
         blocks: 4,
@@ -36,7 +36,7 @@ pub fn run(bytes: &[u8]) -> bool {
             };
             let batch = &call.batch;
             assert!(batch.layer < SHAPE.layers);
-            assert_eq!(batch.routes.len(), batch.tokens * batch.used);
+            assert_eq!(batch.routes.len(), batch.tokens * batch.experts_used);
             assert!(batch.routes.iter().all(|r| r.expert < SHAPE.grid.experts));
             assert_eq!(batch.input.elements(), batch.tokens * SHAPE.hidden);
             assert!(

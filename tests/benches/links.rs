@@ -16,13 +16,12 @@ use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::HyperParams;
 use ds4_common::model::synthetic::{Recipe, presets, write};
 use ds4_common::quant::ActivationFormat;
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{GridCut, TileChoice, TileRect};
 use ds4_coordinator::cluster::{ClusterBackend, ClusterOptions, Expectation};
 use ds4_coordinator::engine::ExpertBackend;
 use ds4_expert_node::compute::Compute;
 use ds4_expert_node::load::{ModelConfig, StoreCompute, WeightSource, load};
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
 use ds4_proto::wire::Shape;
 use ds4_tests::distribution::Distribution;
 use ds4_tests::namespace::Place;
@@ -253,7 +252,7 @@ fn batch(hp: &HyperParams) -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch {
         layer: 0,
         tokens: 1,
-        used: hp.experts_used,
+        experts_used: hp.experts_used,
         routes: (0..hp.experts_used).map(route).collect(),
         input: ExpertInput::from_activations(&input),
         round: true,

@@ -240,16 +240,16 @@ impl Forward<'_> {
             ..
         } = &mut *self.scratch;
         self.dense.linear(&ffn.router, normed, router_logits)?;
-        let used = self.hp.experts_used;
+        let experts_used = self.hp.experts_used;
         let mut routes = vec![
             Route {
                 expert: 0,
                 weight: 0.0
             };
-            batch.rows() * used
+            batch.rows() * experts_used
         ];
         routes
-            .par_chunks_exact_mut(used)
+            .par_chunks_exact_mut(experts_used)
             .zip(router_logits.par_chunks_exact(self.hp.experts))
             .zip(&batch.tokens)
             .for_each_init(
@@ -270,7 +270,7 @@ impl Forward<'_> {
         Ok(ExpertBatch {
             layer: index,
             tokens: batch.rows(),
-            used,
+            experts_used,
             routes,
             input,
             round: self.dense.numerics.rounds_activations(),

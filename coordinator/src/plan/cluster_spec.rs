@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 use serde::{Deserialize, Serialize};
 
 use super::file::{MAX_NODES, PlanFileError, read_text};
 use super::machine::{CoordinatorMachine, NodeMachine, is_name};
-use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 
 /// The machines of a cluster as a TOML file or flags list them: `[coordinator]` and `[[node]]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -446,7 +446,7 @@ mod tests {
             ("", "name="),
             ("memory=64G", "does not name the node"),
             ("name=a,speed=3", "speed=3"),
-            ("name=a,memory=lots", "memory: \"lots\""),
+            ("name=a,memory=lots", "memory: invalid memory size \"lots\""),
             ("name=a,memory=1G,memory=2G", "memory is given twice"),
             ("name=a,name=b", "name is given twice"),
         ] {

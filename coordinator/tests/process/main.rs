@@ -240,7 +240,7 @@ fn what_cannot_be_is_said_in_one_line() {
             "/nowhere.gguf",
         ),
         (vec!["chat", "-m", "/dev/null"], "/dev/null"),
-        (vec!["chat", "--kv-memory", "64KiB"], "64.0 KiB"),
+        (vec!["chat", "--kv-memory", "64KiB"], "64KiB"),
     ] {
         let args = [args, vec!["--log", "error"]].concat();
         let (status, out, err) = Process::start(&args).output();
