@@ -1,12 +1,30 @@
 //! The expert node: maps its tiles of a model and computes them for coordinators.
 //!
 //! ```text
-//! stream -> session (decode, check) -> bounded queue -> worker (one thread + rayon pool)
-//!                                                         |
-//! stream <- session (encode)        <- bounded channel <--+
+//! stream ─► session (decode, check) ─► bounded queue ─► worker (one thread and its rayon pool)
+//!                                                          │
+//! stream ◄─ outbox (encode)         ◄─ bounded channel ◄───┘
 //! ```
 //!
-//! A tokio thread never computes and the compute thread never touches a socket.
+//! Tokio threads run no kernels: they decode activations in `session` and encode rows in `outbox`.
+//! The compute thread touches no socket.
+//!
+//! A module imports only from the lines below its own:
+//!
+//! ```text
+//! main
+//! cli
+//! lifecycle · bench      the process; what it measures
+//! embedded · pull        a node from files to socket; its slice from a coordinator
+//! load · node            files to something that computes; servers and the order of their stop
+//! probe                  the service that measures this machine
+//! service                the other gRPC services
+//! session                one coordinator's stream
+//! outbox · state         its replies; what streams share
+//! worker                 the compute thread
+//! memory · compute       the budget of calls; the trait that the worker runs
+//! stats · warming · weights
+//! ```
 
 pub mod bench;
 pub mod cli;
@@ -22,6 +40,7 @@ mod probe;
 pub mod pull;
 mod service;
 mod session;
+mod state;
 pub mod stats;
 pub mod tiles;
 pub mod tls_args;

@@ -1,4 +1,4 @@
-//! Which bytes of the model's files the held tiles are.
+//! Which bytes of a whole model's files hold the tiles of a node.
 
 use std::io;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use ds4_common::gguf::Tensor;
 use ds4_common::model::{HyperParams, LayerTensors, ModelTensors};
 use ds4_common::tiles::{BLOCK_WIDTH, TileRect};
 
-/// Ranges closer than this are read as one: the kernel would read ahead over the gap anyway.
+/// Ranges closer than this are read as one: the operating system reads ahead over the gap anyway.
 const JOIN_GAP: usize = 64 << 10;
 
 /// Bytes of the weights of `rects`, in all layers.
@@ -44,8 +44,8 @@ pub(crate) fn resident_bytes(hp: &HyperParams, tensors: &ModelTensors, rects: &[
     touched.map(bytes).sum()
 }
 
-/// Brings the pages that [`resident_bytes`] counts into memory and maps them, so that the first
-/// call does not fault.
+/// Reads the pages that [`resident_bytes`] counts into memory and maps them, so that the first call
+/// does not fault.
 ///
 /// # Errors
 /// A file cannot be read.

@@ -1,13 +1,14 @@
 //! What a node says of itself, and the rows that it sends.
 #![no_main]
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::Grid;
 use ds4_proto::pb;
-use ds4_proto::wire::{Shape, bytes_from_floats, decode_node, decode_welcome, floats_from_bytes};
+use ds4_proto::wire::{bytes_from_floats, decode_node, decode_welcome, floats_from_bytes};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 2,
     hidden: 256,
     experts_used: 2,

@@ -1,13 +1,14 @@
 //! Work that a node takes must fit the model and what it holds.
 #![no_main]
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::pb;
-use ds4_proto::wire::{Shape, check_hello, decode_work};
+use ds4_proto::wire::{check_hello, decode_work};
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
 
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 2,
     hidden: 256,
     experts_used: 2,
@@ -32,7 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
             };
             let batch = &call.batch;
             assert!(batch.layer < SHAPE.layers);
-            assert_eq!(batch.routes.len(), batch.tokens * batch.experts_used);
+            assert_eq!(batch.routes.len(), batch.tokens * SHAPE.experts_used);
             assert!(batch.routes.iter().all(|r| r.expert < SHAPE.grid.experts));
             assert_eq!(batch.input.elements(), batch.tokens * SHAPE.hidden);
             assert!(

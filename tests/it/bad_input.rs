@@ -427,7 +427,7 @@ fn parts_that_are_missing_or_do_not_belong_together() {
     let [first, _] = draft.write_shards(place.folder.path(), 1).expect("write");
     place.assert_model_refused(&first, &["lacks tensors", "output.weight"]);
     let twice = format!("{0},{0}", text(&first));
-    place.assert_model_refused(Path::new(&twice), &["named twice"]);
+    place.assert_model_refused(Path::new(&twice), &["given twice"]);
     let overlapping = format!("{},{}", text(&first), text(&MODEL.model()));
     place.assert_model_refused(Path::new(&overlapping), &["tensor", "first.gguf"]);
 }

@@ -120,9 +120,13 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         (
             &flags(&coordinator),
             &by_name,
-            &["it speaks TLS and was asked in plain text"],
+            &["it speaks TLS but was contacted in plain text"],
         ),
-        (&[], &secure, &["it speaks TLS and was asked in plain text"]),
+        (
+            &[],
+            &secure,
+            &["it speaks TLS but was contacted in plain text"],
+        ),
         (&[], "192.0.2.1:7", &["192.0.2.1:7", "--insecure"]),
     ];
     for (tls, address, parts) in cases {

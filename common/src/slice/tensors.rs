@@ -9,14 +9,17 @@ use crate::model::HyperParams;
 use crate::quant::{GgmlType, Layout};
 use crate::tiles::{BLOCK_WIDTH, Holdings, TileRect};
 
-/// Rectangles of all layers together that a slice may have.
+/// Most rectangles of all layers together that a slice may have.
 pub const MAX_PARTS: usize = 1 << 14;
 
-/// A matrix of an expert.
+/// One of the three matrices of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Projection {
+    /// Rows of inner features, whose products pass through SiLU.
     Gate,
+    /// Rows of inner features, whose products multiply those of gate.
     Up,
+    /// Columns of inner features: back to the hidden width.
     Down,
 }
 
@@ -36,17 +39,23 @@ impl Projection {
 /// One tensor of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceTensor {
+    /// Name in the file, which states layer, projection and rectangle.
     pub name: String,
+    /// Layer of the model, from 0.
     pub layer: usize,
+    /// The tiles that it holds.
     pub rect: TileRect,
+    /// The matrix that it is of each expert.
     pub projection: Projection,
     /// Fastest first.
     pub dims: [u64; 3],
+    /// Weight type.
     pub ty: GgmlType,
     /// Order of the bytes of each expert's matrix.
     pub layout: Layout,
     /// From the start of the file.
     pub offset: u64,
+    /// Bytes of the data.
     pub bytes: u64,
     /// `None` while the tensor is not there.
     pub hash: Option<Hash>,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::math::{rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
@@ -258,14 +258,15 @@ impl Forward<'_> {
         } else {
             ExpertInput::F32(normed.values().to_vec())
         };
-        Ok(ExpertBatch {
+        let fields = BatchFields {
             layer: index,
             tokens: batch.rows(),
-            experts_used,
             routes,
             input,
             round: self.compute.numerics.rounds_activations(),
-        })
+        };
+        let batch = ExpertBatch::new(MoeShape::of(self.hp), fields);
+        Ok(batch.map_err(ExpertError::from)?)
     }
 
     /// Streams to the sublayer's normed input; keeps what [`Self::mix_out`] needs.

@@ -11,12 +11,12 @@ use crate::pb;
 /// What a machine can do, as measured on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineRates {
-    /// Bytes a second that all threads together read from memory.
+    /// Bytes per second that all threads together read from memory.
     pub read: u64,
-    /// 8-bit operations a second of all threads, two for a product. `None` where the kernels have
-    /// no instructions for that.
+    /// 8-bit operations per second of all threads, two for a product. `None` where the kernels have
+    /// no instructions for them.
     pub operations: Option<u64>,
-    /// Bytes that the process may take, if the system tells.
+    /// Bytes of memory that the process may use, if the operating system tells.
     pub memory: Option<u64>,
     /// Cores that the process may use.
     pub cores: u32,
@@ -25,7 +25,7 @@ pub struct MachineRates {
 }
 
 impl MachineRates {
-    /// As a node sends it.
+    /// The message of a node.
     #[must_use]
     pub fn encode(&self) -> pb::MeasureReply {
         pb::MeasureReply {
@@ -37,7 +37,7 @@ impl MachineRates {
         }
     }
 
-    /// The coordinator's check of it.
+    /// The coordinator's check of that message.
     ///
     /// # Errors
     /// A value is outside of its bounds.
@@ -57,7 +57,7 @@ impl MachineRates {
 /// The node's check of a request: how long it may compute.
 ///
 /// # Errors
-/// Longer than a node computes for it, or no time at all.
+/// It is 0, or longer than a node computes for a measurement.
 pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError> {
     let budget = request.budget_ms.into();
     bound("budget_ms", budget, 1, MAX_PROBE_BUDGET.as_millis() as u64)?;
@@ -67,7 +67,7 @@ pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError
 /// The node's check of a request: how much it is to send.
 ///
 /// # Errors
-/// Nothing, or more than a call may carry.
+/// It is 0, or more than a call may carry.
 pub fn check_source(request: &pb::SourceRequest) -> Result<u64, WireError> {
     bound("bytes", request.bytes, 1, MAX_PROBE_BYTES)?;
     Ok(request.bytes)

@@ -1,3 +1,5 @@
+//! The random numbers of synthetic models.
+
 /// A counter whose steps are mixed (SplitMix64): fast, and any seed is a good one.
 #[derive(Clone, Debug)]
 pub(super) struct SplitMix(u64);
