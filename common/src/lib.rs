@@ -13,6 +13,7 @@
 //! gguf           the container: parse, map, write
 //! quant          weight formats: what a block holds
 //! math           float functions with the same bits on every platform
+//! random         pseudo-random numbers that a seed determines
 //! memory_limit   memory that the process may still allocate
 //! threads        compute threads and their cores
 //! ```
@@ -25,6 +26,7 @@ pub mod math;
 pub mod memory_limit;
 pub mod model;
 pub mod quant;
+pub mod random;
 pub mod slice;
 pub mod threads;
 pub mod tiles;

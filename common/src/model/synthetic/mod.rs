@@ -6,7 +6,6 @@
 
 mod fill;
 pub mod presets;
-mod rng;
 
 use std::io;
 use std::path::Path;
@@ -15,8 +14,8 @@ use super::HyperParams;
 use super::layout::{self, TensorKind, TensorSpec};
 use crate::gguf::{GgufWriter, Value, WriteError};
 use crate::quant::GgmlType;
+use crate::random::SplitMix64;
 use fill::Filler;
-use rng::SplitMix;
 
 /// What a synthetic model is made of, beyond its shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -157,7 +156,7 @@ pub fn write(path: &Path, hp: &HyperParams, recipe: &Recipe) -> Result<u64, Writ
         let filler = filler(hp, spec, planned.ty);
         stream(
             &filler,
-            SplitMix::named(recipe.seed, &planned.name),
+            SplitMix64::named(recipe.seed, &planned.name),
             planned.bytes,
             out,
         )
@@ -193,7 +192,7 @@ fn filler(hp: &HyperParams, spec: &TensorSpec, ty: GgmlType) -> Filler {
 /// One thread makes several GB/s, more than most disks take.
 fn stream(
     filler: &Filler,
-    mut rng: SplitMix,
+    mut rng: SplitMix64,
     total: u64,
     out: &mut dyn io::Write,
 ) -> io::Result<()> {
