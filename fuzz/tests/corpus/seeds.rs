@@ -218,7 +218,7 @@ fn replies() -> Files {
         fingerprint: FINGERPRINT.to_vec().into(),
         layers: SHAPE.layers as u32,
         hidden: SHAPE.hidden as u32,
-        used: SHAPE.used as u32,
+        used: SHAPE.experts_used as u32,
         grid_experts: SHAPE.grid.experts,
         grid_blocks: SHAPE.grid.blocks,
         held: encode_tiles(&TileSet::whole(SHAPE.grid)),
