@@ -19,7 +19,7 @@ pub const FINGERPRINT_BYTES: usize = 32;
 pub const MAX_TOKENS: usize = 512;
 
 /// Experts that a model's router may choose for a token.
-pub const MAX_USED: usize = ds4_common::model::MAX_EXPERTS_USED;
+pub use ds4_common::model::MAX_EXPERTS_USED;
 
 /// Experts of a layer, and blocks of an expert, that a peer may claim.
 pub const MAX_AXIS: u32 = 1 << 16;
@@ -45,7 +45,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 /// Bytes of one encoded message: a full payload, the routes of all its tokens, the tiles, and the
 /// rest.
 pub const MAX_MESSAGE_BYTES: usize =
-    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
+    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_EXPERTS_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
 
 /// Bytes of the first message of a stream, and of a request for a node's description or health: a
 /// peer that has not said hello may not fill more memory.

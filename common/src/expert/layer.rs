@@ -117,7 +117,7 @@ impl ExpertLayer {
             width,
             clamp,
         } = sizes;
-        let held = inner_features(rect.blocks, width).len();
+        let held = rect.blocks.features(width).len();
         let first = rect.experts.start;
         let down = ExpertMatrices::new(down, first, hidden, held)?;
         debug_assert!(BLOCK_WIDTH.is_multiple_of(down.ty().block_elements()));
@@ -134,8 +134,8 @@ impl ExpertLayer {
 
     /// Where the inner features of some held blocks are: rows of gate and up, columns of down.
     pub(super) fn features(&self, blocks: Span) -> Range<usize> {
-        let first = inner_features(self.rect.blocks, self.width).start;
-        let all = inner_features(blocks, self.width);
+        let first = self.rect.blocks.features(self.width).start;
+        let all = blocks.features(self.width);
         all.start - first..all.end - first
     }
 
@@ -162,10 +162,4 @@ impl ExpertLayer {
     pub(super) fn weights(&self) -> [&[u8]; 3] {
         [&self.gate, &self.up, &self.down].map(|m| m.weights.bytes())
     }
-}
-
-/// The inner features of blocks; the last block of an expert may be narrow.
-fn inner_features(blocks: Span, width: usize) -> Range<usize> {
-    let at = |block: u32| block as usize * BLOCK_WIDTH;
-    at(blocks.start)..at(blocks.end).min(width)
 }

@@ -7,7 +7,7 @@ use blake3::Hash;
 
 use crate::model::HyperParams;
 use crate::quant::{GgmlType, Layout};
-use crate::tiles::{BLOCK_WIDTH, Holdings, TileRect};
+use crate::tiles::{Holdings, TileRect};
 
 /// Most rectangles of all layers together that a slice may have.
 pub const MAX_PARTS: usize = 1 << 14;
@@ -113,10 +113,10 @@ pub(super) fn name(layer: usize, projection: Projection, rect: TileRect) -> Stri
     )
 }
 
-/// The inner features of a rectangle's blocks; the last block may be narrow.
+/// The inner features of a rectangle's blocks.
 pub(super) fn features(hp: &HyperParams, rect: TileRect) -> Range<u64> {
-    let at = |block: u32| u64::from(block) * BLOCK_WIDTH as u64;
-    at(rect.blocks.start)..at(rect.blocks.end).min(hp.expert_width as u64)
+    let features = rect.blocks.features(hp.expert_width);
+    features.start as u64..features.end as u64
 }
 
 fn dims(hp: &HyperParams, projection: Projection, rect: TileRect) -> [u64; 3] {

@@ -1,6 +1,7 @@
 //! Spans, grids and rectangles of tiles.
 
 use std::fmt;
+use std::ops::Range;
 
 /// Width of a tile along the expert's inner dimension: one Q8_K block of the down projection.
 pub const BLOCK_WIDTH: usize = 256;
@@ -46,6 +47,16 @@ impl Span {
     #[must_use]
     pub const fn covers(self, other: Span) -> bool {
         self.start <= other.start && other.end <= self.end
+    }
+}
+
+impl Span {
+    /// The inner features of a span of blocks, in an expert that is `width` features wide: the last
+    /// block of an expert may be narrow.
+    #[must_use]
+    pub fn features(self, width: usize) -> Range<usize> {
+        let at = |block: u32| block as usize * BLOCK_WIDTH;
+        at(self.start)..at(self.end).min(width)
     }
 }
 

@@ -7,7 +7,9 @@ use ds4_common::tiles::{Grid, Holdings};
 
 use super::held::{EncodedHoldings, LAYERED_HOLDINGS, decode_held, encode_held};
 use super::{FingerprintBytes, Versions, WireError, bound, clip};
-use crate::limits::{MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED};
+use crate::limits::{
+    MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES,
+};
 use crate::pb;
 
 /// Why two peers cannot work together. Each variant names both sides' values.
@@ -194,7 +196,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
     }
     bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
     bound("hidden", reply.hidden.into(), 1, MAX_HIDDEN.into())?;
-    bound("used", reply.used.into(), 1, MAX_USED as u64)?;
+    bound("used", reply.used.into(), 1, MAX_EXPERTS_USED as u64)?;
     bound("experts", reply.grid_experts.into(), 1, MAX_AXIS.into())?;
     bound("blocks", reply.grid_blocks.into(), 1, MAX_AXIS.into())?;
     let grid = Grid {
