@@ -109,7 +109,7 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         (
             &flags(&wrong_key),
             &secure,
-            &["a.key", "not that of", "coordinator.pem"],
+            &["a.key", "does not match", "coordinator.pem"],
         ),
         (
             &flags(&coordinator),

@@ -336,7 +336,7 @@ fn files_that_are_wrong_are_named() {
     );
     case(
         &|f| f.key = other.0.key.clone(),
-        &["other.key", "good.pem", "not that of"],
+        &["other.key", "good.pem", "does not match"],
     );
     case(
         &|f| f.ca = foreign.ca.clone(),
