@@ -19,11 +19,13 @@
 //! no zero is ever added. A holder of a set of tiles returns one row for each maximal subtree that
 //! the set covers; any cover of the grid then gives the same bits.
 
+mod choice;
 mod grid;
 mod holdings;
 mod reduction;
 mod set;
 
+pub use choice::{ChoiceError, GridCut, TileChoice};
 pub use grid::{BLOCK_WIDTH, Grid, MAX_RECTS, Span, TileError, TileRect};
 pub use holdings::Holdings;
 pub use reduction::{Reduction, Subtree, fold_axis};

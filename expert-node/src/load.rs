@@ -8,10 +8,9 @@ use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
 use ds4_common::slice::{self, ByteProgress, Slice, SliceError};
-use ds4_common::tiles::Holdings;
+use ds4_common::tiles::{ChoiceError, Holdings, TileChoice};
 
 use crate::compute::Identity;
-use crate::tiles::{ChoiceError, TileChoice};
 use crate::warming::Warming;
 use crate::weights;
 
