@@ -14,16 +14,16 @@
 //! ```text
 //! main
 //! cli
-//! lifecycle · bench      the process; what it measures
-//! embedded · pull        a node from files to socket; its slice from a coordinator
-//! load · node            files to something that computes; servers and the order of their stop
-//! probe                  the service that measures this machine
-//! service                the other gRPC services
-//! session                one coordinator's stream
-//! outbox · state         its replies; what streams share
-//! worker                 the compute thread
-//! memory · compute       the budget of calls; the trait that the worker runs
-//! stats · warming · weights
+//! bench · inspect · lifecycle   the commands
+//! weight_args · embedded        flags that choose the weights; a node, from files to socket
+//! load · node · pull            weights, ready to compute; servers; a slice from a coordinator
+//! probe                         the service that measures this machine
+//! service                       the other gRPC services
+//! session                       one coordinator's stream
+//! outbox · state                its replies; what streams share
+//! worker                        the compute thread
+//! memory · compute              the budget of calls; the trait that the worker runs
+//! stats · warming · weights     counters; reading weights ahead; their place in the files
 //! ```
 
 pub mod bench;

@@ -37,7 +37,7 @@ pub struct SliceHead {
 }
 
 impl SliceHead {
-    /// A slice without data. `types` has one entry a layer.
+    /// A slice without data. `types` has one entry per layer.
     pub(super) fn new(
         file: PathBuf,
         (hp, model, fingerprint): (&HyperParams, Option<&str>, Fingerprint),

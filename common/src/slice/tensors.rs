@@ -74,7 +74,7 @@ pub(super) struct Shaped {
 /// The types of a layer's gate, up and down experts.
 pub(super) type LayerTypes = [GgmlType; 3];
 
-/// All tensors of a slice in file order; `types` has one entry a layer, `None` where nothing is
+/// All tensors of a slice in file order; `types` has one entry per layer, `None` where nothing is
 /// held.
 pub(super) fn shaped(
     hp: &HyperParams,
