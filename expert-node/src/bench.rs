@@ -13,7 +13,8 @@ use clap::builder::Resettable;
 use clap::{Arg, Args};
 use ds4_cli::{ModelFlag, ThreadArgs, parse, print};
 use ds4_common::expert::{
-    ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore, Route,
+    BatchError, BatchFields, ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore,
+    Route,
 };
 use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
@@ -314,7 +315,9 @@ impl<'a> Bench<'a> {
         tokens: usize,
         calls: usize,
     ) -> Result<(f64, usize)> {
-        let batches: Vec<_> = (0..calls).map(|_| self.batch(tokens)).collect();
+        let batches: Vec<_> = (0..calls)
+            .map(|_| self.batch(tokens))
+            .collect::<Result<_, _>>()?;
         let experts = batches.iter().map(different_experts).sum();
         let rects = [store.grid().whole()];
         let Bench {
@@ -327,7 +330,7 @@ impl<'a> Bench<'a> {
         Ok((start.elapsed().as_secs_f64(), experts))
     }
 
-    fn batch(&mut self, tokens: usize) -> ExpertBatch {
+    fn batch(&mut self, tokens: usize) -> Result<ExpertBatch, BatchError> {
         let experts_used = self.store().experts_used();
         let experts = self.store().grid().experts as usize;
         let mut routes: Vec<Route> = Vec::with_capacity(tokens * experts_used);
@@ -348,14 +351,14 @@ impl<'a> Bench<'a> {
             .collect();
         let mut activations = Activations::new();
         activations.set(ActivationFormat::Q8K, self.store().hidden(), &values);
-        ExpertBatch {
+        let fields = BatchFields {
             layer: self.random.below(self.store().layers()),
             tokens,
-            experts_used,
             routes,
             input: ExpertInput::from_activations(&activations),
             round: true,
-        }
+        };
+        ExpertBatch::new(*self.store().shape(), fields)
     }
 
     /// GB/s of all threads, each reading one stream of the same weights.
@@ -413,8 +416,7 @@ mod tests {
         let pool = Threads::new(2, false).pool().build().expect("pool");
         let mut bench = Bench::new(&stores, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
-        let batch = bench.batch(5);
-        batch.check(2, store.grid(), 256, 2).expect("a legal batch");
+        let batch = bench.batch(5).expect("a legal batch");
         assert!(different_experts(&batch) <= 8);
         let (seconds, experts) = bench.calls(store, Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertStore, MoeShape};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
-use ds4_common::tiles::{Grid, TileChoice};
+use ds4_common::tiles::TileChoice;
 use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::security::Security;
-use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
@@ -118,15 +117,9 @@ impl OpenModel {
     }
 
     fn expectation(&self) -> Result<Expectation> {
-        let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
             fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
-            shape: Shape {
-                layers: self.hp.layers,
-                hidden: self.hp.hidden,
-                experts_used: self.hp.experts_used,
-                grid,
-            },
+            shape: MoeShape::of(&self.hp),
         })
     }
 }

@@ -166,7 +166,7 @@ fn another_shape_or_nonsense_is_refused() {
     let error = connect_to(&cluster, busier).expect_err("another router");
     let text = error.to_string();
     assert!(
-        text.contains("3 experts a token") && text.contains("7 experts a token"),
+        text.contains("3 experts per token") && text.contains("7 experts per token"),
         "{text}"
     );
     let mut absurd = Impostor::honest();
