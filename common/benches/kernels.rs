@@ -135,7 +135,13 @@ macro_rules! products {
     )*};
 }
 
-products!(q4_k: GgmlType::Q4K, q8_0: GgmlType::Q8_0, f16: GgmlType::F16);
+products!(
+    q4_k: GgmlType::Q4K,
+    q6_k: GgmlType::Q6K,
+    q8_0: GgmlType::Q8_0,
+    mxfp4: GgmlType::Mxfp4,
+    f16: GgmlType::F16
+);
 
 /// A tile of an expert, on one core and out of its own cache, as the order of its bytes has it.
 mod tile {
