@@ -8,11 +8,10 @@ use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
 use ds4_common::slice::{self, Progress, Slice, SliceError};
-use ds4_common::tiles::{Holdings, TileRect};
+use ds4_common::tiles::{ChoiceError, Holdings, TileChoice, TileRect};
 use ds4_proto::wire::Shape;
 
 use crate::compute::{Compute, Identity};
-use crate::tiles::{ChoiceError, TileChoice};
 use crate::warming::Warming;
 use crate::weights;
 
@@ -151,7 +150,7 @@ fn load_model(
         shape: Shape {
             layers: store.layers(),
             hidden: store.hidden(),
-            used: store.experts_used(),
+            experts_used: store.experts_used(),
             grid,
         },
         kernels: config.kernels.name().to_owned(),
@@ -187,7 +186,7 @@ fn load_slice(
         shape: Shape {
             layers: store.layers(),
             hidden: store.hidden(),
-            used: store.experts_used(),
+            experts_used: store.experts_used(),
             grid: store.grid(),
         },
         kernels: config.kernels.name().to_owned(),

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
 use ds4_common::kernels::Kernels;
+use ds4_common::measure::{Measurement, Rates};
 use ds4_common::threads::Threads;
 use ds4_proto::wire::Call;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
-use crate::measure::{Measurement, Rates};
 use crate::stats::Stats;
 
 /// Time without work after which buffers are given back.
@@ -328,7 +328,7 @@ mod tests {
             let batch = ExpertBatch {
                 layer,
                 tokens: 1,
-                used: 1,
+                experts_used: 1,
                 routes: vec![Route {
                     expert: 0,
                     weight: 1.0,

@@ -16,16 +16,15 @@ use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::HyperParams;
 use ds4_common::model::synthetic::{Recipe, presets, write};
 use ds4_common::quant::ActivationFormat;
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{GridCut, TileChoice, TileRect};
 use ds4_coordinator::cluster::{ClusterBackend, ClusterOptions, Expectation};
 use ds4_coordinator::engine::ExpertBackend;
 use ds4_expert_node::compute::Compute;
 use ds4_expert_node::load::{ModelConfig, StoreCompute, WeightSource, load};
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
 use ds4_proto::wire::Shape;
 use ds4_tests::distribution::Distribution;
-use ds4_tests::namespace::Place;
+use ds4_tests::namespace::Namespace;
 use ds4_tests::relay::{Conditions, Relay};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -36,8 +35,8 @@ const LOSSES: usize = 20;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// One layer of Flash's widths, with so few experts that the file stays small. The fewer, the
-/// more of them stay in a cache: the computation is not what is measured here.
+/// One layer with Flash's widths and few experts, so that the file stays small. More of them than
+/// usual fit into a cache, but the computation is not what is measured here.
 fn shape() -> HyperParams {
     HyperParams {
         vocab: 512,
@@ -53,7 +52,7 @@ struct Computed {
     ended: Instant,
 }
 
-/// Tells when it computes.
+/// Computes, and reports when.
 struct Watched {
     /// `None` answers with zeros at once.
     compute: Option<StoreCompute>,
@@ -81,13 +80,13 @@ impl Compute for Watched {
             }
         };
         let ended = Instant::now();
-        // Nobody listens at the end.
+        // The receiver is gone at the end.
         let _ = self.tell.send(Computed { begun, ended });
         Ok(products)
     }
 }
 
-/// Nodes of this process, whose clock is the coordinator's, behind relays.
+/// Nodes within this process, so that all share one clock, behind relays.
 struct Cluster {
     backend: ClusterBackend,
     relays: Vec<Relay>,
@@ -101,9 +100,9 @@ type Link = Option<Conditions>;
 /// What the nodes of a cluster do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    /// Each holds and computes one part.
+    /// Each holds and computes one rectangle.
     Part,
-    /// Each holds one part, and answers with zeros at once.
+    /// Each holds one rectangle, and answers with zeros at once.
     Nothing,
     /// Each holds and can compute everything.
     Whole,
@@ -157,7 +156,8 @@ impl Cluster {
             })?;
             let mut entry = node.address();
             if let Some(conditions) = link {
-                let relay = Relay::start(&Place::Here, ANY, entry, conditions, index as u64)?;
+                let relay =
+                    Relay::start(&Namespace::Current, ANY, entry, conditions, index as u64)?;
                 entry = relay.address();
                 relays.push(relay);
             }
@@ -253,7 +253,7 @@ fn batch(hp: &HyperParams) -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch {
         layer: 0,
         tokens: 1,
-        used: hp.experts_used,
+        experts_used: hp.experts_used,
         routes: (0..hp.experts_used).map(route).collect(),
         input: ExpertInput::from_activations(&input),
         round: true,
@@ -279,7 +279,7 @@ fn ping_pong(nodes: usize, link: Link, request: usize, reply: usize) -> Result<D
             std::io::Result::Ok(())
         });
         if let Some(conditions) = link {
-            let relay = Relay::start(&Place::Here, ANY, entry, conditions, seed as u64)?;
+            let relay = Relay::start(&Namespace::Current, ANY, entry, conditions, seed as u64)?;
             entry = relay.address();
             relays.push(relay);
         }
@@ -320,7 +320,7 @@ fn layer(
             before = cluster.bytes();
         }
         let times = cluster.call(&batch, &mut out)?;
-        // A node tells before it answers.
+        // A node reports before it answers.
         let computed: Vec<Computed> = cluster.computed.try_iter().collect();
         if i >= WARM && computed.len() == nodes {
             parts.add(times, &computed);
@@ -340,9 +340,9 @@ fn layer(
 /// How a node is lost.
 #[derive(Clone, Copy, Debug)]
 enum Loss {
-    /// Its connections end, as of a process that was killed, and new ones are refused.
+    /// Its connections are closed and new ones refused, as after a kill.
     Kill,
-    /// Nothing arrives any more.
+    /// Nothing arrives, but connections stay open.
     SilentCut,
 }
 

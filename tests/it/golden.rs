@@ -1,4 +1,4 @@
-//! Logits against independent engines, and against our own at other chunk sizes.
+//! Logits compared with those of independent engines, and with our own at other chunk sizes.
 
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ pub(crate) fn engine(reference: Reference, numerics: Numerics) -> Engine {
     engine_with(reference, numerics, Kernels::detect())
 }
 
-/// Logits of every position, fed in chunks of the sizes that `sizes` repeats.
+/// Logits of every position, computed in chunks whose sizes cycle through `sizes`.
 pub(crate) fn logits(engine: &mut Engine, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
     let mut sequence = engine.new_sequence();
     let mut all = Vec::new();
@@ -125,7 +125,7 @@ fn shipped_numerics_match_the_reference() {
 }
 
 #[test]
-fn greedy_continuation_is_the_references() {
+fn greedy_continuation_matches_the_reference() {
     for reference in ALL {
         let mut engine = engine(reference, Numerics::F32);
         let tokens = reference.tokens("text").expect("tokens");
@@ -207,7 +207,7 @@ fn neighbours_in_a_batch_do_not_change_a_bit() {
         ];
         let mut sequences = [engine.new_sequence(), engine.new_sequence()];
         let mut together = [Vec::new(), Vec::new()];
-        // Prefill of one beside single steps of the other, at changing sizes.
+        // One sequence prefills while the other takes single steps, with changing chunk sizes.
         let mut at = [0, 0];
         let mut round = 0;
         while at[0] < 150 || at[1] < 180 {
@@ -247,7 +247,7 @@ fn neighbours_in_a_batch_do_not_change_a_bit() {
     }
 }
 
-/// The quantised expert path by itself, fed with the reference's own inputs.
+/// The quantised expert path alone, with the reference's own inputs.
 #[test]
 fn routed_experts_match_the_reference() {
     for reference in [Reference("tiny-a"), Reference("tiny-b")] {
@@ -282,7 +282,7 @@ fn routed_experts_match_the_reference() {
             let batch = ExpertBatch {
                 layer,
                 tokens: positions,
-                used: hp.experts_used,
+                experts_used: hp.experts_used,
                 routes: slice(&weights.values, hp.experts_used)
                     .into_iter()
                     .zip(&experts.values[at..])

@@ -174,7 +174,7 @@ impl Dispatcher {
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
         let shape = self.settings.shape;
-        batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
+        batch.check(shape.layers, shape.grid, shape.hidden, shape.experts_used)?;
         self.look();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))
