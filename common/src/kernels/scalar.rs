@@ -11,7 +11,7 @@ use super::operands::q8_0_blocks::{SixteenBlocks, TokenGroup, UnpackedBlock};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PanelBlock, Q4K, Q8_0, SmallBlock, SuperBlock};
 use crate::quant::{block_of_row, widen_f16};
 
-/// Plain Rust, which every CPU runs.
+/// Plain Rust, which every CPU runs. As it is its own base, it has to define every product itself.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scalar;
 

@@ -1,4 +1,4 @@
-//! Weights are foreign bytes: scales that are no numbers spoil their row and nothing else.
+//! Weights are foreign bytes: scales that are not numbers spoil their row and nothing else.
 
 use super::*;
 use crate::kernels::Activations;

@@ -1,6 +1,6 @@
 //! GEMM of Q4_K: sixteen rows, a row a lane, plain or in a panel: AVX-512, with VNNI and without.
 //!
-//! Plain rows are dear to unpack: that is done once, while the integer sums of all activations are
+//! Plain rows are expensive to unpack: that is done once, while the integer sums of all activations are
 //! in memory. In a panel a word of every row is one load, so that unpacking is cheap: activations
 //! come in sets whose sums stay in registers, and each set unpacks anew.
 
