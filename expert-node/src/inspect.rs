@@ -47,7 +47,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     let hp = HyperParams::from_model(&gguf)?;
     let grid = Grid::of(hp.experts, hp.expert_width);
-    let rows = [
+    let mut rows = vec![
         ("fingerprint", Fingerprint::of(&gguf, &hp)?.to_string()),
         ("layers", hp.layers.to_string()),
         ("hidden", hp.hidden.to_string()),
@@ -62,6 +62,8 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         ("file bytes", gguf.file_bytes().to_string()),
         ("kernels", Kernels::summary()),
     ];
+    let loops = Kernels::detect().loop_table().choices;
+    rows.extend(loops.iter().map(|choice| ("loop", choice.to_string())));
     print_rows(&rows)
 }
 

@@ -52,8 +52,12 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         }
     } else {
         describe_model(&mut text, &OpenModel::open(&files)?)?;
-        let chosen = args.model.engine.isa.isa.name();
-        writeln!(text, "kernels      {chosen} of {}", Kernels::summary())?;
+        let chosen = args.model.engine.isa.isa;
+        let name = chosen.name();
+        writeln!(text, "kernels      {name} of {}", Kernels::summary())?;
+        for choice in chosen.loop_table().choices {
+            writeln!(text, "loop         {choice}")?;
+        }
     }
     Ok(print(text)?)
 }
