@@ -2,17 +2,19 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `random`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` ·
-//! `slice` · `expert`.
+//! `math`, `quant`, `random`, `memory_limit`, `quantity`, `threads` · `gguf`, `kernels` · `model`,
+//! `tiles`, `measure` · `slice` · `expert`.
 
 mod digest;
 pub mod expert;
 pub mod gguf;
 pub mod kernels;
 pub mod math;
+pub mod measure;
 pub mod memory_limit;
 pub mod model;
 pub mod quant;
+pub mod quantity;
 pub mod random;
 pub mod slice;
 pub mod threads;

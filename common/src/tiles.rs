@@ -19,11 +19,13 @@
 //! no zero is ever added. Whoever holds a set of tiles returns one row for each maximal subtree
 //! that it covers; any cover of the grid then gives the same bits.
 
+mod choice;
 mod holdings;
 mod set;
 
 use std::fmt;
 
+pub use choice::{ChoiceError, GridCut, TileChoice};
 pub use holdings::Holdings;
 pub use set::{MAX_RECTS, TileSet};
 

@@ -8,11 +8,10 @@ use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
 use ds4_common::slice::{self, Progress, Slice, SliceError};
-use ds4_common::tiles::{Holdings, TileRect};
+use ds4_common::tiles::{ChoiceError, Holdings, TileChoice, TileRect};
 use ds4_proto::wire::Shape;
 
 use crate::compute::{Compute, Identity};
-use crate::tiles::{ChoiceError, TileChoice};
 use crate::warming::Warming;
 use crate::weights;
 

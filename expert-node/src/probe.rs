@@ -4,16 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ds4_common::measure::{MachineRates, Measurement};
 use ds4_common::memory_limit;
 use ds4_proto::limits::{PROBE_CHUNK_BYTES, PROBE_TIMEOUT};
 use ds4_proto::pb;
 use ds4_proto::pb::node_probe_server::NodeProbe;
-use ds4_proto::wire::{MachineRates, WireError, check_measure, check_source, count_probe_bytes};
+use ds4_proto::wire::{
+    WireError, check_measure, check_source, count_probe_bytes, encode_rates, probe_noise,
+};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::measure::{Measurement, machine_rates, noise};
 use crate::service::{NodeService, Phase};
 use crate::worker::Turn;
 
@@ -46,7 +48,7 @@ impl NodeService {
             let outcome = outcome.await;
             let outcome = outcome.map_err(|_| Status::internal("the measurement broke"))?;
             match outcome.rates {
-                Some(rates) => return Ok(machine_rates(rates, outcome.kernels, memory)),
+                Some(rates) => return Ok(MachineRates::of(rates, outcome.kernels, memory)),
                 None => measurement = outcome.measurement,
             }
         }
@@ -68,7 +70,7 @@ impl NodeProbe for NodeService {
             gigabytes_per_second = rates.read as f64 / 1e9,
             "this machine was measured"
         );
-        Ok(Response::new(rates.encode()))
+        Ok(Response::new(encode_rates(&rates)))
     }
 
     async fn sink(
@@ -112,7 +114,7 @@ async fn send(mut left: u64, data: mpsc::Sender<Data>, alone: OwnedSemaphorePerm
             drop(alone.take());
         }
         let message = pb::ProbeData {
-            data: noise().slice(..bytes as usize),
+            data: probe_noise().slice(..bytes as usize),
         };
         if data.send(Ok(message)).await.is_err() {
             return;

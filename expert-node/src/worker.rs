@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use ds4_common::expert::BatchError;
 use ds4_common::kernels::Kernels;
+use ds4_common::measure::{Measurement, Rates};
 use ds4_common::threads::Threads;
 use ds4_proto::wire::Call;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
-use crate::measure::{Measurement, Rates};
 use crate::stats::Stats;
 
 /// Time without work after which buffers are given back.

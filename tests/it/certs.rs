@@ -79,7 +79,7 @@ fn keys_are_private_and_files_replaced_on_request_only() {
         files(&out, name).load(role).expect(name);
     }
     let again = [&["certs"], &args[..]].concat();
-    assert_refused(&again, &["is there already", "--force", text(&out)]);
+    assert_refused(&again, &["already exists", "--force", text(&out)]);
     assert_eq!(contents(&out), first);
     certs(&[&args[..], &["--force"]].concat());
     let second = contents(&out);
@@ -103,7 +103,7 @@ fn an_authority_certifies_further_members() {
     files(&other, "b").load(Role::Node).expect("a member");
     let beside = ["--out", text(&home), "--node", "c", "--coordinator", "x"];
     let taken = [&["certs"], &beside[..], &ca[..]].concat();
-    assert_refused(&taken, &["coordinator.pem", "is there already"]);
+    assert_refused(&taken, &["coordinator.pem", "already exists"]);
     assert_eq!(contents(&home), before);
     certs(&[&["--out", text(&home), "--node", "c"], &ca[..]].concat());
     let after = contents(&home);

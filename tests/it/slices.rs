@@ -123,7 +123,7 @@ fn existing_slices_are_kept_and_other_files_are_named() {
     assert!(!folder.path().join("node-0.gguf").exists());
     let (code, out, _) = cut(&["--nodes", "2"]);
     assert_eq!(code, Some(0));
-    assert!(out.contains("node-1.gguf: is there already"), "{out}");
+    assert!(out.contains("node-1.gguf: already exists"), "{out}");
     let (code, _, error) = cut(&["--nodes", "4"]);
     assert_eq!(code, Some(1));
     assert!(error.contains("--force"), "{error}");

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ds4_common::slice::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Bytes done of a known number.
+/// How many bytes of a known number are done.
 #[derive(Debug)]
 pub(super) struct CopyBar {
     bar: ProgressBar,
@@ -41,7 +41,7 @@ impl CopyBar {
         }
     }
 
-    /// Removes the bar; gives the mean rate in bytes a second.
+    /// Removes the bar; returns the mean rate in bytes a second.
     pub(super) fn finish(self) -> f64 {
         self.bar.finish_and_clear();
         self.lines.rate()

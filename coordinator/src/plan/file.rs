@@ -35,8 +35,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::GridCut;
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileRect};
 
 use super::held_rects::held_rects;
 use super::machine::{CoordinatorMachine, NodeMachine};

@@ -2,9 +2,10 @@
 
 use std::str::FromStr;
 
+use ds4_common::quantity::QuantityError;
+
 use super::cluster_spec::ClusterSpecError;
 use super::machine::{CoordinatorMachine, NodeMachine};
-use super::quantity::QuantityError;
 
 const NODE_PROPERTIES: &str = "name=, address=, memory=, bandwidth=, link=, rtt= or compute=";
 const COORDINATOR_PROPERTIES: &str = "memory=, bandwidth=, link=, compute= or disk=";
@@ -117,8 +118,9 @@ impl<'a> Property<'a> {
 
 #[cfg(test)]
 mod tests {
+    use ds4_common::quantity::{Bandwidth, Bytes, Nanos};
+
     use super::*;
-    use crate::plan::quantity::{Bandwidth, Bytes, Nanos};
 
     #[test]
     fn flags_name_machines() {
@@ -133,7 +135,7 @@ mod tests {
             ("", "name="),
             ("memory=64G", "does not name the node"),
             ("name=a,speed=3", "speed=3"),
-            ("name=a,memory=lots", "memory: \"lots\""),
+            ("name=a,memory=lots", "memory: invalid memory size \"lots\""),
             ("name=a,memory=1G,memory=2G", "memory is given twice"),
             ("name=a,name=b", "name is given twice"),
         ] {

@@ -4,7 +4,6 @@
 //! A module imports only from those above it:
 //!
 //! ```text
-//! quantity      sizes, rates and times as people write them
 //! machine       properties of one machine
 //! demand        what the model requires: bytes, operations, messages
 //! held_rects    a layer's grid, cut by which nodes hold what
@@ -29,7 +28,6 @@ mod machine_flags;
 mod placement;
 mod planner;
 mod predict;
-mod quantity;
 mod replicas;
 mod shares;
 #[cfg(test)]
@@ -46,5 +44,4 @@ pub use machine::{CoordinatorMachine, NodeMachine, is_name};
 pub use placement::{PlacedRect, Placement};
 pub use planner::{CHUNK, NodeLoss, NodeShare, PROMPT, PlacementPlan, PlanError, plan};
 pub use predict::{CALL_SECONDS, LayerLoad, StepTime, predict_step};
-pub use quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 pub use replicas::ExtraReplicas;

@@ -243,7 +243,7 @@ fn start_up_errors_are_one_line() {
             "/nowhere.gguf",
         ),
         (vec!["chat", "-m", "/dev/null"], "/dev/null"),
-        (vec!["chat", "--kv-memory", "64KiB"], "64.0 KiB"),
+        (vec!["chat", "--kv-memory", "64KiB"], "64KiB"),
     ] {
         let args = [args, vec!["--log", "error"]].concat();
         let (status, out, err) = Process::start(&args).output();

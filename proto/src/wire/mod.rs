@@ -22,7 +22,9 @@ use ds4_common::tiles::{Grid, TileError, TileRect};
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use held::{EncodedHoldings, decode_held, encode_held};
 pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello, welcome};
-pub use probe::{MachineRates, check_measure, check_source, count_probe_bytes};
+pub use probe::{
+    check_measure, check_source, count_probe_bytes, decode_rates, encode_rates, probe_noise,
+};
 pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;

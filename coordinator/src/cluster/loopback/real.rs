@@ -7,8 +7,8 @@ use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::quant::ActivationFormat;
+use ds4_common::tiles::{GridCut, TileChoice};
 use ds4_expert_node::load::{ModelConfig, WeightSource};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 
 use super::*;

@@ -5,8 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileChoice, TileRect};
 use ds4_proto::limits::{MAX_AXIS, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
