@@ -344,10 +344,10 @@ mod tests {
         assert_eq!(b.room, 0);
         let assumed = [
             "40GB/s of memory bandwidth",
-            "300GOP/s on 8-bit numbers",
-            "a round trip of 0.2ms",
+            "0.3TOP/s on 8-bit numbers",
+            "a round trip of 200us",
             "links of 10Gbit/s",
-            "500MB/s from the coordinator's disk",
+            "0.5GB/s from the coordinator's disk",
         ];
         let mut found = cluster.assumed.clone();
         found.sort_by_key(|note| assumed.iter().position(|known| known == note));
