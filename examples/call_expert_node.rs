@@ -107,8 +107,8 @@ fn work(node: &NodeInfo) -> Result<pb::Work> {
     let batch = ExpertBatch {
         layer: 0,
         tokens,
-        used: shape.used,
-        routes: (0..tokens * shape.used).map(route).collect(),
+        experts_used: shape.experts_used,
+        routes: (0..tokens * shape.experts_used).map(route).collect(),
         input: ExpertInput::Q8K(blocks),
         round: true,
     };

@@ -32,8 +32,8 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// A request with a random seed, default sampling, and neither stop texts nor a limit of its
-    /// own: the one place to give a new field its default. Callers replace what they know better.
+    /// A request with a random seed, default sampling, and neither stop texts nor a token limit.
+    /// All requests are built on it, so a new field gets its default here.
     #[must_use]
     pub fn new(prompt: Vec<u32>, format: AnswerFormat) -> Self {
         GenerateRequest {

@@ -165,8 +165,8 @@ fn requests() -> Files {
         let batch = ExpertBatch {
             layer: 1,
             tokens,
-            used: SHAPE.used,
-            routes: (0..tokens * SHAPE.used).map(route).collect(),
+            experts_used: SHAPE.experts_used,
+            routes: (0..tokens * SHAPE.experts_used).map(route).collect(),
             input,
             round: true,
         };
@@ -218,7 +218,7 @@ fn replies() -> Files {
         fingerprint: FINGERPRINT.to_vec().into(),
         layers: SHAPE.layers as u32,
         hidden: SHAPE.hidden as u32,
-        used: SHAPE.used as u32,
+        used: SHAPE.experts_used as u32,
         grid_experts: SHAPE.grid.experts,
         grid_blocks: SHAPE.grid.blocks,
         held: encode_tiles(&TileSet::whole(SHAPE.grid)),
