@@ -20,6 +20,7 @@ use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
+use ds4_common::random::SplitMix64;
 use ds4_common::slice::Slice;
 use rayon::ThreadPool;
 use report::{Report, Row, Sample};
@@ -206,9 +207,9 @@ fn populate(tensor: &Tensor) -> Result<()> {
 /// read as rows or as panels.
 fn fill(seed: u64, bytes: &mut [u8]) {
     const SCALES: [u8; 4] = [0x00, 0x08, 0x00, 0x0c];
-    let mut random = Random(seed);
+    let mut random = SplitMix64::new(seed);
     for word in bytes.as_chunks_mut::<8>().0 {
-        *word = random.next().to_le_bytes();
+        *word = random.next_u64().to_le_bytes();
     }
     for block in bytes.chunks_exact_mut(BLOCK.1) {
         block[..4].copy_from_slice(&SCALES);
@@ -218,28 +219,12 @@ fn fill(seed: u64, bytes: &mut [u8]) {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-}
-
 struct Bench<'a> {
     /// One an order of the weights.
     stores: &'a [ExpertStore],
     pool: &'a ThreadPool,
     rounds: usize,
-    random: Random,
+    random: SplitMix64,
     scratch: ExpertScratch,
     out: Vec<f32>,
     /// Where the next probe starts to read.
@@ -252,7 +237,7 @@ impl<'a> Bench<'a> {
             stores,
             pool,
             rounds,
-            random: Random(7),
+            random: SplitMix64::new(7),
             scratch: ExpertScratch::default(),
             out: Vec::new(),
             cursor: 0,
