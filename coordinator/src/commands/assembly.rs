@@ -20,7 +20,8 @@ use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
 use crate::cluster::{
-    ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
+    ClusterBackend, ClusterOptions, Expectation, FallbackExperts, LocalBackend, LocalExperts,
+    NodeTable,
 };
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
@@ -43,7 +44,7 @@ pub struct Assembly {
     pub kernels: Kernels,
     pub embedded: Vec<EmbeddedNode>,
     /// How the expert nodes stand, if there are any.
-    pub cluster: Option<Arc<Table>>,
+    pub cluster: Option<Arc<NodeTable>>,
 }
 
 impl OpenModel {
@@ -162,7 +163,7 @@ impl Assembly {
             let options = ClusterOptions {
                 nodes,
                 grid: args.grid.map(|cut| (cut.groups, cut.strips)),
-                patience: Duration::from_secs(args.wait_for_nodes),
+                startup_timeout: Duration::from_secs(args.wait_for_nodes),
                 begin_incomplete: args.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.call_timeout),
                 security,
@@ -189,12 +190,12 @@ fn own_experts(
     fallback: LocalFallback,
     model: &OpenModel,
     kernels: Kernels,
-) -> Result<Option<Arc<dyn OwnExperts>>> {
+) -> Result<Option<Arc<dyn FallbackExperts>>> {
     match fallback {
         LocalFallback::Never => Ok(None),
         LocalFallback::Auto | LocalFallback::Always => {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
-            Ok(Some(Arc::new(OwnFile::new(store, kernels))))
+            Ok(Some(Arc::new(LocalExperts::new(store, kernels))))
         }
     }
 }

@@ -63,7 +63,7 @@ pub struct MeasureArgs {
     /// Time for a node's machine, and again for its link
     #[arg(
         long,
-        default_value_t = calibrate::PATIENCE.as_secs(),
+        default_value_t = calibrate::DEFAULT_TIMEOUT.as_secs(),
         value_name = "SECONDS",
         value_parser = seconds()
     )]

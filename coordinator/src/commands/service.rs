@@ -10,7 +10,7 @@ use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::{ModelArgs, count, size, up_to};
-use crate::cluster::Table;
+use crate::cluster::NodeTable;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
@@ -52,7 +52,7 @@ pub struct Service {
     pub kernels: &'static str,
     pub embedded: Vec<EmbeddedNode>,
     /// How the expert nodes stand, if there are any.
-    pub cluster: Option<Arc<Table>>,
+    pub cluster: Option<Arc<NodeTable>>,
 }
 
 impl Service {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::error::ApiError;
-use crate::cluster::Table;
+use crate::cluster::NodeTable;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, Vocabulary};
 
@@ -95,7 +95,7 @@ pub struct App {
     pub(super) settings: HttpSettings,
     pub(super) metrics: PrometheusHandle,
     /// How the expert nodes stand, if there are any.
-    pub(super) cluster: Option<Arc<Table>>,
+    pub(super) cluster: Option<Arc<NodeTable>>,
     pub(super) started: u64,
     ids: Ids,
 }
@@ -125,7 +125,7 @@ impl App {
 
     /// Lets health tell of the expert nodes.
     #[must_use]
-    pub fn with_cluster(self, cluster: Option<Arc<Table>>) -> Self {
+    pub fn with_cluster(self, cluster: Option<Arc<NodeTable>>) -> Self {
         App { cluster, ..self }
     }
 

@@ -1,4 +1,5 @@
-//! Routed experts from the coordinator's own model file: the last resort of a cluster.
+//! The local fallback: routed experts computed from the coordinator's own model file where no
+//! replica on a node can be reached.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,14 +7,14 @@ use std::sync::{Mutex, PoisonError};
 
 use ds4_common::expert::{ExpertBatch, ExpertScratch, ExpertStore};
 use ds4_common::kernels::Kernels;
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{Grid, TileRect};
 
 use crate::engine::ExpertError;
 
-/// Somebody in this process who can compute any tile.
-pub trait OwnExperts: Send + Sync + fmt::Debug {
-    /// Replaces `out` by the rows that a holder of `rect` returns for the tokens in `tokens`, on
-    /// the current rayon pool.
+/// Computes any tile in this process.
+pub trait FallbackExperts: Send + Sync + fmt::Debug {
+    /// Replaces `out` with the rows that a node returns for `rect` and the tokens in `tokens`
+    /// (`rows x hidden`), on the current rayon pool.
     ///
     /// # Errors
     /// The batch does not fit the model.
@@ -26,26 +27,38 @@ pub trait OwnExperts: Send + Sync + fmt::Debug {
     ) -> Result<(), ExpertError>;
 }
 
-/// [`OwnExperts`] over a mapped file, which is read only when it is needed.
+/// Routed experts over the coordinator's mapping of the model file, whose pages are read only when
+/// they are needed. One computation at a time.
 #[derive(Debug)]
-pub struct OwnFile {
+pub struct LocalExperts {
     store: ExpertStore,
     kernels: Kernels,
     scratch: Mutex<ExpertScratch>,
 }
 
-impl OwnFile {
+impl LocalExperts {
+    /// Computes the experts of `store` with `kernels`.
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        OwnFile {
+        LocalExperts {
             store,
             kernels,
             scratch: Mutex::default(),
         }
     }
+
+    /// The tiles of a layer.
+    pub(super) fn grid(&self) -> Grid {
+        self.store.grid()
+    }
+
+    /// Floats in a row.
+    pub(super) fn hidden(&self) -> usize {
+        self.store.hidden()
+    }
 }
 
-impl OwnExperts for OwnFile {
+impl FallbackExperts for LocalExperts {
     fn compute(
         &self,
         batch: &ExpertBatch,
@@ -60,7 +73,7 @@ impl OwnExperts for OwnFile {
             part = batch.part(tokens);
             &part
         };
-        // Buffers that a panic left behind are overwritten like any others.
+        // Whatever a panic left in the buffers is overwritten.
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.store
             .compute(self.kernels, batch, &[rect], &mut scratch, out)?;
