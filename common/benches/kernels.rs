@@ -159,7 +159,7 @@ mod tile {
             .bench_local(|| {
                 let w = Matrix::stored(layout, GgmlType::Q4K, ROWS, COLS, &bytes)
                     .unwrap_or_else(|e| panic!("{e}"));
-                kernels(set).tile_by_token(&w, 0..ROWS, &xs, Some(&w), black_box(&mut out));
+                kernels(set).multiply_rows(&w, 0..ROWS, &xs, Some(&w), black_box(&mut out));
             });
     }
 

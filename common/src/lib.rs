@@ -2,7 +2,7 @@
 //! function. No async, no network, no command line.
 //!
 //! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` ·
+//! `math`, `quant`, `random`, `memory_limit`, `threads` · `gguf`, `kernels` · `model`, `tiles` · `slice` ·
 //! `expert`.
 
 mod digest;
@@ -13,6 +13,7 @@ pub mod math;
 pub mod memory_limit;
 pub mod model;
 pub mod quant;
+pub mod random;
 pub mod slice;
 pub mod threads;
 pub mod tiles;

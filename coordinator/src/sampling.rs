@@ -14,6 +14,7 @@
 
 use std::cmp::Ordering;
 
+use ds4_common::random::XorShift64Star;
 use thiserror::Error;
 
 /// The choice's parameters.
@@ -150,7 +151,7 @@ impl Sampler {
         self.order.extend((0u32..).zip(logits).map(|(id, _)| id));
         let mut sorted = 0;
         let kept = self.kept(logits, total, &mut sorted);
-        let target = self.random.next_unit() * kept.weight;
+        let target = self.random.unit() * kept.weight;
         let mut sum = 0.0;
         for place in 0..kept.tokens {
             self.sort_to(place, logits, &mut sorted);
@@ -304,33 +305,6 @@ fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
     let (x, y) = (logits[a as usize], logits[b as usize]);
     // NaN was refused before; -0 and 0 are equal here as in `greedy`.
     y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(&b))
-}
-
-/// The generator xorshift64* with shifts 12, 25 and 27.
-#[derive(Clone, Debug)]
-pub(crate) struct XorShift64Star(u64);
-
-impl XorShift64Star {
-    pub(crate) fn new(seed: u64) -> Self {
-        // From 0 it would never leave 0.
-        Self(if seed == 0 {
-            0x9e37_79b9_7f4a_7c15
-        } else {
-            seed
-        })
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// At least 0, below 1, from the highest 24 bits.
-    fn next_unit(&mut self) -> f64 {
-        (self.next() >> 40) as f64 / f64::from(1u32 << 24)
-    }
 }
 
 #[cfg(test)]

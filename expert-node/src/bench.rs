@@ -128,7 +128,7 @@ fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
             hidden: 4096,
             width: 2048,
             experts: 256,
-            used: 6,
+            experts_used: 6,
             ty: GgmlType::Q4K,
             layout: Layout::Plain,
         };
@@ -239,9 +239,9 @@ impl<'a> Bench<'a> {
 
     /// A row for each order of the weights, measured in turns.
     fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Vec<Row>> {
-        let (hidden, used) = (self.store().hidden(), self.store().experts_used());
-        let operations = 2.0 * 3.0 * (hidden * self.store().width() * used * tokens) as f64;
-        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * used * tokens);
+        let (hidden, experts_used) = (self.store().hidden(), self.store().experts_used());
+        let operations = 2.0 * 3.0 * (hidden * self.store().width() * experts_used * tokens) as f64;
+        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * experts_used * tokens);
         let mut samples = vec![Vec::with_capacity(self.rounds); self.stores.len()];
         for store in self.stores {
             self.calls(store, kernels, tokens, calls)?;
@@ -293,17 +293,17 @@ impl<'a> Bench<'a> {
     }
 
     fn batch(&mut self, tokens: usize) -> ExpertBatch {
-        let used = self.store().experts_used();
+        let experts_used = self.store().experts_used();
         let experts = self.store().grid().experts as usize;
-        let mut routes: Vec<Route> = Vec::with_capacity(tokens * used);
+        let mut routes: Vec<Route> = Vec::with_capacity(tokens * experts_used);
         for _ in 0..tokens {
             let start = routes.len();
-            while routes.len() < start + used.min(experts) {
+            while routes.len() < start + experts_used.min(experts) {
                 let expert = self.random.below(experts) as u32;
                 if routes[start..].iter().all(|r| r.expert != expert) {
                     routes.push(Route {
                         expert,
-                        weight: 1.0 / used as f32,
+                        weight: 1.0 / experts_used as f32,
                     });
                 }
             }
@@ -316,7 +316,7 @@ impl<'a> Bench<'a> {
         ExpertBatch {
             layer: self.random.below(self.store().layers()),
             tokens,
-            used,
+            experts_used,
             routes,
             input: ExpertInput::from_activations(&activations),
             round: true,
@@ -366,7 +366,7 @@ mod tests {
             hidden: 256,
             width: 256,
             experts: 8,
-            used: 2,
+            experts_used: 2,
             ty: GgmlType::Q4K,
             layout: Layout::Panels,
         };

@@ -151,7 +151,7 @@ fn load_model(
         shape: Shape {
             layers: store.layers(),
             hidden: store.hidden(),
-            used: store.experts_used(),
+            experts_used: store.experts_used(),
             grid,
         },
         kernels: config.kernels.name().to_owned(),
@@ -187,7 +187,7 @@ fn load_slice(
         shape: Shape {
             layers: store.layers(),
             hidden: store.hidden(),
-            used: store.experts_used(),
+            experts_used: store.experts_used(),
             grid: store.grid(),
         },
         kernels: config.kernels.name().to_owned(),

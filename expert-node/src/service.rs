@@ -89,7 +89,7 @@ impl NodeControl for NodeService {
             weight_bytes: identity.weight_bytes,
             draining: *node.phase.borrow() != Phase::Serving,
             counters: Some(node.stats.snapshot()),
-            used: identity.shape.used as u32,
+            used: identity.shape.experts_used as u32,
         }))
     }
 }

@@ -328,7 +328,7 @@ mod tests {
             let batch = ExpertBatch {
                 layer,
                 tokens: 1,
-                used: 1,
+                experts_used: 1,
                 routes: vec![Route {
                     expert: 0,
                     weight: 1.0,

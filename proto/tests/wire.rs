@@ -19,7 +19,7 @@ use prost::Message;
 const SHAPE: Shape = Shape {
     layers: 3,
     hidden: 512,
-    used: 2,
+    experts_used: 2,
     grid: Grid {
         experts: 8,
         blocks: 4,
@@ -58,7 +58,7 @@ fn q8() -> impl Strategy<Value = BlockQ8> {
 
 fn batch() -> impl Strategy<Value = ExpertBatch> {
     (1usize..5, 0..SHAPE.layers, any::<bool>()).prop_flat_map(|(tokens, layer, round)| {
-        let used = SHAPE.used;
+        let experts_used = SHAPE.experts_used;
         let input = prop_oneof![
             vec(any_float(), tokens * SHAPE.hidden).prop_map(ExpertInput::F32),
             vec(q8(), tokens * SHAPE.hidden / 32).prop_map(ExpertInput::Q8),
@@ -66,10 +66,10 @@ fn batch() -> impl Strategy<Value = ExpertBatch> {
         ];
         let route = (0..SHAPE.grid.experts, any_float())
             .prop_map(|(expert, weight)| Route { expert, weight });
-        (vec(route, tokens * used), input).prop_map(move |(routes, input)| ExpertBatch {
+        (vec(route, tokens * experts_used), input).prop_map(move |(routes, input)| ExpertBatch {
             layer,
             tokens,
-            used,
+            experts_used,
             routes,
             input,
             round,
@@ -82,7 +82,7 @@ fn bits(batch: &ExpertBatch) -> (Vec<usize>, Vec<u32>, Vec<i32>) {
     let counts = vec![
         batch.layer,
         batch.tokens,
-        batch.used,
+        batch.experts_used,
         usize::from(batch.round),
     ];
     let mut floats: Vec<u32> = batch.routes.iter().map(|r| r.weight.to_bits()).collect();
@@ -111,7 +111,7 @@ fn some_work() -> pb::Work {
     let batch = ExpertBatch {
         layer: 1,
         tokens: 2,
-        used: 2,
+        experts_used: 2,
         routes: [0, 7, 3, 1]
             .map(|expert| Route {
                 expert,
@@ -152,7 +152,7 @@ proptest! {
             let whole_bits = bits(&batch);
             let floats = &whole_bits.1[batch.routes.len()..];
             let per = floats.len() / batch.tokens;
-            prop_assert_eq!(&bits(&part).1[batch.used..], &floats[token * per..(token + 1) * per]);
+            prop_assert_eq!(&bits(&part).1[batch.experts_used..], &floats[token * per..(token + 1) * per]);
         }
     }
 
@@ -185,7 +185,7 @@ proptest! {
         if let Ok(work) = pb::Work::decode(raw.as_slice())
             && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &held())
         {
-            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden, SHAPE.used).is_ok());
+            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden, SHAPE.experts_used).is_ok());
         }
     }
 
@@ -282,13 +282,13 @@ fn tiles_that_are_not_held_are_refused() {
 fn work_whose_rows_would_not_fit_a_reply_is_refused() {
     let shape = Shape {
         hidden: 1 << 19,
-        used: 1,
+        experts_used: 1,
         ..SHAPE
     };
     let batch = ExpertBatch {
         layer: 0,
         tokens: 16,
-        used: 1,
+        experts_used: 1,
         routes: vec![
             Route {
                 expert: 0,
@@ -320,10 +320,13 @@ fn the_handshake_names_both_sides() {
         .expect_err("mismatch");
     assert!(other.to_string().contains(&"07".repeat(32)), "{other}");
     assert!(other.to_string().contains(&"08".repeat(32)), "{other}");
-    let more = Shape { used: 6, ..SHAPE };
+    let more = Shape {
+        experts_used: 6,
+        ..SHAPE
+    };
     assert_eq!(
         check_hello(&greeting, &[7; 32], &more),
-        Ok(Err(Mismatch::Used {
+        Ok(Err(Mismatch::ExpertsUsed {
             node: 6,
             coordinator: 2
         }))
@@ -399,7 +402,7 @@ fn description() -> pb::DescribeReply {
         fingerprint: vec![0; 32].into(),
         layers: SHAPE.layers as u32,
         hidden: SHAPE.hidden as u32,
-        used: SHAPE.used as u32,
+        used: SHAPE.experts_used as u32,
         grid_experts: SHAPE.grid.experts,
         grid_blocks: SHAPE.grid.blocks,
         ..Default::default()

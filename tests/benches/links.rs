@@ -253,7 +253,7 @@ fn batch(hp: &HyperParams) -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch {
         layer: 0,
         tokens: 1,
-        used: hp.experts_used,
+        experts_used: hp.experts_used,
         routes: (0..hp.experts_used).map(route).collect(),
         input: ExpertInput::from_activations(&input),
         round: true,

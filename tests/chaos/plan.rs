@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use ds4_tests::random::Random;
+use ds4_common::random::SplitMix64;
 
 /// What may happen to a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// `count` events on `nodes` nodes that stand in a ring, each part held by two neighbours: of two
 /// neighbours one is always left alone.
 pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
-    let mut random = Random::new(seed);
+    let mut random = SplitMix64::new(seed);
     let mut busy = vec![Duration::ZERO; nodes];
     let mut now = Duration::ZERO;
     let mut events = Vec::with_capacity(count);
@@ -89,8 +89,8 @@ pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
         }
         let event = Event {
             at: now,
-            node: free[random.below(free.len())],
-            kind: Kind::ALL[random.below(Kind::ALL.len())],
+            node: pick(&mut random, &free),
+            kind: pick(&mut random, &Kind::ALL),
             lasts: length(&mut random),
         };
         busy[event.node] = event.at + event.lasts + event.kind.recovery();
@@ -99,8 +99,12 @@ pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
     events
 }
 
+fn pick<T: Copy>(random: &mut SplitMix64, from: &[T]) -> T {
+    from[(random.next_u64() % from.len() as u64) as usize]
+}
+
 /// Most are over before anybody notices that somebody is gone for good; a few are not.
-fn length(random: &mut Random) -> Duration {
+fn length(random: &mut SplitMix64) -> Duration {
     let longest = if random.chance(0.03) { 1500.0 } else { 100.0 };
     Duration::from_secs_f64(longest / 1e3 * random.unit())
 }

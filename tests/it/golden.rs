@@ -282,7 +282,7 @@ fn routed_experts_match_the_reference() {
             let batch = ExpertBatch {
                 layer,
                 tokens: positions,
-                used: hp.experts_used,
+                experts_used: hp.experts_used,
                 routes: slice(&weights.values, hp.experts_used)
                     .into_iter()
                     .zip(&experts.values[at..])

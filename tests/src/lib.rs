@@ -5,6 +5,5 @@ pub mod golden;
 pub mod layout;
 pub mod namespace;
 pub mod process;
-pub mod random;
 pub mod relay;
 pub mod rewrite;

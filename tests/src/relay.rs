@@ -12,10 +12,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ds4_common::random::SplitMix64;
 use rustix::thread::set_current_timer_slack;
 
 use crate::namespace::Place;
-use crate::random::Random;
 
 /// Pieces of a direction that are on their way at most: what a real link's queue would hold.
 const QUEUE: usize = 64;
@@ -74,7 +74,7 @@ struct Line {
     conditions: Conditions,
     /// When each direction has sent what it has taken.
     free: [Instant; 2],
-    random: Random,
+    random: SplitMix64,
 }
 
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Relay {
             line: Mutex::new(Line {
                 conditions,
                 free: [now; 2],
-                random: Random::new(seed),
+                random: SplitMix64::new(seed),
             }),
             ended: AtomicBool::new(false),
             passed: Default::default(),

@@ -83,8 +83,8 @@ pub struct ExpertBatch {
     pub layer: usize,
     pub tokens: usize,
     /// Experts a token chose.
-    pub used: usize,
-    /// `tokens * used`, a token's in slot order.
+    pub experts_used: usize,
+    /// `tokens * experts_used`, a token's in slot order.
     pub routes: Vec<Route>,
     /// `tokens` rows of `hidden` values.
     pub input: ExpertInput,
@@ -96,7 +96,7 @@ impl ExpertBatch {
     /// The routes of one token.
     #[must_use]
     pub fn routes_of(&self, token: usize) -> &[Route] {
-        &self.routes[token * self.used..(token + 1) * self.used]
+        &self.routes[token * self.experts_used..(token + 1) * self.experts_used]
     }
 
     /// The work of some of the tokens alone.
@@ -109,8 +109,9 @@ impl ExpertBatch {
         ExpertBatch {
             layer: self.layer,
             tokens: tokens.len(),
-            used: self.used,
-            routes: self.routes[tokens.start * self.used..tokens.end * self.used].to_vec(),
+            experts_used: self.experts_used,
+            routes: self.routes[tokens.start * self.experts_used..tokens.end * self.experts_used]
+                .to_vec(),
             input: match &self.input {
                 ExpertInput::F32(v) => ExpertInput::F32(v[input(v.len())].to_vec()),
                 ExpertInput::Q8(v) => ExpertInput::Q8(v[input(v.len())].to_vec()),
@@ -137,7 +138,7 @@ impl ExpertBatch {
             .sum()
     }
 
-    /// Checks every length and id against the model's shape; `used` is what its router chooses for
+    /// Checks every length and id against the model's shape; `experts_used` is what its router chooses for
     /// a token.
     ///
     /// # Errors
@@ -147,7 +148,7 @@ impl ExpertBatch {
         layers: usize,
         grid: Grid,
         hidden: usize,
-        used: usize,
+        experts_used: usize,
     ) -> Result<(), BatchError> {
         if self.layer >= layers {
             return Err(BatchError::Layer {
@@ -155,21 +156,21 @@ impl ExpertBatch {
                 layers,
             });
         }
-        if self.tokens == 0 || self.used == 0 {
+        if self.tokens == 0 || self.experts_used == 0 {
             return Err(BatchError::Empty);
         }
-        if self.used != used {
-            return Err(BatchError::Used {
-                found: self.used,
-                expected: used,
+        if self.experts_used != experts_used {
+            return Err(BatchError::ExpertsUsed {
+                found: self.experts_used,
+                expected: experts_used,
             });
         }
-        let routes = self.tokens.checked_mul(self.used);
+        let routes = self.tokens.checked_mul(self.experts_used);
         if routes != Some(self.routes.len()) {
             return Err(BatchError::Routes {
                 found: self.routes.len(),
                 tokens: self.tokens,
-                used: self.used,
+                experts_used: self.experts_used,
             });
         }
         if let Some(route) = self.routes.iter().find(|r| r.expert >= grid.experts) {
@@ -197,12 +198,12 @@ pub enum BatchError {
     #[error("an expert batch without tokens or experts")]
     Empty,
     #[error("{found} experts a token, where the model's router chooses {expected}")]
-    Used { found: usize, expected: usize },
-    #[error("{found} routes for {tokens} tokens with {used} experts each")]
+    ExpertsUsed { found: usize, expected: usize },
+    #[error("{found} routes for {tokens} tokens with {experts_used} experts each")]
     Routes {
         found: usize,
         tokens: usize,
-        used: usize,
+        experts_used: usize,
     },
     #[error("expert {expert} of a model with {experts} experts a layer")]
     Expert { expert: u32, experts: u32 },
@@ -237,14 +238,14 @@ mod tests {
         let batch = ExpertBatch {
             layer: 4,
             tokens: 3,
-            used: 2,
+            experts_used: 2,
             routes: (0..6).map(route).collect(),
             input: ExpertInput::F32((0..12).map(|i| i as f32).collect()),
             round: true,
         };
         let part = batch.part(1..3);
         assert_eq!(
-            (part.layer, part.tokens, part.used, part.round),
+            (part.layer, part.tokens, part.experts_used, part.round),
             (4, 2, 2, true)
         );
         assert_eq!(part.routes, batch.routes[2..]);
@@ -266,14 +267,14 @@ mod tests {
         let batch = ExpertBatch {
             layer: 0,
             tokens: 2,
-            used: 3,
+            experts_used: 3,
             routes: vec![route; 6],
             input: ExpertInput::F32(vec![0.0; 8]),
             round: true,
         };
         assert_eq!(batch.check(1, grid, 4, 3), Ok(()));
         for expected in [2, 4] {
-            let error = BatchError::Used { found: 3, expected };
+            let error = BatchError::ExpertsUsed { found: 3, expected };
             assert_eq!(batch.check(1, grid, 4, expected), Err(error));
         }
     }

@@ -208,14 +208,14 @@ impl Call<'_> {
             let up_next = up.row_range(features.clone());
             let (gate_xs, up_xs) = (&gate_rows[pairs.clone()], &up_rows[pairs.clone()]);
             let k = self.kernels;
-            k.tile_by_token(
+            k.multiply_rows(
                 &gate,
                 features.clone(),
                 gate_xs,
                 Some(&up_next),
                 &mut task.gate,
             );
-            k.tile_by_token(&up, features, up_xs, next.as_ref(), &mut task.up);
+            k.multiply_rows(&up, features, up_xs, next.as_ref(), &mut task.up);
             let both = task
                 .gate
                 .chunks_exact_mut(width)
@@ -336,7 +336,7 @@ impl Call<'_> {
             let mids = &mids[self.of_group(group)];
             contributions.resize(pairs.len() * of_pair, 0.0);
             let k = self.kernels;
-            k.tile_parts(&strips[g], rows.clone(), mids, next.as_ref(), contributions);
+            k.multiply_rows_by_block(&strips[g], rows.clone(), mids, next.as_ref(), contributions);
             let steps = &self.schedule.steps[group.steps.clone()];
             k.vectorised(|| settle(steps, pairs.start, contributions, waiting, of_pair));
         }

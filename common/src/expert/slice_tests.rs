@@ -35,7 +35,7 @@ fn batch(layer: usize, seed: u64, hidden: usize) -> ExpertBatch {
     ExpertBatch {
         layer,
         tokens,
-        used: 2,
+        experts_used: 2,
         routes,
         input: ExpertInput::F32(input),
         round: !seed.is_multiple_of(3),

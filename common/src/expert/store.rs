@@ -155,7 +155,7 @@ pub struct ExpertShape {
     pub width: usize,
     pub experts: usize,
     /// Experts that a token uses.
-    pub used: usize,
+    pub experts_used: usize,
     /// Format of gate, up and down.
     pub ty: GgmlType,
     /// Order of their bytes.
@@ -170,7 +170,7 @@ pub struct ExpertStore {
     grid: Grid,
     hidden: usize,
     width: usize,
-    used: usize,
+    experts_used: usize,
 }
 
 impl ExpertStore {
@@ -227,7 +227,7 @@ impl ExpertStore {
             grid: Grid::of(hp.experts, hp.expert_width),
             hidden: hp.hidden,
             width: hp.expert_width,
-            used: hp.experts_used,
+            experts_used: hp.experts_used,
         }
     }
 
@@ -260,7 +260,7 @@ impl ExpertStore {
             grid,
             hidden,
             width,
-            used: shape.used,
+            experts_used: shape.experts_used,
         })
     }
 
@@ -319,7 +319,7 @@ impl ExpertStore {
     /// Experts that the model's router chooses for a token.
     #[must_use]
     pub fn experts_used(&self) -> usize {
-        self.used
+        self.experts_used
     }
 
     /// Computes a batch over `rects` on the current rayon pool: the rows of
@@ -336,7 +336,7 @@ impl ExpertStore {
         scratch: &mut ExpertScratch,
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
-        batch.check(self.layers(), self.grid, self.hidden, self.used)?;
+        batch.check(self.layers(), self.grid, self.hidden, self.experts_used)?;
         let parts = rects
             .iter()
             .map(|&rect| self.part(batch.layer, rect))

@@ -14,14 +14,14 @@ pub(super) const GRID: Grid = Grid {
 pub(super) const SHAPE: Shape = Shape {
     layers: 4,
     hidden: 8,
-    used: 3,
+    experts_used: 3,
     grid: GRID,
 };
 pub(super) const FINGERPRINT: [u8; 32] = [5; 32];
 
 /// A batch whose values differ between tokens and calls.
 pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
-    let used = SHAPE.used;
+    let experts_used = SHAPE.experts_used;
     let mut state = (layer * 1000 + tokens) as u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -32,7 +32,7 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
             let first = next() % GRID.experts;
             let weight = (next() % 1000) as f32 / 700.0;
             // Different experts of a token, not in ascending order.
-            (0..used as u32).map(move |slot| Route {
+            (0..experts_used as u32).map(move |slot| Route {
                 expert: (first + slot * 5) % GRID.experts,
                 weight: weight + slot as f32,
             })
@@ -44,7 +44,7 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch {
         layer,
         tokens,
-        used,
+        experts_used,
         routes,
         input: ExpertInput::F32(input),
         round: true,

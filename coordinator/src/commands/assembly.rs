@@ -118,7 +118,7 @@ impl OpenModel {
             shape: Shape {
                 layers: self.hp.layers,
                 hidden: self.hp.hidden,
-                used: self.hp.experts_used,
+                experts_used: self.hp.experts_used,
                 grid,
             },
         })

@@ -19,7 +19,7 @@ use super::model_args::{seconds, up_to};
 use super::out_file::OutFile;
 use crate::calibrate::{self, NodeReport};
 use crate::plan::{
-    Bandwidth, BitRate, Bytes, ClusterFile, CoordinatorMachine, Machine, Nanos, OpRate,
+    Bandwidth, BitRate, Bytes, ClusterFile, CoordinatorMachine, Nanos, NodeMachine, OpRate,
 };
 
 /// Characters of a node's name.
@@ -110,8 +110,8 @@ pub(super) async fn measure(nodes: &[String], how: &MeasureArgs) -> Result<Measu
     // Before the nodes, some of which may be on this machine.
     let own = calibrate::coordinator(Threads::new(how.threads, false), Kernels::detect()).await;
     let own = own.context("no compute threads")?;
-    let patience = Duration::from_secs(how.timeout);
-    let results = calibrate::nodes(nodes, &security, patience).await;
+    let timeout = Duration::from_secs(how.timeout);
+    let results = calibrate::nodes(nodes, &security, timeout).await;
     let (mut reports, mut failed) = (Vec::new(), 0);
     for result in results {
         match result {
@@ -165,7 +165,7 @@ fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterFile {
         let name = unused(&name(&report.address), &names);
         names.push(name.clone());
         let rates = report.measured.as_ref().map(|(rates, _)| rates);
-        Machine {
+        NodeMachine {
             name,
             address: Some(report.address.clone()),
             memory: rates.and_then(|r| r.memory).map(Bytes),

@@ -13,7 +13,8 @@ use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
 use crate::scheduler::{
-    Event, Finish, GenerateError, GenerateRequest, Generation, Reading, random_seed,
+    AnswerFormat, GenerateError, GenerateRequest, Generation, GenerationEvent, GenerationSummary,
+    random_seed,
 };
 
 /// How to talk.
@@ -195,25 +196,20 @@ impl<'a> Chat<'a> {
             ..Conversation::default()
         };
         let prompt = render(&conversation, self.service.dialect)?;
+        let tokenizer = &self.service.vocabulary.tokenizer;
+        let tokens = tokenizer.encode_segments(&prompt.segments);
+        let format = AnswerFormat::Chat {
+            start: prompt.start,
+            tools_offered: false,
+        };
         let generation = self.service.scheduler.submit(GenerateRequest {
-            prompt: self
-                .service
-                .vocabulary
-                .tokenizer
-                .encode_segments(&prompt.segments),
             max_tokens: Some(self.args.max_tokens),
             sampling: SamplingParams {
                 temperature: self.args.temperature,
                 seed: self.args.seed.unwrap_or_else(random_seed),
                 ..SamplingParams::default()
             },
-            stop: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            reading: Reading::Chat {
-                start: prompt.start,
-                tools_offered: false,
-            },
+            ..GenerateRequest::new(tokens, format)
         })?;
         show(generation, interrupt).await
     }
@@ -233,17 +229,17 @@ async fn show(mut generation: Generation, interrupt: &mut Signal) -> Result<Answ
     loop {
         tokio::select! {
             event = generation.next_event() => match event {
-                Event::Token(drawn) => {
+                GenerationEvent::Token(token) => {
                     bar.finish_and_clear();
-                    answer.print(drawn.deltas)?;
+                    answer.print(token.deltas)?;
                 }
-                Event::Finished { deltas, finish } => {
+                GenerationEvent::Finished { deltas, summary } => {
                     bar.finish_and_clear();
                     answer.print(deltas)?;
-                    print_speed(&finish);
+                    print_speed(&summary);
                     return Ok(answer);
                 }
-                Event::Failed(error) => {
+                GenerationEvent::Failed(error) => {
                     bar.finish_and_clear();
                     return Err(error.into());
                 }
@@ -327,9 +323,9 @@ fn harmless(text: &str) -> String {
     text.chars().map(visible).collect()
 }
 
-fn print_speed(finish: &Finish) {
+fn print_speed(summary: &GenerationSummary) {
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
-    let (usage, timings) = (finish.usage, finish.timings);
+    let (usage, timings) = (summary.usage, summary.timings);
     println!();
     eprintln!(
         "[{} tokens read at {:.1}/s, {} written at {:.1}/s{}]",
@@ -337,7 +333,7 @@ fn print_speed(finish: &Finish) {
         rate(usage.prompt_tokens, timings.prefill),
         usage.completion_tokens,
         rate(usage.completion_tokens.saturating_sub(1), timings.decode),
-        if finish.reason == FinishReason::Length {
+        if summary.reason == FinishReason::Length {
             ", cut at the token limit"
         } else {
             ""

@@ -11,7 +11,8 @@ use super::assembly::OpenModel;
 use super::calibrate::{MeasureArgs, measure};
 use super::model_args::{ModelFiles, up_to};
 use crate::plan::{
-    Assumptions, Bytes, ClusterFile, CoordinatorMachine, Copies, Demand, Machine, Plan, plan,
+    Assumptions, Bytes, ClusterFile, CoordinatorMachine, Demand, ExtraReplicas, NodeMachine,
+    PlacementPlan, plan,
 };
 
 mod report;
@@ -54,7 +55,7 @@ pub struct PlanArgs {
     /// A node, beside those of the file: name=a,memory=64G, and if known address=, bandwidth=,
     /// link=, rtt= and compute=; repeatable
     #[arg(long = "node", value_name = "PROPERTIES")]
-    pub nodes: Vec<Machine>,
+    pub nodes: Vec<NodeMachine>,
 
     /// The coordinator's machine, in place of the file's: memory=, bandwidth=, link=, compute=
     /// or disk=, comma-separated
@@ -88,7 +89,7 @@ pub async fn run(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
-async fn make(args: &PlanArgs) -> Result<Plan> {
+async fn make(args: &PlanArgs) -> Result<PlacementPlan> {
     let mut listed = match &args.cluster {
         Some(path) => ClusterFile::read(path)?,
         None if args.calibrate.is_empty() => ClusterFile::default(),
@@ -107,8 +108,10 @@ async fn make(args: &PlanArgs) -> Result<Plan> {
         "there are no nodes to plan for: list them with --cluster, --calibrate or --node"
     );
     let cluster = listed.resolve(&Assumptions::default(), args.reserve)?;
-    let copies = args.replicas.map_or(Copies::AsFit, Copies::Exactly);
-    Ok(plan(demand(args)?, cluster, copies)?)
+    let extra = args
+        .replicas
+        .map_or(ExtraReplicas::AsFit, ExtraReplicas::Exactly);
+    Ok(plan(demand(args)?, cluster, extra)?)
 }
 
 fn demand(args: &PlanArgs) -> Result<Demand> {

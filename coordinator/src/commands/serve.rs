@@ -14,7 +14,8 @@ use super::join_args::{JoinArgs, Sharing};
 use super::model_args::{count, seconds, size};
 use super::service::{Service, ServiceArgs};
 use super::stop::Stop;
-use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
+use crate::cluster::NodeState;
+use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
 
 /// Where and how to serve.
 #[derive(Args, Clone, Debug)]
@@ -111,7 +112,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         () = stop.asked() => return Ok(()),
     };
     tokio::spawn(http::keep_up(metrics.clone()));
-    let app = App::new(
+    let mut app = App::new(
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(&args, &service)?,
@@ -121,8 +122,19 @@ pub async fn run(args: ServeArgs) -> Result<()> {
             keep_alive: Duration::from_secs(args.keep_alive),
         },
         metrics,
-    )
-    .with_cluster(service.cluster.clone());
+    );
+    if let Some(table) = service.cluster.clone() {
+        app = app.with_nodes(move || {
+            let nodes = table.nodes();
+            NodeCounts {
+                up: nodes
+                    .iter()
+                    .filter(|node| matches!(node.state, NodeState::Up))
+                    .count(),
+                total: nodes.len(),
+            }
+        });
+    }
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::meter;
+use super::request_metrics;
 use crate::cluster::{dispatch, node_metrics};
-use crate::scheduler::measures;
+use crate::scheduler::scheduler_metrics;
 use crate::share;
 
 /// Installs the recorder, once; later calls return the same handle.
@@ -25,8 +25,8 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
         .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
-    measures::describe();
-    meter::describe();
+    scheduler_metrics::describe();
+    request_metrics::describe();
     share::describe();
     node_metrics::describe();
     dispatch::describe();
@@ -34,9 +34,11 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
-    let mut builder = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), measures::SECONDS)?;
-    for (name, bounds) in [measures::TOKENS, node_metrics::CALL_SECONDS] {
+    let mut builder = PrometheusBuilder::new().set_buckets_for_metric(
+        Matcher::Suffix("_seconds".into()),
+        scheduler_metrics::SECONDS,
+    )?;
+    for (name, bounds) in [scheduler_metrics::TOKENS, node_metrics::CALL_SECONDS] {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), bounds)?;
     }
     Ok(builder)

@@ -34,7 +34,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 2,
     hidden: 4,
-    used: 1,
+    experts_used: 1,
     grid: GRID,
 };
 const FINGERPRINT: [u8; 32] = [3; 32];
@@ -175,7 +175,7 @@ fn work(id: u64, weight: f32) -> pb::Work {
     let batch = ExpertBatch {
         layer: 0,
         tokens: 1,
-        used: 1,
+        experts_used: 1,
         routes: vec![Route { expert: 0, weight }],
         input: ExpertInput::F32(vec![0.0; SHAPE.hidden]),
         round: true,
@@ -248,7 +248,14 @@ async fn coordinators_that_do_not_fit_are_told_why() {
             ["03".repeat(32), "04".repeat(32)],
         ),
         (
-            hello(&FINGERPRINT, &Shape { used: 9, ..SHAPE }, PROTOCOL_VERSION),
+            hello(
+                &FINGERPRINT,
+                &Shape {
+                    experts_used: 9,
+                    ..SHAPE
+                },
+                PROTOCOL_VERSION,
+            ),
             ["computes 1 experts", "chooses 9"].map(str::to_owned),
         ),
     ] {

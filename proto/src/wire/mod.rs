@@ -43,7 +43,7 @@ pub struct Shape {
     /// Width of a layer's input and of a row of a reply.
     pub hidden: usize,
     /// Experts that the router chooses for a token.
-    pub used: usize,
+    pub experts_used: usize,
     pub grid: Grid,
 }
 
@@ -174,7 +174,7 @@ mod tests {
         let shape = Shape {
             layers: 1,
             hidden: 4096,
-            used: 6,
+            experts_used: 6,
             grid,
         };
         assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 512);

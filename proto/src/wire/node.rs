@@ -34,7 +34,7 @@ pub enum Mismatch {
     #[error(
         "the node computes {node} experts a token, the coordinator's router chooses {coordinator}"
     )]
-    Used { node: u64, coordinator: u64 },
+    ExpertsUsed { node: u64, coordinator: u64 },
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -54,7 +54,7 @@ pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape, version: u32) -> pb:
         oldest_version: ours.oldest,
         fingerprint: fingerprint.to_vec().into(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        used: shape.used as u32,
+        used: shape.experts_used as u32,
     }
 }
 
@@ -87,9 +87,9 @@ pub fn check_hello(
             coordinator: theirs,
         }));
     }
-    if hello.used as usize != shape.used {
-        return Ok(Err(Mismatch::Used {
-            node: shape.used as u64,
+    if hello.used as usize != shape.experts_used {
+        return Ok(Err(Mismatch::ExpertsUsed {
+            node: shape.experts_used as u64,
             coordinator: hello.used.into(),
         }));
     }
@@ -183,7 +183,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
         shape: Shape {
             layers: reply.layers as usize,
             hidden: reply.hidden as usize,
-            used: reply.used as usize,
+            experts_used: reply.used as usize,
             grid,
         },
         held: decode_held(grid, reply.layers as usize, &reply.held, &reply.held_layers)?,

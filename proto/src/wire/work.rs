@@ -19,7 +19,7 @@ use crate::pb;
 pub struct EncodedBatch {
     layer: u32,
     tokens: u32,
-    used: u32,
+    experts_used: u32,
     round: bool,
     format: pb::InputFormat,
     routes: Bytes,
@@ -33,14 +33,16 @@ impl EncodedBatch {
         EncodedBatch {
             layer: batch.layer as u32,
             tokens: range.len() as u32,
-            used: batch.used as u32,
+            experts_used: batch.experts_used as u32,
             round: batch.round,
             format: match batch.input.format() {
                 ActivationFormat::F32 => pb::InputFormat::F32,
                 ActivationFormat::Q8 => pb::InputFormat::Q8,
                 ActivationFormat::Q8K => pb::InputFormat::Q8k,
             },
-            routes: encode_routes(&batch.routes[range.start * batch.used..range.end * batch.used]),
+            routes: encode_routes(
+                &batch.routes[range.start * batch.experts_used..range.end * batch.experts_used],
+            ),
             input: encode_input(&batch.input, range, batch.tokens),
         }
     }
@@ -52,7 +54,7 @@ impl EncodedBatch {
             id,
             layer: self.layer,
             tokens: self.tokens,
-            used: self.used,
+            used: self.experts_used,
             routes: self.routes.clone(),
             format: self.format.into(),
             round: self.round,
@@ -81,16 +83,20 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Ca
     bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
     let most_ms = MAX_DEADLINE.as_millis() as u64;
     bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
-    let (tokens, used) = (work.tokens as usize, work.used as usize);
-    if used != shape.used {
-        let expected = shape.used;
-        return Err(BatchError::Used {
-            found: used,
+    let (tokens, experts_used) = (work.tokens as usize, work.used as usize);
+    if experts_used != shape.experts_used {
+        let expected = shape.experts_used;
+        return Err(BatchError::ExpertsUsed {
+            found: experts_used,
             expected,
         }
         .into());
     }
-    length("routes", work.routes.len(), tokens * used * ROUTE_BYTES)?;
+    length(
+        "routes",
+        work.routes.len(),
+        tokens * experts_used * ROUTE_BYTES,
+    )?;
     let format = decode_format(work.format)?;
     check_input(work, tokens, format, shape)?;
 
@@ -115,12 +121,12 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Ca
     let batch = ExpertBatch {
         layer: work.layer as usize,
         tokens,
-        used,
+        experts_used,
         routes: decode_routes(&work.routes),
         input: decode_input(format, &work.input),
         round: work.round,
     };
-    batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
+    batch.check(shape.layers, shape.grid, shape.hidden, shape.experts_used)?;
     Ok(Call {
         id: work.id,
         batch,

@@ -12,7 +12,7 @@ fn defined(w: &Matrix<'_>, acts: &Activations) -> Vec<f32> {
     let scalar = Kernels::named("scalar").unwrap();
     let mut out = vec![f32::NAN; w.rows() * acts.rows()];
     for t in 0..acts.rows() {
-        scalar.tile(
+        scalar.multiply_row_by_row(
             w,
             0..w.rows(),
             &[acts.row(t)],

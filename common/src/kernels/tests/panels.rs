@@ -36,18 +36,18 @@ fn assert_same_bits(plain: &[u8], rows: usize, cols: usize, x: &[Vec<BlockQ8K>])
             list.extend(x.iter().map(|x| ActRow::Q8K(&x[b..b + 1])));
         }
         let mut parts = vec![f32::NAN; list.len() * rows];
-        scalar.tile_parts(&w, 0..rows, &list, None, &mut parts);
+        scalar.multiply_rows_by_block(&w, 0..rows, &list, None, &mut parts);
         for kernels in Kernels::available() {
             let label = format!("{panels:?} x {} on {}", x.len(), kernels.name());
             assert_eq!(bits(&tile(kernels, &panels, &xs)), expected, "{label}");
             let turned = tile_by_token(kernels, &panels, &xs);
             assert_eq!(bits(&turned), expected, "{label}, by token");
             let mut out = vec![f32::NAN; parts.len()];
-            kernels.tile_parts(&panels, 0..rows, &list, Some(&w), &mut out);
+            kernels.multiply_rows_by_block(&panels, 0..rows, &list, Some(&w), &mut out);
             assert_eq!(bits(&out), bits(&parts), "{label}, in parts");
             let last = rows - PANEL_ROWS;
             let mut out = vec![f32::NAN; PANEL_ROWS * xs.len()];
-            kernels.tile(&panels, last..rows, &xs, &mut out);
+            kernels.multiply_row_by_row(&panels, last..rows, &xs, &mut out);
             assert_eq!(
                 bits(&out),
                 expected[last * xs.len()..],
@@ -153,7 +153,7 @@ fn what_has_no_panels_is_refused() {
     let ragged = Matrix::stored(Layout::Panels, GgmlType::Q4K, 24, 256, &bytes).unwrap_err();
     assert_eq!(
         ragged.to_string(),
-        "a Q4_K matrix of 24 rows has no panels: those are of 16 Q4_K rows"
+        "a Q4_K matrix of 24 rows cannot be stored in panels of 16 Q4_K rows"
     );
     let other = Matrix::stored(Layout::Panels, GgmlType::Q8_0, 16, 32, &bytes[..16 * 34]);
     assert!(matches!(

@@ -19,10 +19,10 @@ fn results(kernels: Kernels, w: &Matrix<'_>, acts: &Activations, parts: &[ActRow
     let mut whole = vec![0.0; ROWS * tokens];
     kernels.matmul(w, acts, &mut whole);
     let mut in_parts = vec![0.0; ROWS * parts.len()];
-    kernels.tile_parts(w, 0..ROWS, parts, None, &mut in_parts);
+    kernels.multiply_rows_by_block(w, 0..ROWS, parts, None, &mut in_parts);
     let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
     let mut by_token = vec![0.0; ROWS * tokens];
-    kernels.tile_by_token(w, 0..ROWS, &xs, None, &mut by_token);
+    kernels.multiply_rows(w, 0..ROWS, &xs, None, &mut by_token);
     // All have the rows innermost.
     whole.extend(in_parts);
     whole.extend(by_token);

@@ -2,19 +2,23 @@
 
 use std::arch::x86_64::*;
 
-use super::step::Madd;
-use super::{Factors, load_128, load_256, load_halves, load_i16, part};
-use super::{along_256, eight_rows, f16_lone, half_panel, sixteen, two_bits};
-use super::{spread_mins, sum_four_256, sum_mins, two_halves};
+use super::block_terms::{Factors, spread_mins, sum_mins, two_halves};
+use super::byte_products::Madd;
+use super::q4_k_panel_gemm_256;
+use super::vectors::{
+    load_128, load_256, load_halves, load_i16, part, prefetch, store_f32x4, sum_four_256,
+};
+use super::{f16_gemv, peak, q2_k_iq2_xxs, q4_k_gemm_8rows_256, q4_k_gemv_256};
+use crate::kernels::instruction_set::{InstructionSet, IsaName};
 use crate::kernels::lanes::{self, LANES};
-use crate::kernels::q4_k::{Four, Rows};
-use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::Places;
-use crate::quant::SuperBlock;
-use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock};
+use crate::kernels::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults};
+use crate::kernels::scalar::Scalar;
+use crate::quant::{
+    BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock, SuperBlock,
+};
 use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
 
-/// Tokens whose lanes are kept while a part of a row meets them.
+/// Activations whose lanes are kept while they are multiplied with a part of a row.
 const TOKENS: usize = 64;
 
 /// Proof that the CPU has AVX2 and F16C.
@@ -28,60 +32,76 @@ impl Avx2 {
     }
 }
 
-impl RowKernel for Avx2 {
-    const F16_LONE: bool = true;
-    const EIGHT: bool = true;
-    const TERMS: bool = true;
+impl InstructionSet for Avx2 {
+    type Base = Scalar;
 
-    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
-        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { eight_rows::q4_k_eight::<Madd>(w, xs, ahead, out) }
+    const ISA: IsaName = IsaName::Avx2;
+
+    fn base(self) -> Scalar {
+        Scalar
     }
 
-    fn q4_k_panel<const FRESH: bool>(
+    fn q4_k_gemm_8rows(
+        self,
+        w: BlockRows<'_, 8>,
+        xs: &[&BlockQ8K],
+        ahead: *const u8,
+        out: &mut [[f32; 8]],
+    ) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { q4_k_gemm_8rows_256::q4_k_gemm_8rows::<Madd>(w, xs, ahead, out) }
+    }
+
+    fn q4_k_panel_gemm<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
         ahead: impl Fn(usize) -> *const u8,
-        out: &mut Places<'_>,
+        out: &mut PanelResults<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { half_panel::q4_k_panel::<Madd, FRESH>(panel, xs, ahead, out) }
+        unsafe { q4_k_panel_gemm_256::q4_k_panel_gemm::<Madd, FRESH>(panel, xs, ahead, out) }
     }
 
-    fn q4_k_terms(
+    fn q4_k_gemv_4blocks(
         self,
         row: &[u8],
         x: &[&BlockQ8K],
-        fours: &[Four],
+        fours: &[FourBlocks],
         ahead: *const u8,
         terms: &mut [f32],
     ) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { along_256::q4_k_terms(row, x, fours, ahead, terms) }
+        unsafe { q4_k_gemv_256::q4_k_gemv_4blocks(row, x, fours, ahead, terms) }
     }
 
     fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { two_bits::row::<Q2K>(row, xs, out) }
+        unsafe { q2_k_iq2_xxs::row::<Q2K>(row, xs, out) }
     }
 
     fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) }
+        unsafe { q2_k_iq2_xxs::row::<Iq2Xxs>(row, xs, out) }
     }
 
     fn prefetch(self, start: *const u8, bytes: usize) {
-        sixteen::prefetch(start, bytes);
+        prefetch(start, bytes);
     }
 
-    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+    fn read_through(self, bytes: &[u8]) -> u64 {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
-        unsafe { f16_lone::f16_lone_256(row, x, ahead) }
+        unsafe { peak::read_avx2(bytes) }
     }
 
-    fn name(self) -> &'static str {
-        "avx2"
+    fn multiply_bytes(self, rounds: u32) -> Option<u64> {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        Some(unsafe { peak::multiply_avx2(rounds) })
+    }
+
+    fn f16_gemv(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { f16_gemv::f16_gemv_256(row, x, ahead) }
     }
 
     fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
@@ -392,7 +412,7 @@ fn add_small(
     }
     for (four, sum) in sums.into_iter().enumerate() {
         let mut integers = [0.0; 4];
-        super::store_f32x4(_mm_cvtepi32_ps(sum), &mut integers);
+        store_f32x4(_mm_cvtepi32_ps(sum), &mut integers);
         for (i, integer) in integers.into_iter().enumerate() {
             let at = 4 * four + i;
             lanes[at] += (scales[at] * x[at].d) * integer;

@@ -6,7 +6,6 @@
 
 mod fill;
 pub mod presets;
-mod rng;
 
 use std::io;
 use std::path::Path;
@@ -15,8 +14,8 @@ use super::HyperParams;
 use super::layout::{self, Kind, Spec};
 use crate::gguf::{GgufWriter, Value, WriteError};
 use crate::quant::GgmlType;
+use crate::random::SplitMix64;
 use fill::Filler;
-use rng::SplitMix;
 
 /// What a synthetic model is made of, beyond its shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,7 +142,7 @@ pub fn write(path: &Path, hp: &HyperParams, recipe: &Recipe) -> Result<u64, Writ
         let filler = filler(hp, spec, planned.ty);
         stream(
             &filler,
-            SplitMix::named(recipe.seed, &planned.name),
+            SplitMix64::named(recipe.seed, &planned.name),
             planned.bytes,
             out,
         )
@@ -179,7 +178,7 @@ fn filler(hp: &HyperParams, spec: &Spec, ty: GgmlType) -> Filler {
 /// One thread makes several GB/s, more than most disks take.
 fn stream(
     filler: &Filler,
-    mut rng: SplitMix,
+    mut rng: SplitMix64,
     total: u64,
     out: &mut dyn io::Write,
 ) -> io::Result<()> {

@@ -191,7 +191,7 @@ impl Dispatcher {
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
         let shape = self.settings.shape;
-        batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
+        batch.check(shape.layers, shape.grid, shape.hidden, shape.experts_used)?;
         self.refresh_view();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))

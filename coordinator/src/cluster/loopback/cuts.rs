@@ -72,7 +72,7 @@ fn nodes_count_all_work_and_share_it() {
     assert!(
         counters
             .iter()
-            .all(|c| c.calls == 1 && c.expert_blocks == 10 * SHAPE.used as u64)
+            .all(|c| c.calls == 1 && c.expert_blocks == 10 * SHAPE.experts_used as u64)
     );
     assert!(
         counters

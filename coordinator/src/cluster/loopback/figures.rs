@@ -18,7 +18,7 @@ use crate::cluster::scripted::FINGERPRINT;
 const FLASH: Shape = Shape {
     layers: 1,
     hidden: 4096,
-    used: 6,
+    experts_used: 6,
     grid: Grid {
         experts: 256,
         blocks: 8,
@@ -120,8 +120,8 @@ fn flash_batch() -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch {
         layer: 0,
         tokens: 1,
-        used: FLASH.used,
-        routes: (0..FLASH.used).map(route).collect(),
+        experts_used: FLASH.experts_used,
+        routes: (0..FLASH.experts_used).map(route).collect(),
         input: ExpertInput::Q8K(vec![BlockQ8K::ZERO; FLASH.hidden / 256]),
         round: true,
     })

@@ -29,7 +29,7 @@ impl Impostor {
                 fingerprint: FINGERPRINT.to_vec().into(),
                 layers: SHAPE.layers as u32,
                 hidden: SHAPE.hidden as u32,
-                used: SHAPE.used as u32,
+                used: SHAPE.experts_used as u32,
                 grid_experts: GRID.experts,
                 grid_blocks: GRID.blocks,
                 held: ds4_proto::wire::encode_tiles(&TileSet::whole(GRID)),

@@ -33,7 +33,7 @@ impl Model {
             shape: Shape {
                 layers: hp.layers,
                 hidden: hp.hidden,
-                used: hp.experts_used,
+                experts_used: hp.experts_used,
                 grid: Grid::of(hp.experts, hp.expert_width),
             },
         };
@@ -64,17 +64,17 @@ impl Model {
         };
         let mut input = Activations::new();
         input.set(format, hidden, &values);
-        let used = self.hp.experts_used;
-        let routes = (0..tokens * used)
+        let experts_used = self.hp.experts_used;
+        let routes = (0..tokens * experts_used)
             .map(|i| Route {
-                expert: ((i / used * 3 + i % used * 5) % self.hp.experts) as u32,
+                expert: ((i / experts_used * 3 + i % experts_used * 5) % self.hp.experts) as u32,
                 weight: 0.1 + (i % 7) as f32 / 5.0,
             })
             .collect();
         Arc::new(ExpertBatch {
             layer,
             tokens,
-            used,
+            experts_used,
             routes,
             input: ExpertInput::from_activations(&input),
             round,

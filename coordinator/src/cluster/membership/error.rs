@@ -93,8 +93,8 @@ fn shape_text(shape: &Shape) -> String {
     let Shape {
         layers,
         hidden,
-        used,
+        experts_used,
         grid,
     } = shape;
-    format!("{layers} layers, width {hidden}, {used} experts per token and {grid}")
+    format!("{layers} layers, width {hidden}, {experts_used} experts per token and {grid}")
 }

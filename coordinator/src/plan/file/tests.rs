@@ -101,7 +101,7 @@ fn mistakes_name_their_place() {
         (
             "name = \"b\"",
             "name = \"a\"",
-            "node a: name: it is there twice",
+            "node a: name: two nodes have this name",
         ),
         ("name = \"b\"", "name = \"../b\"", "node \"../b\": name"),
         (
@@ -124,7 +124,7 @@ fn mistakes_name_their_place() {
         (
             "layers = \"2..4\"",
             "layers = \"2..9\"",
-            "layers: the model has the layers 0..4",
+            "layers: the model has layers 0..4",
         ),
         (
             "layers = \"2..4\"",
@@ -155,11 +155,11 @@ fn mistakes_name_their_place() {
     let replica = "[[replica]]\nnode = \"b\"\nlayers = \"0..1\"\ntiles = [\"blocks=2..3\"]\n";
     let text = error(&format!("{EXAMPLE}\n{replica}"));
     assert!(
-        text.contains("node b: replica: it does not hold experts 0..12 blocks 2..3"),
+        text.contains("node b: replica: the node does not hold experts 0..12 blocks 2..3"),
         "{text}"
     );
     let twice = EXAMPLE.replace("name = \"b\"", "name = \"b\"\naddress = \"10.0.0.1:50051\"");
-    assert!(error(&twice).contains("node b: address: another node has"));
+    assert!(error(&twice).contains("node b: address: another node also has"));
 }
 
 #[test]
@@ -222,10 +222,10 @@ fn any_rects() -> impl Strategy<Value = Vec<TileRect>> {
     })
 }
 
-fn any_machine() -> impl Strategy<Value = Machine> {
+fn any_machine() -> impl Strategy<Value = NodeMachine> {
     let amount = || prop::option::of(0u64..1 << 45);
     let rest = (amount(), amount(), amount(), amount(), amount());
-    (prop::option::of("[a-z]{1,5}:[0-9]{4}"), rest).prop_map(|(address, rest)| Machine {
+    (prop::option::of("[a-z]{1,5}:[0-9]{4}"), rest).prop_map(|(address, rest)| NodeMachine {
         name: String::new(),
         address,
         memory: rest.0.map(Bytes),

@@ -10,7 +10,7 @@ const GRID: Grid = Grid {
 const SHAPE: Shape = Shape {
     layers: 6,
     hidden: 8,
-    used: 2,
+    experts_used: 2,
     grid: GRID,
 };
 const MS: Duration = Duration::from_millis(1);

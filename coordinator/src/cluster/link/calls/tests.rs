@@ -34,7 +34,7 @@ impl Bench {
         let batch = ExpertBatch {
             layer: 0,
             tokens: 1,
-            used: 1,
+            experts_used: 1,
             routes: vec![Route {
                 expert: 0,
                 weight: 1.0,
