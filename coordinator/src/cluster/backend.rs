@@ -13,8 +13,8 @@ use super::dispatch::{DispatchSettings, Dispatcher, HealthState};
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeState, NodeStatus, NodeTable, Resolver,
-    SystemResolver, follow, wait_ready,
+    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
+    wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::transport::Transport;
@@ -127,12 +127,6 @@ impl ClusterBackend {
         })
     }
 
-    /// The state of every node.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<NodeStatus> {
-        self.nodes.table.nodes()
-    }
-
     /// The table of nodes, which stays up to date.
     #[must_use]
     pub fn table(&self) -> Arc<NodeTable> {
@@ -143,16 +137,6 @@ impl ClusterBackend {
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
         self.dispatcher.health_states()
-    }
-
-    /// The nodes that accept no work: address and reason.
-    #[must_use]
-    pub fn faults(&self) -> Vec<(String, String)> {
-        let fault = |node: NodeStatus| match node.state {
-            NodeState::Up => None,
-            state => Some((node.name.to_string(), state.to_string())),
-        };
-        self.nodes().into_iter().filter_map(fault).collect()
     }
 }
 

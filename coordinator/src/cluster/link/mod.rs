@@ -134,7 +134,7 @@ pub(super) async fn run(target: LinkTarget) {
 }
 
 /// A compute stream after the handshake.
-struct ComputeStream {
+struct OpenStream {
     outbound: mpsc::Sender<pb::ComputeRequest>,
     inbound: Streaming<pb::ComputeReply>,
     /// Calls in flight.
@@ -144,7 +144,7 @@ struct ComputeStream {
 }
 
 /// Connects, asks what the node is, and shakes hands.
-async fn open(target: &LinkTarget) -> Result<ComputeStream, LinkFault> {
+async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
     let connected = target.endpoint.connect().await;
     let channel = connected.map_err(|e| LinkFault::Lost(error_text(&e)))?;
     let info = describe::describe(&target.name, channel.clone(), &target.expected).await?;
@@ -163,7 +163,7 @@ async fn handshake(
     target: &LinkTarget,
     channel: Channel,
     info: &NodeInfo,
-) -> Result<ComputeStream, LinkFault> {
+) -> Result<OpenStream, LinkFault> {
     let lost = |status: tonic::Status| LinkFault::Lost(status_text(&status));
     let Expectation { fingerprint, shape } = &target.expected;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
@@ -182,7 +182,7 @@ async fn handshake(
     };
     let (window, held) = decode_welcome(&welcome, shape)
         .map_err(|e| LinkFault::Lost(format!("malformed welcome: {e}")))?;
-    Ok(ComputeStream {
+    Ok(OpenStream {
         outbound,
         inbound,
         window: window.min(MAX_WINDOW),
@@ -208,7 +208,7 @@ impl Drop for ConnectionGuard<'_> {
 }
 
 /// Serves calls until the connection ends. Returns the reason, and whether any call was answered.
-async fn serve(target: &LinkTarget, stream: ComputeStream) -> (LinkFault, bool) {
+async fn serve(target: &LinkTarget, stream: OpenStream) -> (LinkFault, bool) {
     let metrics = Arc::clone(&target.metrics);
     let calls = Arc::new(ConnectionCalls::new(
         metrics,
