@@ -104,8 +104,8 @@ fn halves(ty: GgmlType) -> &'static [usize] {
     }
 }
 
-/// What every instruction set makes of the tile, row by row and token by token, and of it in parts
-/// of 256 columns where `parts` holds the activations for that; of `panels` the same.
+/// Compares all instruction sets on the rows of `w`, in the output row by row and token by token,
+/// and in blocks of 256 columns where `parts` holds the activations for that; on `panels` too.
 fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts: &[ActRow<'_>]) {
     let all = Kernels::available();
     let both = [Some(w), panels].into_iter().flatten();
@@ -123,7 +123,7 @@ fn compare(w: &Matrix<'_>, panels: Option<&Matrix<'_>>, xs: &[ActRow<'_>], parts
     let (_, scalar) = results.next().expect("always there");
     for (name, found) in results {
         for (i, (a, b)) in found.iter().zip(&scalar).enumerate() {
-            // Which NaN it is, is not promised.
+            // Which NaN a result is stays open.
             let same = a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
             assert!(
                 same,

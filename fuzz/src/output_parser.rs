@@ -1,16 +1,16 @@
 //! A model's answer. It parses to the same events however it is cut into pieces.
 
-use ds4_coordinator::prompt::{Ended, OutputEvent, OutputParser, Start};
+use ds4_coordinator::prompt::{AnswerStart, Ended, OutputEvent, OutputParser};
 
 use crate::text_of;
 
-const STARTS: [Start; 6] = [
-    Start::Plain,
-    Start::Reasoning,
-    Start::ReasoningContinued,
-    Start::Content,
-    Start::ContentContinued,
-    Start::ToolCalls,
+const STARTS: [AnswerStart; 6] = [
+    AnswerStart::Plain,
+    AnswerStart::Reasoning,
+    AnswerStart::ReasoningContinued,
+    AnswerStart::Content,
+    AnswerStart::ContentContinued,
+    AnswerStart::ToolCalls,
 ];
 
 /// The events with neighbours of one kind joined.

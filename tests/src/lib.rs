@@ -1,4 +1,4 @@
-//! Shared parts of the golden and cluster tests.
+//! What the golden, cluster, machine and chaos tests share.
 
 pub mod distribution;
 pub mod golden;

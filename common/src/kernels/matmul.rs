@@ -285,7 +285,7 @@ impl Columns {
     ///
     /// # Safety
     /// The memory behind `start` is valid for `rows * tokens` writes, and no other thread accesses
-    /// this part of it meanwhile.
+    /// this part of it during the call.
     unsafe fn write(&self, rows: Range<usize>, tokens: Range<usize>, results: &[f32]) {
         assert!(rows.end <= self.rows && tokens.end <= self.tokens);
         assert_eq!(results.len(), rows.len() * tokens.len());

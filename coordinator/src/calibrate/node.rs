@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ds4_common::measure::MachineRates;
 use ds4_proto::channel;
 use ds4_proto::error_text::{error_text, status_text};
 use ds4_proto::limits::{MAX_DESCRIPTION_BYTES, MAX_PROBE_BUDGET};
@@ -9,7 +10,7 @@ use ds4_proto::pb::MeasureRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
 use ds4_proto::security::Security;
-use ds4_proto::wire::{MachineRates, NodeInfo, Versions, decode_node};
+use ds4_proto::wire::{NodeInfo, Versions, decode_node, decode_rates};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -102,7 +103,7 @@ impl<'a> Node<'a> {
             None => tracing::warn!(
                 node = self.address,
                 software = info.software,
-                "the software of an expert node is too old to measure its machine; defaults are assumed"
+                "an expert node's software cannot measure its machine; defaults are assumed"
             ),
         }
         Ok(MachineReport {
@@ -150,7 +151,7 @@ impl<'a> Node<'a> {
         loop {
             match client.measure(request).await {
                 Ok(reply) => {
-                    let rates = MachineRates::decode(reply.get_ref());
+                    let rates = decode_rates(reply.get_ref());
                     return rates
                         .map(Some)
                         .map_err(|problem| CalibrateError::Malformed {

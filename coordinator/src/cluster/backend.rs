@@ -31,8 +31,8 @@ pub struct ClusterOptions {
     pub startup_timeout: Duration,
     /// Whether to start although some tiles are on no node, if there is a local fallback.
     pub begin_incomplete: bool,
-    /// Time for one layer's experts, failover included. Afterwards the local fallback computes what is
-    /// missing; without one the layer fails.
+    /// Time for one layer's experts, failover included. Afterwards the local fallback computes what
+    /// is missing; without one the layer fails.
     pub deadline: Duration,
     /// Looks up DNS names.
     pub resolver: Arc<dyn Resolver>,
@@ -58,9 +58,9 @@ impl Default for ClusterOptions {
     }
 }
 
-/// An [`ExpertBackend`] over expert nodes that may come and go. `begin` never blocks on a socket: the
-/// links run as tasks on the tokio runtime on which [`ClusterBackend::connect`] was called, until
-/// this is dropped.
+/// An [`ExpertBackend`] over expert nodes that may come and go. `begin` never blocks on a socket:
+/// the links run as tasks on the tokio runtime on which [`ClusterBackend::connect`] was called,
+/// until this is dropped.
 #[derive(Debug)]
 pub struct ClusterBackend {
     dispatcher: Dispatcher,

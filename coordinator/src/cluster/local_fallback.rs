@@ -5,9 +5,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use ds4_common::expert::{ExpertBatch, ExpertScratch, ExpertStore};
+use ds4_common::expert::{ExpertBatch, ExpertStore, TileComputer};
 use ds4_common::kernels::Kernels;
-use ds4_common::tiles::{Grid, TileRect};
+use ds4_common::tiles::TileRect;
 
 use crate::engine::ExpertError;
 
@@ -30,31 +30,13 @@ pub trait FallbackExperts: Send + Sync + fmt::Debug {
 /// Routed experts over the coordinator's mapping of the model file, whose pages are read only when
 /// they are needed. One computation at a time.
 #[derive(Debug)]
-pub struct LocalExperts {
-    store: ExpertStore,
-    kernels: Kernels,
-    scratch: Mutex<ExpertScratch>,
-}
+pub struct LocalExperts(Mutex<TileComputer>);
 
 impl LocalExperts {
     /// Computes the experts of `store` with `kernels`.
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        LocalExperts {
-            store,
-            kernels,
-            scratch: Mutex::default(),
-        }
-    }
-
-    /// The tiles of a layer.
-    pub(super) fn grid(&self) -> Grid {
-        self.store.grid()
-    }
-
-    /// Floats in a row.
-    pub(super) fn hidden(&self) -> usize {
-        self.store.hidden()
+        LocalExperts(Mutex::new(TileComputer::new(store, kernels)))
     }
 }
 
@@ -74,9 +56,8 @@ impl FallbackExperts for LocalExperts {
             &part
         };
         // Whatever a panic left in the buffers is overwritten.
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store
-            .compute(self.kernels, batch, &[rect], &mut scratch, out)?;
+        let mut computer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        computer.compute(batch, &[rect], out)?;
         Ok(())
     }
 }

@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, Subtree, TileRect, fold_axis};
-use ds4_proto::wire::Shape;
 
 pub(super) const GRID: Grid = Grid {
     experts: 6,
     blocks: 3,
 };
-pub(super) const SHAPE: Shape = Shape {
+pub(super) const SHAPE: MoeShape = MoeShape {
     layers: 4,
     hidden: 8,
     experts_used: 3,
@@ -41,14 +40,14 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     let input = (0..tokens * SHAPE.hidden)
         .map(|_| next() as f32 / 9e6 - 0.9)
         .collect();
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer,
         tokens,
-        experts_used,
         routes,
         input: ExpertInput::F32(input),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(SHAPE, fields).expect("a legal batch"))
 }
 
 /// The rows of the whole grid, computed in one piece.
@@ -65,7 +64,7 @@ pub(super) fn rows(grid: Grid, batch: &ExpertBatch, rects: &[TileRect]) -> (Vec<
     let mut out = Vec::new();
     let mut leaves = 0;
     for tree in rects.iter().flat_map(|rect| rect.subtrees(grid)) {
-        for token in (0..batch.tokens).filter(|&t| batch.has_row(t, tree)) {
+        for token in batch.rows_of(0..batch.tokens, tree) {
             out.extend(row(grid, batch, token, tree, &mut leaves));
         }
     }

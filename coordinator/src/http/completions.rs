@@ -17,7 +17,7 @@ use super::options::Streaming;
 use super::request_metrics::{GenerateRoute, RequestMeter};
 use super::stream::{self, ChunkWriter};
 use super::token_json::{CompletionLogprobs, usage_json};
-use crate::prompt::{OutputEvent, Prompt};
+use crate::prompt::{OutputEvent, RenderedPrompt};
 use crate::scheduler::{
     AnswerFormat, GeneratedToken, Generation, GenerationEvent, GenerationSummary, TokenUsage,
 };
@@ -74,7 +74,7 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
         CompletionPrompt::Text(text) => {
             let app = Arc::clone(app);
             let work = move || {
-                let prompt = Prompt::completion(&text);
+                let prompt = RenderedPrompt::completion(&text);
                 Ok(app.vocabulary.tokenizer.encode_segments(&prompt.segments))
             };
             on_blocking_thread(work).await?

@@ -16,7 +16,6 @@ mod fields;
 mod guard;
 mod messages;
 mod options;
-mod recorder;
 mod request_metrics;
 mod routes;
 mod server;
@@ -26,6 +25,5 @@ mod token_json;
 
 pub use app::{App, CHAT_ALIAS, HttpSettings, ModelCard, NodeCounts, REASONER_ALIAS};
 pub use error::ApiError;
-pub use recorder::{install_recorder, keep_up};
 pub use request_metrics::describe;
 pub use server::{ConnectionLimits, Site, serve};

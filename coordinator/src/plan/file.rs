@@ -35,17 +35,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::GridCut;
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileRect};
 
 use super::held_rects::held_rects;
 use super::machine::{CoordinatorMachine, NodeMachine};
 
 /// Version of the file format: of its fields and their meaning.
 pub const VERSION: u32 = 1;
-
-/// The most bytes of a plan file: far more than any cluster needs.
-const MAX_BYTES: u64 = 4 << 20;
 
 /// The most nodes of a plan.
 pub const MAX_NODES: usize = 32;
@@ -179,45 +175,6 @@ pub(super) fn read_text(path: &Path, most: u64) -> Result<String, PlanFileError>
 }
 
 impl PlanFile {
-    /// Reads and checks the TOML file at `path`.
-    ///
-    /// # Errors
-    /// The file cannot be read, is too large, is of another version, or has a wrong field; see
-    /// [`PlanFileError`].
-    pub fn read(path: &Path) -> Result<Self, PlanFileError> {
-        Self::parse(&read_text(path, MAX_BYTES)?, path)
-    }
-
-    /// As [`Self::read`], from a text; `source` is the path that errors name.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub fn parse(text: &str, source: &Path) -> Result<Self, PlanFileError> {
-        raw::parse(text, source)
-    }
-
-    /// The text that [`Self::parse`] reads back as the same plan.
-    #[must_use]
-    pub fn to_toml(&self) -> String {
-        raw::show(self)
-    }
-
-    /// Writes the plan to `path`, which is replaced at once or not at all.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<(), PlanFileError> {
-        let failed = |problem| PlanFileError::Io {
-            file: path.to_path_buf(),
-            problem,
-        };
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        std::fs::write(&partial, self.to_toml())
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(failed)
-    }
-
     /// The name and the tiles of every node, in the order of the file.
     #[must_use]
     pub fn nodes(&self) -> Vec<(String, Holdings)> {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
 /// The most characters of a node's name, as in a DNS label.
 const MAX_NAME: usize = 63;

@@ -4,12 +4,12 @@
 //! A module imports only from those above it:
 //!
 //! ```text
-//! quantity      sizes, rates and times as people write them
 //! machine       properties of one machine
 //! demand        what the model requires: bytes, operations, messages
 //! held_rects    a layer's grid, cut by which nodes hold what
 //! file          the plan as TOML (file/raw.rs: its fields and their checks)
 //! cluster_spec  all machines, with assumptions where nothing is known
+//! machine_flags machines as flags describe them
 //! shares        how much of a layer each node gets
 //! placement     which tiles: the primary replica of each
 //! replicas      further replicas, as far as memory goes
@@ -24,10 +24,10 @@ mod demand;
 mod file;
 mod held_rects;
 mod machine;
+mod machine_flags;
 mod placement;
 mod planner;
 mod predict;
-mod quantity;
 mod replicas;
 mod shares;
 #[cfg(test)]
@@ -44,5 +44,4 @@ pub use machine::{CoordinatorMachine, NodeMachine, is_name};
 pub use placement::{PlacedRect, Placement};
 pub use planner::{CHUNK, NodeLoss, NodeShare, PROMPT, PlacementPlan, PlanError, plan};
 pub use predict::{CALL_SECONDS, LayerLoad, StepTime, predict_step};
-pub use quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate, QuantityError};
 pub use replicas::ExtraReplicas;

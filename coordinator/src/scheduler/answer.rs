@@ -7,7 +7,7 @@ use super::queue::QueuedRequest;
 use super::request::{AnswerFormat, GenerateError, GeneratedToken, TokenUsage};
 use super::vocabulary::Vocabulary;
 use crate::prompt::{
-    Ended, FinishReason, OutputEvent, OutputParser, Progress, Start, StreamDecoder,
+    AnswerStart, Continuation, Ended, FinishReason, OutputEvent, OutputParser, StreamDecoder,
 };
 use crate::sampling::{Sampler, greedy, log_probs};
 
@@ -33,7 +33,7 @@ impl AnswerInProgress {
     pub(super) fn new(queued: &QueuedRequest, vocabulary: Arc<Vocabulary>) -> Self {
         let request = &queued.request;
         let (start, tools_offered) = match request.format {
-            AnswerFormat::Text => (Start::Plain, false),
+            AnswerFormat::Text => (AnswerStart::Plain, false),
             AnswerFormat::Chat {
                 start,
                 tools_offered,
@@ -52,7 +52,10 @@ impl AnswerInProgress {
                 prompt_tokens: request.prompt.len(),
                 ..TokenUsage::default()
             },
-            in_reasoning: matches!(start, Start::Reasoning | Start::ReasoningContinued),
+            in_reasoning: matches!(
+                start,
+                AnswerStart::Reasoning | AnswerStart::ReasoningContinued
+            ),
             ended: None,
         }
     }
@@ -99,7 +102,7 @@ impl AnswerInProgress {
         self.text.clear();
         self.decoder
             .push(self.vocabulary.tokenizer.token_bytes(token), &mut self.text);
-        if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
+        if self.parser.push(&self.text, &mut deltas) == Continuation::Stopped {
             self.ended = Some(Ended::Stop);
         }
         // A tool call ends the reasoning without its marker.
@@ -124,7 +127,7 @@ impl AnswerInProgress {
         self.text.clear();
         self.decoder.finish(&mut self.text);
         let mut reason = None;
-        if self.parser.push(&self.text, &mut deltas) == Progress::Stopped {
+        if self.parser.push(&self.text, &mut deltas) == Continuation::Stopped {
             reason = Some(Ended::Stop);
         }
         let reason = self.parser.finish(reason.unwrap_or(ended), &mut deltas);

@@ -1,7 +1,7 @@
 //! How long a request may become, given the memory for KV caches.
 //!
-//! A request is admitted when its caches fit at their longest beside those of all running requests,
-//! so that a shortage of memory neither cuts an answer short nor ends the process.
+//! A request leaves the queue when its caches fit at their longest beside those of all running
+//! requests, so that a shortage of memory neither cuts an answer short nor ends the process.
 
 use std::fmt;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::engine::{EngineError, ExpertError};
-use crate::prompt::{FinishReason, OutputEvent, Start};
+use crate::prompt::{AnswerStart, FinishReason, OutputEvent};
 use crate::sampling::{LogProbs, ParamError, SampleError, SamplingParams};
 
 /// A checked request: everything in it is within its bounds, except for the bounds that depend on
@@ -32,8 +32,8 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// A request with a random seed, default sampling, and neither stop texts nor a limit of its
-    /// own: the one place to give a new field its default. Callers replace what they know better.
+    /// A request with a random seed, default sampling, and neither stop texts nor a token limit.
+    /// All requests are built on it, so a new field gets its default here.
     #[must_use]
     pub fn new(prompt: Vec<u32>, format: AnswerFormat) -> Self {
         GenerateRequest {
@@ -66,7 +66,7 @@ pub enum AnswerFormat {
     /// As a chat answer: reasoning, content and tool calls.
     Chat {
         /// The part of the answer that follows the prompt.
-        start: Start,
+        start: AnswerStart,
         /// Whether tool calls are recognised.
         tools_offered: bool,
     },

@@ -28,7 +28,7 @@ struct RunningRequest<S> {
     next: u32,
     answer: AnswerInProgress,
     /// End of the time in the queue.
-    admitted: Instant,
+    started: Instant,
     first_token: Option<Instant>,
     last_token: Instant,
 }
@@ -85,7 +85,7 @@ impl<M: StepModel> Runner<M> {
         loop {
             // Also before the wait for work, or an idle server would look busy.
             self.note_load();
-            self.admit();
+            self.start_waiting();
             self.drop_cancelled();
             let waiting = self.note_load();
             if !self.running.is_empty() {
@@ -112,7 +112,7 @@ impl<M: StepModel> Runner<M> {
     }
 
     /// Starts waiting requests as far as the limits allow; sleeps when there is nothing to do.
-    fn admit(&mut self) {
+    fn start_waiting(&mut self) {
         let max_wait = self.limits.max_wait;
         for queued in self.queue.take_expired(max_wait) {
             let limit_s = max_wait.as_secs();
@@ -120,7 +120,7 @@ impl<M: StepModel> Runner<M> {
             send(&queued, GenerationEvent::Failed(error));
         }
         let count = self.limits.max_sequences - self.running.len();
-        // Never below zero, since this difference admitted the requests that run.
+        // Never below zero, since requests start only within this difference.
         let kv_free = self.limits.kv_memory.saturating_sub(self.kv_reserved());
         for queued in self.queue.take(count, kv_free, self.running.is_empty()) {
             let now = Instant::now();
@@ -136,7 +136,7 @@ impl<M: StepModel> Runner<M> {
                 fed: 0,
                 next: 0,
                 answer: AnswerInProgress::new(&queued, Arc::clone(&self.vocabulary)),
-                admitted: now,
+                started: now,
                 first_token: None,
                 last_token: now,
                 queued,
@@ -183,7 +183,7 @@ impl<M: StepModel> Runner<M> {
     /// Ends running request `i`. The others keep their order.
     fn leave(&mut self, i: usize, reason: LeaveReason) {
         let running = self.running.remove(i);
-        let service = running.admitted.elapsed();
+        let service = running.started.elapsed();
         // Before the last event, so that a caller that receives it finds room for a new request.
         self.queue.finished(running.queued.id, service);
         let error = match reason {
@@ -301,8 +301,8 @@ impl<S> RunningRequest<S> {
         let usage = self.answer.usage();
         let first = self.first_token.unwrap_or(self.last_token);
         let timings = RequestTimings {
-            queued: self.admitted - self.queued.submitted,
-            prefill: first - self.admitted,
+            queued: self.started - self.queued.submitted,
+            prefill: first - self.started,
             decode: self.last_token - first,
         };
         tracing::info!(

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ds4_common::slice::Progress;
+use ds4_common::slice::ByteProgress;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::Share;
@@ -29,7 +29,7 @@ pub(super) struct PullProgress {
     /// Bytes of all tensors.
     total: u64,
     /// `None` while no pull is under way.
-    progress: Mutex<Option<Progress>>,
+    progress: Mutex<Option<ByteProgress>>,
     sent: Counter,
     done: Gauge,
 }
@@ -65,7 +65,7 @@ impl PullProgress {
                 of = self.total / 1_000_000,
                 "a node began to pull its slice"
             );
-            *progress = Some(Progress::new(self.total, found));
+            *progress = Some(ByteProgress::new(self.total, found));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ds4_common::slice::{Cut, Hasher, SliceError};
+use ds4_common::slice::{CutTensor, Hasher, SliceError};
 use ds4_proto::limits::{SLICE_CHUNK_BYTES, SLICE_STALL};
 use ds4_proto::pb::{self, fetch_reply};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -16,7 +16,7 @@ pub(super) type FetchResult = Result<pb::FetchReply, Status>;
 
 /// A tensor that is being sent, and the permit that it holds.
 pub(super) struct Sending {
-    pub(super) cut: Cut,
+    pub(super) cut: CutTensor,
     /// Position of the tensor in the slice.
     pub(super) tensor: usize,
     /// First byte that the node wants.
@@ -29,7 +29,7 @@ pub(super) struct Sending {
 
 /// Reads the tensor; handed back and forth between the async task and blocking threads.
 struct Reader {
-    cut: Cut,
+    cut: CutTensor,
     hasher: Hasher,
     /// Bytes read so far.
     at: u64,
@@ -48,8 +48,8 @@ impl Reader {
 }
 
 impl Sending {
-    /// Sends the tensor and its hash. Ends early if the model cannot be read, or if the node has gone
-    /// or accepts nothing for [`SLICE_STALL`].
+    /// Sends the tensor and its hash. Ends early if the model cannot be read, or if the node has
+    /// gone or accepts nothing for [`SLICE_STALL`].
     pub(super) async fn run(self) {
         let mut reader = Reader {
             cut: self.cut.clone(),

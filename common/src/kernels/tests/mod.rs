@@ -119,14 +119,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
         .collect()
 }
 
-fn tile(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+fn by_row(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     let mut out = vec![f32::NAN; w.rows() * xs.len()];
     kernels.multiply_row_by_row(w, 0..w.rows(), xs, &mut out);
     out
 }
 
-/// The same results by way of [`Kernels::multiply_rows`].
-fn tile_by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+/// The same results, in the same order, by way of [`Kernels::multiply_rows`].
+fn by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     let (rows, tokens) = (w.rows(), xs.len());
     let mut out = vec![f32::NAN; rows * tokens];
     kernels.multiply_rows(w, 0..rows, xs, Some(w), &mut out);

@@ -1,4 +1,4 @@
-//! Strips, tiles and whole products agree; what does not fit is refused.
+//! Strips, ranges of rows and whole products agree; what does not fit is refused.
 
 use super::*;
 use crate::kernels::Activations;
@@ -34,7 +34,7 @@ fn a_strip_is_a_matrix_of_the_same_columns() {
 }
 
 #[test]
-fn matmul_equals_tiles_equals_single_dots() {
+fn matmul_equals_rows_equals_single_dots() {
     let mut random = Random(11);
     let all = QUANTISED
         .into_iter()
@@ -76,7 +76,7 @@ fn empty_shapes_have_empty_or_zero_results() {
         let some = Matrix::new(GgmlType::Q4K, 2, 256, &[0; 288]).unwrap();
         kernels.matmul(&some, &acts, &mut []);
         let flat = Matrix::new(GgmlType::F32, 3, 0, &[]).unwrap();
-        assert_eq!(tile(kernels, &flat, &[ActRow::F32(&[]); 2]), [0.0; 6]);
+        assert_eq!(by_row(kernels, &flat, &[ActRow::F32(&[]); 2]), [0.0; 6]);
     }
 }
 
@@ -84,7 +84,7 @@ fn empty_shapes_have_empty_or_zero_results() {
 #[should_panic(expected = "Q4_K weights cannot be multiplied with Q8 activations")]
 fn a_wrong_activation_format_is_refused() {
     let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
-    tile(Kernels::detect(), &w, &[ActRow::Q8(&[BlockQ8::ZERO; 8])]);
+    by_row(Kernels::detect(), &w, &[ActRow::Q8(&[BlockQ8::ZERO; 8])]);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_wrong_activation_format_of_experts_is_refused() {
 fn mixed_activation_formats_are_refused() {
     let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
     let xs = [ActRow::Q8K(&[BlockQ8K::ZERO]), ActRow::F32(&[0.0; 256])];
-    tile(Kernels::detect(), &w, &xs);
+    by_row(Kernels::detect(), &w, &xs);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn kernels_are_found_by_name() {
     );
 }
 
-/// Whoever runs these tests on an emulated CPU says which kernels that is for.
+/// On an emulated CPU, the environment names the kernels that are expected there.
 #[test]
 fn the_fastest_kernels_are_the_expected_ones() {
     if let Ok(expected) = std::env::var("DS4_EXPECTED_KERNELS") {
@@ -134,7 +134,7 @@ fn the_fastest_kernels_are_the_expected_ones() {
 }
 
 #[test]
-fn tiles_by_token_are_tiles_turned_over() {
+fn rows_by_token_are_rows_turned_over() {
     let mut random = Random(13);
     let all = QUANTISED
         .into_iter()

@@ -1,18 +1,12 @@
 //! AVX-512 (F, BW, VL, DQ) without VNNI: wide vectors for sixteen rows of Q4_K, where the
 //! products are; the rest is AVX2's.
 
-use std::arch::x86_64::*;
-
 use super::avx2::Avx2;
-use super::q4_k_gemm_16rows::{Scales, nibbles, twice, two, words};
-use super::vectors::{part, prefetch_lines};
-use super::{f16_gemv, f32_gemm, peak, q4_k_panel_gemm_512};
+use super::q4_k_gemm_16rows_512::madd;
+use super::{f16_gemv, f32_gemm, peak};
 use crate::kernels::instruction_set::{InstructionSet, IsaName};
 use crate::kernels::operands::q4_k_blocks::{BlockRows, PanelResults, Q4KRowSums};
 use crate::quant::{BlockQ8K, PanelBlock};
-
-/// Activations whose integer sums are kept while they are multiplied with a part of the block.
-const TOKENS: usize = 64;
 
 /// Proof that the CPU has what the functions below enable, AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +63,7 @@ impl InstructionSet for Avx512 {
         out: &mut [Q4KRowSums],
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q4_k_gemm_16rows(w, xs, ahead, out) }
+        unsafe { madd::q4_k_gemm_16rows(w, xs, ahead, out) }
     }
 
     fn q4_k_panel_gemm<const FRESH: bool>(
@@ -80,7 +74,7 @@ impl InstructionSet for Avx512 {
         out: &mut PanelResults<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q4_k_panel_gemm_512::madd::q4_k_panel_gemm::<FRESH>(panel, xs, ahead, out) }
+        unsafe { madd::q4_k_panel_gemm::<FRESH>(panel, xs, ahead, out) }
     }
 
     fn read_through(self, bytes: &[u8]) -> u64 {
@@ -92,76 +86,4 @@ impl InstructionSet for Avx512 {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         Some(unsafe { peak::multiply_avx512(rounds) })
     }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn q4_k_gemm_16rows(
-    w: BlockRows<'_, 16>,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    out: &mut [Q4KRowSums],
-) {
-    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-        // Clearing the sums of absent tokens would cost more than a few tokens' products.
-        match xs.len() {
-            0 | 1 => add_block::<1>(w, xs, ahead, out),
-            2..=4 => add_block::<4>(w, xs, ahead, out),
-            5..=16 => add_block::<16>(w, xs, ahead, out),
-            _ => add_block::<TOKENS>(w, xs, ahead, out),
-        }
-    }
-}
-
-/// Up to `T` activations.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-fn add_block<const T: usize>(
-    w: BlockRows<'_, 16>,
-    xs: &[&BlockQ8K],
-    ahead: *const u8,
-    out: &mut [Q4KRowSums],
-) {
-    let rows = Scales::new(words(&w, 0));
-    prefetch_lines::<4>(ahead, 0);
-    let mut sums = [_mm512_setzero_si512(); T];
-    for p in 0..4 {
-        let q = nibbles(&w, p);
-        prefetch_lines::<8>(ahead, 4 + 8 * p);
-        let scales = [twice(rows.scale(2 * p)), twice(rows.scale(2 * p + 1))];
-        for (sum, x) in sums.iter_mut().zip(xs) {
-            *sum = add_pair(*sum, &q, scales, part(&x.q, p));
-        }
-    }
-    let mins = rows.all_mins();
-    for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
-        rows.add_sums(*sum, sum_mins(&mins, x), x, out);
-    }
-}
-
-/// Adds two sub-blocks' scaled integer sums.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn add_pair(sum: __m512i, q: &[__m512i; 16], scales: [__m512i; 2], x: &[i8; 64]) -> __m512i {
-    let halves = q.as_chunks::<8>().0.iter().zip(x.as_chunks::<32>().0);
-    let mut all = sum;
-    for ((q, x), scale) in halves.zip(scales) {
-        let mut pairs = _mm512_setzero_si512();
-        for (q, x) in q.iter().zip(x.as_chunks::<4>().0) {
-            let four = _mm512_set1_epi32(i32::from_le_bytes(x.map(|v| v as u8)));
-            // Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
-            pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(*q, four));
-        }
-        all = _mm512_add_epi32(all, _mm512_madd_epi16(pairs, scale));
-    }
-    all
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn sum_mins(mins: &[__m512i; 8], x: &BlockQ8K) -> __m512i {
-    let mut sum = _mm512_setzero_si512();
-    for (k, min) in mins.iter().enumerate() {
-        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(*min, two(&x.bsums, k)));
-    }
-    sum
 }

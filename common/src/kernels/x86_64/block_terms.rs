@@ -2,8 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::vectors::{load_f32x4, load_i16, store_f32x4, sum_four_256};
-use crate::quant::{BlockQ8K, SuperBlock};
+use super::vectors::{load_f32x4, load_i16, prefetch_lines, store_f32x4, sum_four_256};
+use crate::kernels::operands::q4_k_blocks::FourBlocks;
+use crate::kernels::scalar;
+use crate::quant::{BlockQ8K, Q4K, SuperBlock};
 
 /// The first two half floats of a block: `d` and `dmin` of Q4_K.
 #[inline]
@@ -77,4 +79,50 @@ impl Factors {
         store_f32x4(terms, &mut out);
         out
     }
+}
+
+/// GEMV of Q4_K: `terms[b] = row[b] · x[b]` by `four_terms`, prefetching a row from `ahead`. It is
+/// inlined into functions that are compiled for an instruction set.
+#[inline(always)]
+pub(super) fn gemv_by_four_blocks(
+    row: &[u8],
+    x: &[&BlockQ8K],
+    fours: &[FourBlocks],
+    ahead: *const u8,
+    terms: &mut [f32],
+    four_terms: impl Fn(&[[u8; 144]; 4], &FourBlocks) -> [f32; 4],
+) {
+    let (blocks, rest) = Q4K::blocks(row).as_chunks::<4>();
+    let (out, out_rest) = terms.as_chunks_mut::<4>();
+    for (i, ((w, x), out)) in blocks.iter().zip(fours).zip(out).enumerate() {
+        prefetch_lines::<9>(ahead, 9 * i);
+        *out = four_terms(w, x);
+    }
+    let x_rest = &x[x.len() - rest.len().min(x.len())..];
+    scalar::q4_k_terms(rest.as_flattened(), x_rest, out_rest);
+}
+
+/// What four Q4_K blocks add to their row: `halves` has their `d` and `dmin`, `sums` and `mins` the
+/// integer sums.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn q4_k_four_terms(
+    halves: __m128i,
+    d8: &[f32; 4],
+    sums: __m128i,
+    mins: __m128i,
+) -> [f32; 4] {
+    let halves = _mm256_cvtph_ps(halves);
+    let (low, high) = (
+        _mm256_castps256_ps128(halves),
+        _mm256_extractf128_ps::<1>(halves),
+    );
+    let d = _mm_shuffle_ps::<0b10_00_10_00>(low, high);
+    let dmin = _mm_shuffle_ps::<0b11_01_11_01>(low, high);
+    let d8 = load_f32x4(d8);
+    let value = _mm_mul_ps(_mm_mul_ps(d8, d), _mm_cvtepi32_ps(sums));
+    let least = _mm_mul_ps(_mm_mul_ps(d8, dmin), _mm_cvtepi32_ps(mins));
+    let mut out = [0.0; 4];
+    store_f32x4(_mm_sub_ps(value, least), &mut out);
+    out
 }

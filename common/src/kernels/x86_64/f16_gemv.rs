@@ -1,4 +1,6 @@
 //! GEMV of F16: a row times one f32 activation: AVX-512, and AVX2 with F16C.
+//!
+//! The loops are copies but for the width: one that is generic needs more lines than both.
 
 use std::arch::x86_64::*;
 

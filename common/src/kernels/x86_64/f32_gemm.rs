@@ -12,7 +12,7 @@ use crate::kernels::lanes::{self, LANES};
 const COLUMNS: usize = 512;
 
 /// Right rows that are multiplied with a part of the left rows together: their lanes are kept
-/// meanwhile.
+/// for that.
 const RIGHT: usize = 32;
 
 /// Left and right rows whose lanes are in registers.

@@ -13,15 +13,16 @@ mod f16_gemv;
 mod f32_gemm;
 mod peak;
 mod q2_k_iq2_xxs;
-mod q4_k_gemm_16rows;
+mod q4_k_16rows;
+mod q4_k_gemm_16rows_512;
 mod q4_k_gemm_8rows_256;
 mod q4_k_gemm_8rows_512;
 mod q4_k_gemv_256;
 mod q4_k_gemv_512;
 mod q4_k_panel_gemm_256;
-mod q4_k_panel_gemm_512;
 mod q8_0_gemm_32rows;
 mod q8_0_gemv;
+mod rows;
 mod vectors;
 
 pub(super) use avx2::Avx2;

@@ -1,5 +1,4 @@
-//! Rows of Q2_K and IQ2_XXS: codes of few bits, which go into vectors without a stop in memory.
-//! AVX2.
+//! Rows of Q2_K and IQ2_XXS: codes of few bits, which are unpacked in registers: AVX2.
 
 use std::arch::x86_64::*;
 

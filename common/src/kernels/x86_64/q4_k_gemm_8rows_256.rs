@@ -1,4 +1,7 @@
 //! GEMM of Q4_K: one block of each of eight rows, a row a lane of 32 bits: AVX2 or AVX-VNNI.
+//!
+//! `q4_k_16rows` does the same with vectors twice as wide. Each line of both is an instruction of
+//! its own width, so that they would share nothing but its name.
 
 use std::arch::x86_64::*;
 
@@ -140,7 +143,7 @@ impl Scales {
         }
     }
 
-    /// The scale of sub-block `j`, as the step wants it.
+    /// The scale of sub-block `j`, as [`ByteProducts::add_scaled`] takes it.
     #[inline]
     #[target_feature(enable = "avx2")]
     pub(super) fn scale<S: ByteProducts>(&self, j: usize) -> __m256i {

@@ -5,10 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::vectors::{load_f32x4, part, prefetch_lines, store_f32x4, sum_four_512};
+use super::block_terms::{gemv_by_four_blocks, q4_k_four_terms};
+use super::vectors::{part, sum_four_512};
 use crate::kernels::operands::q4_k_blocks::FourBlocks;
-use crate::kernels::scalar;
-use crate::quant::{BlockQ8K, Q4K, SuperBlock};
+use crate::quant::BlockQ8K;
 
 /// `terms[b] = row[b] · x[b]`, prefetching a row from `ahead`.
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
@@ -19,18 +19,9 @@ pub(super) fn q4_k_gemv_4blocks(
     ahead: *const u8,
     terms: &mut [f32],
 ) {
-    let (blocks, rest) = Q4K::blocks(row).as_chunks::<4>();
-    let (out, out_rest) = terms.as_chunks_mut::<4>();
     let controls = Controls::new();
-    for (i, ((w, x), out)) in blocks.iter().zip(fours).zip(out).enumerate() {
-        prefetch_lines::<9>(ahead, 9 * i);
-        *out = four_terms(w, x, &controls);
-    }
-    scalar::q4_k_terms(
-        rest.as_flattened(),
-        &x[x.len() - rest.len().min(x.len())..],
-        out_rest,
-    );
+    let four_terms = |w: &_, x: &_| four_terms(w, x, &controls);
+    gemv_by_four_blocks(row, x, fours, ahead, terms, four_terms);
 }
 
 /// Which byte of a lane's eight scales and eight mins goes where.
@@ -138,20 +129,7 @@ fn four_terms(w: &[[u8; 144]; 4], x: &FourBlocks, controls: &Controls) -> [f32; 
     }
     mins = _mm512_add_epi32(mins, _mm512_shuffle_epi32::<0b10_11_00_01>(mins));
     mins = _mm512_add_epi32(mins, _mm512_shuffle_epi32::<0b01_00_11_10>(mins));
-    let halves = _mm256_cvtph_ps(firsts(heads));
-    let (low, high) = (
-        _mm256_castps256_ps128(halves),
-        _mm256_extractf128_ps::<1>(halves),
-    );
-    let d = _mm_shuffle_ps::<0b10_00_10_00>(low, high);
-    let dmin = _mm_shuffle_ps::<0b11_01_11_01>(low, high);
-    let d8 = load_f32x4(&x.d);
-    let sum = _mm_cvtepi32_ps(sum_four_512(&sums));
-    let value = _mm_mul_ps(_mm_mul_ps(d8, d), sum);
-    let least = _mm_mul_ps(_mm_mul_ps(d8, dmin), _mm_cvtepi32_ps(firsts(mins)));
-    let mut out = [0.0; 4];
-    store_f32x4(_mm_sub_ps(value, least), &mut out);
-    out
+    q4_k_four_terms(firsts(heads), &x.d, sum_four_512(&sums), firsts(mins))
 }
 
 #[inline]

@@ -24,7 +24,7 @@ pub(super) fn unpack(rows: &[&[u8]; Q8_0_ROWS], ahead: *const u8, weights: &mut 
         for v in 0..VECTORS {
             let rows: &[&[[u8; BLOCK]]; LANES] = part(&rows, v);
             for half in 0..2 {
-                // Blocks are no whole lines, so that the parts overlap.
+                // Blocks are not whole lines, so the parts overlap.
                 prefetch_lines::<5>(
                     ahead.wrapping_add((2 * v + half) * Q8_0_ROWS * BLOCK / 4),
                     0,

@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use crate::quant;
+
 /// Part `i` of a list that is cut into parts of `N`.
 #[inline(always)]
 pub(super) fn part<T, const N: usize>(all: &[T], i: usize) -> &[T; N] {
@@ -66,6 +68,20 @@ pub(super) fn load_f32x16(values: &[f32; 16]) -> __m512 {
 pub(super) fn store_f32x16(values: __m512, to: &mut [f32; 16]) {
     // SAFETY: the reference is valid for 16 floats and the store needs no alignment.
     unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
+}
+
+/// Half floats to f32.
+#[inline]
+#[target_feature(enable = "avx2,f16c")]
+pub(super) fn widen_f16(row: &[u8], out: &mut [f32]) {
+    let (eights, rest) = row.as_chunks::<16>();
+    let (wide, wide_rest) = out.as_chunks_mut::<8>();
+    for (bits, to) in eights.iter().zip(wide) {
+        let values = _mm256_cvtph_ps(load_halves(bits));
+        // SAFETY: `to` is valid for eight floats and the store needs no alignment.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), values) };
+    }
+    quant::widen_f16(rest, wide_rest);
 }
 
 /// The sums of four vectors, in their order.

@@ -4,7 +4,7 @@
 //! begin    view + health ─ ReplicaSelector ─► DispatchPlan (cached): tiles ► replica
 //!            │
 //!            ▼  for each SubBatch (the tokens that fit into one call)
-//!          TileTasks, one a share of the plan ─ attempts ─► one ExpertCall a node, all written
+//!          a TileTask for each share of the plan ─ Attempt ─► one ExpertCall for each node
 //!                                                                      │
 //! finish   combine in tree order ◄─ task done ◄── rows ◄── CallReply ◄─┤
 //!                                                                      │ late: hedge on another
@@ -18,9 +18,9 @@
 //! any way, at any time; the canonical tree adds the same pairs whatever the cut. Nothing here
 //! opens a socket or reads the system's clock: see [`crate::cluster::transport`].
 //!
-//! From top to bottom: [`pending`] is the loop of one layer, [`sub_batch`] the tokens of one call,
-//! [`task`] some tiles for those tokens, [`replica_selector`] the choice of the replica,
-//! [`health`] and [`latency`] what is known about a node, [`probe`] how a node recovers.
+//! From top to bottom: `pending` is the loop of one layer, `sub_batch` the tokens of one call,
+//! `task` some tiles for those tokens, `replica_selector` the choice of the replica,
+//! `health` and `latency` what is known about a node, `probe` how a node recovers.
 
 mod health;
 mod hedge_budget;
@@ -36,9 +36,8 @@ mod task;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ds4_common::expert::ExpertBatch;
+use ds4_common::expert::{ExpertBatch, MoeShape};
 use ds4_proto::limits::MAX_DEADLINE;
-use ds4_proto::wire::Shape;
 
 pub use self::metrics::describe;
 pub use health::HealthState;
@@ -60,7 +59,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct DispatchSettings {
     /// Layers, width, experts per token and tile grid of the model.
-    pub shape: Shape,
+    pub shape: MoeShape,
     /// Expert groups x block strips; `None` cuts by what the nodes hold.
     pub cut: Option<(u32, u32)>,
     /// Time for one layer's experts, failover included; at most
@@ -79,7 +78,7 @@ impl DispatchSettings {
     /// The defaults for a model of this shape: 60 s per layer, one hedge per ten calls, at most 16
     /// at once.
     #[must_use]
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(shape: MoeShape) -> Self {
         DispatchSettings {
             shape,
             cut: None,
@@ -190,8 +189,7 @@ impl Dispatcher {
 
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
-        let shape = self.settings.shape;
-        batch.check(shape.layers, shape.grid, shape.hidden, shape.experts_used)?;
+        batch.expect_shape(&self.settings.shape)?;
         self.refresh_view();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))

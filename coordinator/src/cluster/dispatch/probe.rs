@@ -10,7 +10,6 @@ use ds4_proto::wire::EncodedBatch;
 
 use super::task::expert_block_ops;
 use super::{Dispatcher, metrics};
-use crate::cluster::combine::count_rows;
 #[cfg(test)]
 use crate::cluster::transport::NodeId;
 use crate::cluster::transport::{CallId, CancelReason, ExpertCall, LiveNode};
@@ -102,10 +101,9 @@ impl Dispatcher {
         node: &LiveNode,
         now: Instant,
     ) -> bool {
-        let grid = self.settings.shape.grid;
         let tokens = token..token + 1;
         let ops = expert_block_ops(batch, tokens.clone(), tiles.rects());
-        let rows = count_rows(grid, batch, tokens.clone(), tiles.rects());
+        let rows = batch.reply_rows(tokens.clone(), tiles.rects());
         // Locked until the probe is listed, so that its reply is not looked for before.
         let mut probes = self.probes();
         probes.last_tag += 1;
@@ -143,7 +141,7 @@ fn small_call(grid: Grid, batch: &ExpertBatch, node: &LiveNode) -> Option<(usize
             ..*rect
         })
         .find_map(|rect| {
-            let has_row = |token: &usize| count_rows(grid, batch, *token..token + 1, &[rect]) > 0;
+            let has_row = |token: &usize| batch.reply_rows(*token..token + 1, &[rect]) > 0;
             let token = (0..batch.tokens.min(TOKENS_TRIED)).find(has_row)?;
             Some((token, rect))
         })?;

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileRect, TileSet};
-use ds4_proto::wire::Shape;
 
 use super::health::{FULL_WEIGHT, HealthState, NodeHealth};
 use super::latency::LatenessLimits;
@@ -55,7 +55,7 @@ pub(super) struct DispatchPlan {
 /// Chooses replicas, and keeps what the choice rests on.
 #[derive(Debug)]
 pub(super) struct ReplicaSelector {
-    shape: Shape,
+    shape: MoeShape,
     /// Prescribed expert groups x block strips.
     cut: Option<(u32, u32)>,
     limits: LatenessLimits,
@@ -73,7 +73,7 @@ pub(super) struct ReplicaSelector {
 
 impl ReplicaSelector {
     pub(super) fn new(
-        shape: Shape,
+        shape: MoeShape,
         cut: Option<(u32, u32)>,
         limits: LatenessLimits,
         local_fallback: bool,

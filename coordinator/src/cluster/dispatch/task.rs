@@ -196,7 +196,7 @@ pub(super) fn expert_block_ops(
     tokens: Range<usize>,
     rects: &[TileRect],
 ) -> u64 {
-    let routes = &batch.routes[tokens.start * batch.experts_used..tokens.end * batch.experts_used];
+    let routes = batch.routes_of_all(tokens);
     let of_rect = |rect: &TileRect| {
         let chosen = routes.iter().filter(|r| rect.experts.contains(r.expert));
         chosen.count() as u64 * u64::from(rect.blocks.len())

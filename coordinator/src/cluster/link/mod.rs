@@ -91,7 +91,10 @@ pub(super) async fn run(target: LinkTarget) {
     loop {
         let fault = match open(&target).await {
             Ok(stream) => {
-                tracing::info!(node = %target.name, held = %stream.held, "connected to an expert node");
+                tracing::info!(
+                    node = %target.name, held = %stream.held,
+                    "connected to an expert node"
+                );
                 last_logged.clear();
                 let (fault, useful) = serve(&target, stream).await;
                 // A welcome alone does not reset the pause: the stream may break at each first
@@ -106,12 +109,14 @@ pub(super) async fn run(target: LinkTarget) {
         let text = fault.to_string();
         if text != last_logged {
             match &fault {
-                LinkFault::Mismatch(_) => {
-                    tracing::error!(node = %target.name, reason = %text, "an expert node cannot be used");
-                }
-                _ => {
-                    tracing::warn!(node = %target.name, reason = %text, "an expert node is unavailable");
-                }
+                LinkFault::Mismatch(_) => tracing::error!(
+                    node = %target.name, reason = %text,
+                    "an expert node cannot be used"
+                ),
+                _ => tracing::warn!(
+                    node = %target.name, reason = %text,
+                    "an expert node is unavailable"
+                ),
             }
             last_logged = text;
         }

@@ -1,9 +1,10 @@
 //! Why a coordinator cannot use a cluster of nodes.
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileError, TileRect};
 use ds4_proto::channel::AddressError;
 use ds4_proto::security::{DialError, PlainText};
-use ds4_proto::wire::{Mismatch, Shape, WireError};
+use ds4_proto::wire::{Mismatch, WireError};
 
 use crate::cluster::tile_assignment::list;
 
@@ -47,17 +48,16 @@ pub enum ClusterError {
     },
     /// A node's model has another shape.
     #[error(
-        "expert node {node} does not fit this cluster: it has {}, the coordinator has {}",
-        shape_text(found),
-        shape_text(expected)
+        "expert node {node} does not fit this cluster: it has {found}, the coordinator has \
+         {expected}"
     )]
     Shape {
         /// Its address.
         node: String,
         /// The node's shape.
-        found: Shape,
+        found: MoeShape,
         /// The coordinator's shape.
-        expected: Shape,
+        expected: MoeShape,
     },
     /// A node's description cannot be decoded.
     #[error("expert node {node} sent a malformed description: {problem}")]
@@ -87,14 +87,4 @@ impl From<DialError> for ClusterError {
             DialError::PlainText(error) => ClusterError::PlainText(error),
         }
     }
-}
-
-fn shape_text(shape: &Shape) -> String {
-    let Shape {
-        layers,
-        hidden,
-        experts_used,
-        grid,
-    } = shape;
-    format!("{layers} layers, width {hidden}, {experts_used} experts per token and {grid}")
 }

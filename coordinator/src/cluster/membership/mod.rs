@@ -7,7 +7,8 @@ mod resolve;
 mod spec;
 mod table;
 
-use ds4_proto::wire::{FingerprintBytes, Shape};
+use ds4_common::expert::MoeShape;
+use ds4_proto::wire::FingerprintBytes;
 
 pub use error::ClusterError;
 pub(super) use ready::wait_ready;
@@ -23,5 +24,5 @@ pub struct Expectation {
     /// Fingerprint of the model.
     pub fingerprint: FingerprintBytes,
     /// Layers, width, experts per token and tile grid of the model.
-    pub shape: Shape,
+    pub shape: MoeShape,
 }

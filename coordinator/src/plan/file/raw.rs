@@ -5,16 +5,18 @@ use std::ops::Range;
 use std::path::Path;
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileChoice, TileRect};
 use ds4_proto::limits::{MAX_AXIS, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_NODES, PlanFile, PlanFileError, PlanModel, PlanNode, VERSION};
+use super::{MAX_NODES, PlanFile, PlanFileError, PlanModel, PlanNode, VERSION, read_text};
 use crate::plan::machine::{CoordinatorMachine, NodeMachine, is_name};
 
 const HEADER: &str =
     "# Which node of a ds4 cluster holds which tiles. Written by `ds4-coord plan`.\n\n";
+
+/// The most bytes of a plan file: far more than any cluster needs.
+pub(super) const MAX_BYTES: u64 = 4 << 20;
 
 /// The one field that files of all versions have.
 #[derive(Deserialize)]
@@ -90,6 +92,47 @@ impl PlanSource<'_> {
     }
 }
 
+impl PlanFile {
+    /// Reads and checks the TOML file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too large, is of another version, or has a wrong field; see
+    /// [`PlanFileError`].
+    pub fn read(path: &Path) -> Result<Self, PlanFileError> {
+        Self::parse(&read_text(path, MAX_BYTES)?, path)
+    }
+
+    /// As [`Self::read`], from a text; `source` is the path that errors name.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, source: &Path) -> Result<Self, PlanFileError> {
+        parse(text, source)
+    }
+
+    /// The text that [`Self::parse`] reads back as the same plan.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        show(self)
+    }
+
+    /// Writes the plan to `path`, which is replaced at once or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), PlanFileError> {
+        let failed = |problem| PlanFileError::Io {
+            file: path.to_path_buf(),
+            problem,
+        };
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        std::fs::write(&partial, self.to_toml())
+            .and_then(|()| std::fs::rename(&partial, path))
+            .map_err(failed)
+    }
+}
+
 impl PlanFileError {
     /// The line and the reason of an error of the TOML parser, whose own message spans several
     /// lines and quotes the text.
@@ -104,8 +147,7 @@ impl PlanFileError {
     }
 }
 
-/// Reads the text of `file`.
-pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> {
+fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> {
     let source = PlanSource { file, text };
     // Comes first, because another version may have other fields.
     let Versioned { version } = toml::from_str(text).map_err(|e| source.syntax(&e))?;
@@ -273,8 +315,7 @@ fn parse_layers(text: &str, layers: usize) -> Result<Range<usize>, String> {
     }
 }
 
-/// The plan as a text for [`parse`].
-pub(super) fn show(plan: &PlanFile) -> String {
+fn show(plan: &PlanFile) -> String {
     let model = &plan.model;
     let raw = RawPlan {
         version: VERSION,

@@ -1,10 +1,11 @@
 use std::path::Path;
 
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 use ds4_common::tiles::{Span, TileSet};
 use proptest::prelude::*;
 
+use super::raw::MAX_BYTES;
 use super::*;
-use crate::plan::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
 const GRID: Grid = Grid {
     experts: 12,
@@ -107,8 +108,10 @@ fn mistakes_name_their_place() {
         (
             "memory = \"64G\"",
             "memory = \"much\"",
-            "line 16: \"much\" is no amount of memory",
+            "line 16: invalid memory size \"much\"",
         ),
+        ("memory = \"64G\"", "memory = \"64\"", "write a unit"),
+        ("memory = \"64G\"", "memory = 64", "write a unit"),
         ("memory = \"64G\"", "memory = -4", "line 16"),
         (
             "memory = \"64G\"",

@@ -1,11 +1,11 @@
 use std::path::Path;
 
+use ds4_common::quantity::Bytes;
 use proptest::prelude::*;
 
 use super::*;
 use crate::plan::cluster_spec::{Assumptions, ClusterFile};
 use crate::plan::held_rects::held_rects;
-use crate::plan::quantity::Bytes;
 use crate::plan::test_models::{flash, small};
 
 /// Nodes as flags list them.
@@ -81,7 +81,7 @@ proptest! {
             .enumerate()
             .map(|(i, (percent, rate))| {
                 let memory = 1 + total * percent / 100;
-                format!("name=n{i},memory={memory},bandwidth={rate}G")
+                format!("name=n{i},memory={memory}B,bandwidth={rate}G")
             })
             .collect();
         let cluster = cluster(&list, 0);
@@ -106,7 +106,7 @@ proptest! {
                     prop_assert_eq!(largest.memory, memory);
                     let bandwidth = largest.machine.bandwidth.expect("given").0;
                     more_nodes.extend((0..more).map(|i| {
-                        format!("name=more{i},memory={memory},bandwidth={bandwidth}")
+                        format!("name=more{i},memory={memory}B,bandwidth={bandwidth}")
                     }));
                     let found = plan(demand, self::cluster(&more_nodes, 0), extra);
                     prop_assert!(found.is_ok());

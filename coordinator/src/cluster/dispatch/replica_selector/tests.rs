@@ -7,7 +7,7 @@ const GRID: Grid = Grid {
     experts: 8,
     blocks: 4,
 };
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 6,
     hidden: 8,
     experts_used: 2,

@@ -6,7 +6,6 @@ use std::time::Instant;
 use ds4_common::tiles::{TileRect, TileSet};
 
 use super::{LayerContext, SubBatch};
-use crate::cluster::combine::count_rows;
 use crate::cluster::dispatch::metrics;
 use crate::cluster::dispatch::replica_selector::{Reach, Replica};
 use crate::cluster::dispatch::task::{Execution, TaskFailure, TaskId, TileTask, expert_block_ops};
@@ -77,7 +76,7 @@ impl SubBatch {
         let parent = self.attempts.len();
         let mut replicas = Vec::with_capacity(shares.len());
         for (replica, rects) in shares {
-            let rows = count_rows(grid, &context.batch, self.tokens.clone(), &rects);
+            let rows = context.batch.reply_rows(self.tokens.clone(), &rects);
             let ops = expert_block_ops(&context.batch, self.tokens.clone(), &rects);
             // Parts of a set are a set; only their number can be wrong.
             let tiles = TileSet::new(grid, rects).map_err(|_| ExpertError::TooLarge)?;
@@ -123,7 +122,8 @@ impl SubBatch {
         }
     }
 
-    /// No replica accepts a task: replicas are sought again when the nodes change, or after a pause.
+    /// No replica accepts a task: replicas are sought again when the nodes change, or after a
+    /// pause.
     fn strand(
         &mut self,
         context: &LayerContext<'_>,

@@ -1,17 +1,13 @@
 //! How fast a machine reads memory and multiplies, measured in short turns so that other work
 //! gets in between.
 
-use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use ds4_common::kernels::Kernels;
-use ds4_common::memory_limit;
-use ds4_common::threads::Threads;
-use ds4_proto::limits::{MAX_CORES, PROBE_CHUNK_BYTES};
-use ds4_proto::wire::MachineRates;
+use crate::kernels::Kernels;
+use crate::memory_limit;
+use crate::threads::Threads;
 
-/// Weights that are read over and over; more than most caches hold.
+/// Bytes of weights that are read over and over; more than most caches hold.
 const READ_BYTES: usize = 256 << 20;
 
 /// Fewer weights than this would be read from a cache: other memory is read then.
@@ -23,7 +19,7 @@ const WARM_STEP: usize = 16 << 20;
 /// The same of weights in memory: long against the threads' start, short against a turn.
 const READ_STEP: usize = 64 << 20;
 
-/// Computation at a stretch. A call that comes meanwhile waits so long.
+/// Time of one turn. A call that arrives during a turn waits for its end.
 const TURN: Duration = Duration::from_millis(40);
 
 /// First length of the loop that multiplies; doubled until it takes [`MULTIPLY`].
@@ -58,16 +54,50 @@ enum Stage {
     Done,
 }
 
-/// Bytes and operations a second.
+/// What the turns of a [`Measurement`] found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
+    /// Bytes per second that all threads together read from memory.
     pub read: f64,
-    /// `None` for kernels without vectors.
+    /// 8-bit operations per second of all threads, two for a product; `None` for kernels without
+    /// vectors.
     pub operations: Option<f64>,
 }
 
+/// What a machine can do, as measured on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineRates {
+    /// Bytes per second that all threads together read from memory.
+    pub read: u64,
+    /// 8-bit operations per second of all threads, two for a product. `None` where the kernels have
+    /// no instructions for that.
+    pub operations: Option<u64>,
+    /// Bytes that the process may take, if the system tells.
+    pub memory: Option<u64>,
+    /// Cores that the process may use.
+    pub cores: u32,
+    /// Instruction set of the kernels.
+    pub kernels: String,
+}
+
+impl MachineRates {
+    /// The rates that `kernels` reached on this machine, in a process that may take `memory` bytes.
+    #[must_use]
+    pub fn of(rates: Rates, kernels: Kernels, memory: Option<u64>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        MachineRates {
+            read: rates.read as u64,
+            operations: rates.operations.map(|rate| rate as u64),
+            memory,
+            cores: u32::try_from(cores).unwrap_or(u32::MAX),
+            kernels: kernels.name().to_owned(),
+        }
+    }
+}
+
 impl Measurement {
-    /// One that computes for about `budget`, of which a third brings what is read into memory.
+    /// A measurement that computes for about `budget`, a third of which brings the weights into
+    /// memory.
     #[must_use]
     pub fn new(budget: Duration) -> Self {
         Measurement {
@@ -82,8 +112,8 @@ impl Measurement {
         }
     }
 
-    /// Computes for about [`TURN`] on the current rayon pool. `weights` are the same in every
-    /// turn. Returns the rates once they are known; more turns change nothing.
+    /// Computes for about 40 ms on the current rayon pool. `weights` must be the same in every
+    /// turn. Returns the rates once they are known; further turns change nothing.
     pub fn turn(&mut self, kernels: Kernels, weights: &[&[u8]]) -> Option<Rates> {
         let start = Instant::now();
         match self.stage {
@@ -179,11 +209,11 @@ impl Measurement {
     }
 }
 
-/// Measures this machine with a pool of its own, whatever else it does. Blocks for about
-/// `budget`: not for a tokio thread.
+/// Measures this machine with a thread pool of its own, whatever else runs on it. Blocks for about
+/// `budget`.
 ///
 /// # Errors
-/// The threads could not be made.
+/// The threads cannot be started.
 pub fn this_machine(
     threads: Threads,
     kernels: Kernels,
@@ -199,21 +229,7 @@ pub fn this_machine(
             }
         }
     });
-    Ok(machine_rates(rates, kernels, memory))
-}
-
-pub(crate) fn machine_rates(rates: Rates, kernels: Kernels, memory: Option<u64>) -> MachineRates {
-    MachineRates {
-        read: rates.read as u64,
-        operations: rates.operations.map(|rate| rate as u64),
-        memory,
-        cores: cores(),
-        kernels: kernels.name().to_owned(),
-    }
-}
-
-fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_CORES as usize) as u32)
+    Ok(MachineRates::of(rates, kernels, memory))
 }
 
 /// Memory of its own pages, at most an eighth of what there is.
@@ -229,23 +245,6 @@ fn anonymous() -> Vec<u8> {
         }
     }
     own
-}
-
-/// A message's worth of bytes without repetition, since some links compress.
-pub fn noise() -> Bytes {
-    static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
-        let mut state = 1u64;
-        let next = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        };
-        std::iter::repeat_with(next)
-            .take(PROBE_CHUNK_BYTES)
-            .collect()
-    });
-    NOISE.clone()
 }
 
 /// Up to `most` bytes from the byte `at` of all `parts` on, as far as one part goes.

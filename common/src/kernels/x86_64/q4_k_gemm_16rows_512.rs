@@ -1,21 +1,22 @@
-//! GEMM of Q4_K panels: sixteen rows, a row a lane: AVX-512, with VNNI and without.
+//! GEMM of Q4_K: sixteen rows, a row a lane, plain or in a panel: AVX-512, with VNNI and without.
 //!
-//! A word of every row is one load, so unpacking is cheap: activations come in sets whose integer
-//! sums stay in registers, and each set unpacks anew.
+//! Plain rows are expensive to unpack: that is done once, while the integer sums of all activations are
+//! in memory. In a panel a word of every row is one load, so that unpacking is cheap: activations
+//! come in sets whose sums stay in registers, and each set unpacks anew.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::q4_k_gemm_16rows::{Scales, four, split, twice, two};
+use super::q4_k_16rows::{Scales, SubBlock, four, nibbles, split, twice, two};
 use super::vectors::{load_f32x16, part, prefetch_lines, set_of, store_f32x16};
-use crate::kernels::operands::q4_k_blocks::PanelResults;
+use crate::kernels::operands::q4_k_blocks::{BlockRows, PanelResults, Q4KRowSums};
 use crate::quant::{BlockQ8K, PanelBlock};
 
-/// Activations of a set, at most.
-const TOKENS: usize = 8;
+/// Activations of a set that is multiplied with a panel, at most.
+const SET: usize = 8;
 
-/// Sub-blocks of 32 weights in four bytes a vector, of every row.
-type Weights = [__m512i; 8];
+/// Activations that are multiplied with plain rows as these are unpacked, at most.
+const MANY: usize = 64;
 
 /// A word of each row.
 #[inline]
@@ -35,12 +36,70 @@ fn stay(mut products: __m512i) -> __m512i {
     products
 }
 
-/// `q4_k_panel_gemm`, compiled for `$features`, whose module tells how bytes are multiplied: `multiply`
+/// Both loops, compiled for `$features`, whose module tells how bytes are multiplied: `multiply`
 /// adds products of four weights a lane, `RUN` times at most before `add_scaled` adds them to the
 /// sums, whose scale it takes `twice` or not (`spread`); `add_mins` adds two products of mins and
 /// activation sums in each lane.
-macro_rules! panel_kernel {
+macro_rules! sixteen_rows {
     ($features:literal) => {
+        /// `out[t][r] += w[r] · xs[t]`, prefetching as many rows from `ahead`.
+        #[target_feature(enable = $features)]
+        pub(in super::super) fn q4_k_gemm_16rows(
+            w: BlockRows<'_, 16>,
+            xs: &[&BlockQ8K],
+            ahead: *const u8,
+            out: &mut [Q4KRowSums],
+        ) {
+            for (xs, out) in xs.chunks(MANY).zip(out.chunks_mut(MANY)) {
+                // Clearing the sums of absent tokens would cost more than a few tokens' products.
+                match xs.len() {
+                    0..=4 => add_many::<4>(w, xs, ahead, out),
+                    5..=16 => add_many::<16>(w, xs, ahead, out),
+                    17..=32 => add_many::<32>(w, xs, ahead, out),
+                    _ => add_many::<MANY>(w, xs, ahead, out),
+                }
+            }
+        }
+
+        /// Up to `T` activations.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn add_many<const T: usize>(
+            w: BlockRows<'_, 16>,
+            xs: &[&BlockQ8K],
+            ahead: *const u8,
+            out: &mut [Q4KRowSums],
+        ) {
+            let rows = Scales::of_rows(&w);
+            prefetch_lines::<4>(ahead, 0);
+            let mut sums = [_mm512_setzero_si512(); T];
+            for p in 0..4 {
+                let q = nibbles(&w, p);
+                prefetch_lines::<8>(ahead, 4 + 8 * p);
+                let scales = [spread(rows.scale(2 * p)), spread(rows.scale(2 * p + 1))];
+                for (sum, x) in sums.iter_mut().zip(xs) {
+                    *sum = add(*sum, &q[0], part(&x.q, 2 * p), scales[0]);
+                    *sum = add(*sum, &q[1], part(&x.q, 2 * p + 1), scales[1]);
+                }
+            }
+            let mins = rows.all_mins();
+            for ((sum, x), out) in sums.iter().zip(xs).zip(out) {
+                let terms = rows.terms(*sum, sum_of_mins(&mins, x), x.d);
+                store_f32x16(_mm512_add_ps(load_f32x16(out), terms), out);
+            }
+        }
+
+        /// The products of mins and activation sums of every row.
+        #[inline]
+        #[target_feature(enable = $features)]
+        fn sum_of_mins(mins: &[__m512i; 8], x: &BlockQ8K) -> __m512i {
+            let mut sum = _mm512_setzero_si512();
+            for (k, min) in mins.iter().enumerate() {
+                sum = add_mins(sum, *min, two(&x.bsums, k));
+            }
+            sum
+        }
+
         /// A panel times activations; see [`crate::kernels::instruction_set::InstructionSet::q4_k_panel_gemm`].
         #[target_feature(enable = $features)]
         pub(in super::super) fn q4_k_panel_gemm<const FRESH: bool>(
@@ -50,7 +109,7 @@ macro_rules! panel_kernel {
             out: &mut PanelResults<'_>,
         ) {
             let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
-            let set = set_of(tokens, TOKENS);
+            let set = set_of(tokens, SET);
             for (b, (block, xs)) in panel.iter().zip(xs.chunks(tokens.max(1))).enumerate() {
                 out.block = b;
                 let mut ahead = ahead(b);
@@ -116,11 +175,7 @@ macro_rules! panel_kernel {
             (0..4).for_each(prefetch);
             let mins = rows.all_mins();
             for (t, (sum, x)) in sums.iter().zip(xs).enumerate() {
-                let mut least = _mm512_setzero_si512();
-                for (k, min) in mins.iter().enumerate() {
-                    least = add_mins(least, *min, two(&x.bsums, k));
-                }
-                let terms = rows.terms(*sum, least, x.d);
+                let terms = rows.terms(*sum, sum_of_mins(&mins, x), x.d);
                 let out = out.of(first + t);
                 let old = if FRESH {
                     _mm512_setzero_ps()
@@ -134,7 +189,7 @@ macro_rules! panel_kernel {
         /// A sub-block, unpacked.
         #[inline]
         #[target_feature(enable = $features)]
-        fn add(sum: __m512i, q: &Weights, x: &[i8; 32], scale: __m512i) -> __m512i {
+        fn add(sum: __m512i, q: &SubBlock, x: &[i8; 32], scale: __m512i) -> __m512i {
             let mut sum = sum;
             for run in 0..8 / RUN {
                 let mut products = _mm512_setzero_si512();
@@ -185,7 +240,7 @@ pub(super) mod vnni {
     /// zero above the scale hides the upper one.
     const RUN: usize = 4;
 
-    panel_kernel!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
+    sixteen_rows!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni");
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -219,7 +274,7 @@ pub(super) mod madd {
     /// Eight pairs are at most 8 * 2 * 15 * 128, which fits in 16 bits.
     const RUN: usize = 8;
 
-    panel_kernel!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq");
+    sixteen_rows!("avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq");
 
     #[inline]
     #[target_feature(enable = "avx512f")]

@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::request_metrics;
 use crate::cluster::{dispatch, node_metrics};
 use crate::scheduler::scheduler_metrics;
-use crate::share;
+use crate::{http, share};
 
-/// Installs the recorder, once; later calls return the same handle.
+/// Installs the recorder and registers every metric's description. Later calls return the same
+/// handle.
 ///
 /// # Errors
-/// Another recorder is installed already.
+/// Another recorder is already installed.
 pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     static INSTALLING: Mutex<()> = Mutex::new(());
@@ -24,9 +24,9 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     let recorder = builder()?.build_recorder();
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder)
-        .map_err(|_| anyhow::anyhow!("another metrics recorder is installed already"))?;
+        .map_err(|_| anyhow::anyhow!("another metrics recorder is already installed"))?;
     scheduler_metrics::describe();
-    request_metrics::describe();
+    http::describe();
     share::describe();
     node_metrics::describe();
     dispatch::describe();
@@ -44,7 +44,7 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
     Ok(builder)
 }
 
-/// Keeps the recorder's buffers small even if nobody ever reads the metrics. Never returns.
+/// Keeps the recorder's buffers small even if the metrics are never read. Never returns.
 pub async fn keep_up(handle: PrometheusHandle) {
     let mut every = tokio::time::interval(Duration::from_secs(5));
     loop {

@@ -1,4 +1,4 @@
-//! The flags that protect connections between nodes and coordinators, which both programs have.
+//! The flags that protect connections between nodes and coordinators.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,34 +8,41 @@ use clap::Args;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{Role, TlsFiles};
 
-/// Certificates, or the word that there shall be none.
+/// Certificates for TLS, or permission to use plain text.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "TLS")]
 pub struct TlsArgs {
-    /// PEM file of the cluster's authority. With it, nodes and coordinators speak TLS and show
-    /// each other certificates; `ds4-coord certs` makes the files [default: none]
+    /// Certificate of the cluster's authority (PEM). With it, nodes and coordinators require TLS
+    /// and verify each other; `ds4-coord certs` writes the files [default: none]
     #[arg(long, env = "DS4_TLS_CA", value_name = "FILE", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
-    /// PEM file of this process's certificate [default: none]
+
+    /// Certificate of this process (PEM) [default: none]
     #[arg(long, env = "DS4_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
-    /// PEM file of the certificate's private key [default: none]
+
+    /// Private key of this process's certificate (PEM) [default: none]
     #[arg(long, env = "DS4_TLS_KEY", value_name = "FILE", requires = "tls_ca")]
     pub tls_key: Option<PathBuf>,
-    /// Exchange plain text with other machines; without it and TLS, only this machine is reached
+
+    /// Allow plain text to and from other machines; without TLS, only this machine can be reached
+    /// [default: off]
     #[arg(long, env = "DS4_INSECURE")]
     pub insecure: bool,
 }
 
 impl TlsArgs {
-    /// What the flags ask for, of a process that is a `role`. Warns of plain text.
+    /// How this process, a `role` of the cluster, protects its connections. Warns of plain text.
     ///
     /// # Errors
-    /// Names the file that is missing, malformed, expired, or not this role's, or the flags that
-    /// exclude each other.
+    /// A file is missing, malformed, expired or not for this role, or the flags exclude each other.
     pub fn security(&self, role: Role) -> Result<Security> {
         if let (Some(ca), Some(cert), Some(key)) = (&self.tls_ca, &self.tls_cert, &self.tls_key) {
-            // Not a conflict for the parser, to which a variable that says "false" is one too.
-            ensure!(!self.insecure, "--insecure and --tls-ca exclude each other");
+            // Not left to the parser, which would count the variable's value "false" as given.
+            ensure!(
+                !self.insecure,
+                "--insecure cannot be used together with --tls-ca"
+            );
             let files = TlsFiles {
                 ca: ca.clone(),
                 cert: cert.clone(),
@@ -47,8 +54,8 @@ impl TlsArgs {
         }
         if self.insecure {
             tracing::warn!(
-                "--insecure: whoever reaches the network between coordinator and nodes can read \
-                 and change what they exchange, and use the nodes"
+                "--insecure: anyone on the network between coordinator and nodes can read and \
+                 change their traffic and use the nodes"
             );
             return Ok(Security::Insecure);
         }
@@ -56,11 +63,11 @@ impl TlsArgs {
     }
 }
 
-/// A key that every user of the machine can read is no secret. Not refused: some platforms hand
-/// keys to containers, which have one user, in just this way.
+/// A key that every user of the machine can read is not a secret. It is not refused: some
+/// platforms hand keys to containers, which have one user, in just this way.
 fn warn_of_readable(key: &Path) {
     let readable = |file: std::fs::Metadata| file.permissions().mode() & 0o004 != 0;
     if std::fs::metadata(key).is_ok_and(readable) {
-        tracing::warn!(key = %key.display(), "every user of this machine can read the key");
+        tracing::warn!(key = %key.display(), "the private key is readable by every user of this machine");
     }
 }

@@ -1,55 +1,70 @@
-//! Which tiles a node holds, as a flag says it.
+//! Which tiles a node is to hold, as flags and plan files say it before a model is opened.
 
 use std::str::FromStr;
 
-use ds4_common::tiles::{Grid, Span, TileError, TileRect, TileSet};
-use ds4_proto::wire::WireError;
+use super::{Grid, Span, TileError, TileRect, TileSet};
 
-/// The tiles asked for, before the model's grid is known.
+/// A choice of tiles that is resolved once the model's grid is known.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum TileChoice {
     /// The whole grid.
     #[default]
     All,
-    /// Rectangles; an axis left out is held whole.
+    /// Rectangles as (experts, blocks), at least one; an axis that is `None` is held whole.
     Rects(Vec<(Option<Span>, Option<Span>)>),
     /// One part of the grid cut into groups x strips.
-    Part { cut: GridCut, index: usize },
-    /// Rectangles of a grid that is known already.
+    Part {
+        /// How the grid is cut.
+        cut: GridCut,
+        /// The part, from 0 to groups x strips - 1, group after group.
+        index: usize,
+    },
+    /// Rectangles of a grid that is known already, at least one.
     Exact(Vec<TileRect>),
 }
 
 /// A cut of the grid into expert groups x block strips, written `ExB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GridCut {
+    /// Parts along the expert axis, at least 1.
     pub groups: u32,
+    /// Parts along the axis of inner blocks, at least 1.
     pub strips: u32,
 }
 
-/// Tiles that cannot be read or do not fit the model.
+/// Why a choice of tiles is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChoiceError {
-    #[error("'{0}' is no range: expected START..END with START below END")]
+    /// Not a range of experts or blocks: the text.
+    #[error("invalid range '{0}': expected START..END with START below END")]
     Range(String),
-    #[error("'{0}' is no tile axis: expected experts=START..END or blocks=START..END")]
+    /// Not an axis with a range: the text.
+    #[error("invalid tiles '{0}': expected experts=START..END or blocks=START..END")]
     Axis(String),
-    #[error("'{0}' names an axis twice")]
+    /// A rectangle that gives an axis twice: its text.
+    #[error("invalid tiles '{0}': an axis is given twice")]
     Twice(String),
-    #[error("'{0}' is no grid: expected GROUPSxSTRIPS, for example 2x4")]
+    /// Not a cut of a grid: the text.
+    #[error("invalid grid '{0}': expected GROUPSxSTRIPS, for example 2x4")]
     Cut(String),
-    #[error("part {index} of a grid of {parts} parts (they count from 0)")]
-    Index { index: usize, parts: usize },
+    /// A part beyond the last one.
+    #[error("part {index} of a grid of {parts} parts does not exist: parts count from 0")]
+    Index {
+        /// The part that was chosen.
+        index: usize,
+        /// How many parts the cut has.
+        parts: usize,
+    },
+    /// The tiles do not fit the model's grid.
     #[error(transparent)]
     Tiles(#[from] TileError),
-    #[error(transparent)]
-    Set(#[from] WireError),
 }
 
 impl TileChoice {
-    /// The tiles of this model.
+    /// The chosen tiles of a model with this grid.
     ///
     /// # Errors
-    /// They are outside of the grid or overlap.
+    /// The tiles lie outside of the grid or overlap, or the part does not exist.
     pub fn resolve(&self, grid: Grid) -> Result<TileSet, ChoiceError> {
         let whole = grid.whole();
         let rects = match self {
