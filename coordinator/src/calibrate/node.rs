@@ -103,7 +103,7 @@ impl<'a> Node<'a> {
             None => tracing::warn!(
                 node = self.address,
                 software = info.software,
-                "the software of an expert node is too old to measure its machine; defaults are assumed"
+                "an expert node's software cannot measure its machine; defaults are assumed"
             ),
         }
         Ok(MachineReport {

@@ -13,8 +13,8 @@ use super::dispatch::{DispatchSettings, Dispatcher, HealthState};
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeState, NodeStatus, NodeTable, Resolver,
-    SystemResolver, follow, wait_ready,
+    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
+    wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::transport::Transport;
@@ -31,8 +31,8 @@ pub struct ClusterOptions {
     pub startup_timeout: Duration,
     /// Whether to start although some tiles are on no node, if there is a local fallback.
     pub begin_incomplete: bool,
-    /// Time for one layer's experts, failover included. Afterwards the local fallback computes what is
-    /// missing; without one the layer fails.
+    /// Time for one layer's experts, failover included. Afterwards the local fallback computes what
+    /// is missing; without one the layer fails.
     pub deadline: Duration,
     /// Looks up DNS names.
     pub resolver: Arc<dyn Resolver>,
@@ -58,9 +58,9 @@ impl Default for ClusterOptions {
     }
 }
 
-/// An [`ExpertBackend`] over expert nodes that may come and go. `begin` never blocks on a socket: the
-/// links run as tasks on the tokio runtime on which [`ClusterBackend::connect`] was called, until
-/// this is dropped.
+/// An [`ExpertBackend`] over expert nodes that may come and go. `begin` never blocks on a socket:
+/// the links run as tasks on the tokio runtime on which [`ClusterBackend::connect`] was called,
+/// until this is dropped.
 #[derive(Debug)]
 pub struct ClusterBackend {
     dispatcher: Dispatcher,
@@ -127,12 +127,6 @@ impl ClusterBackend {
         })
     }
 
-    /// The state of every node.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<NodeStatus> {
-        self.nodes.table.nodes()
-    }
-
     /// The table of nodes, which stays up to date.
     #[must_use]
     pub fn table(&self) -> Arc<NodeTable> {
@@ -143,16 +137,6 @@ impl ClusterBackend {
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
         self.dispatcher.health_states()
-    }
-
-    /// The nodes that accept no work: address and reason.
-    #[must_use]
-    pub fn faults(&self) -> Vec<(String, String)> {
-        let fault = |node: NodeStatus| match node.state {
-            NodeState::Up => None,
-            state => Some((node.name.to_string(), state.to_string())),
-        };
-        self.nodes().into_iter().filter_map(fault).collect()
     }
 }
 

@@ -2,23 +2,22 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ds4_common::expert::{ExpertBatch, ExpertStore};
+use ds4_common::expert::{ExpertBatch, ExpertStore, TileComputer};
 use ds4_common::kernels::Kernels;
 use ds4_common::tiles::{TileError, TileRect};
 
 use super::combine::Cover;
-use super::local_fallback::{FallbackExperts, LocalExperts};
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
 
 /// An [`ExpertBackend`] over the coordinator's own model file. It computes on the rayon pool on
 /// which `finish` is called.
 #[derive(Debug)]
 pub struct LocalBackend {
-    experts: LocalExperts,
+    /// Floats in a row.
+    hidden: usize,
     /// `None` computes the whole grid at once, which leaves nothing to add.
     cut: Option<Cut>,
-    /// The rows of each rectangle, reused from call to call.
-    rows: Mutex<Vec<Vec<f32>>>,
+    buffers: Mutex<Buffers>,
 }
 
 #[derive(Debug)]
@@ -27,14 +26,24 @@ struct Cut {
     cover: Cover,
 }
 
+#[derive(Debug)]
+struct Buffers {
+    computer: TileComputer,
+    /// The rows of each rectangle.
+    rows: Vec<Vec<f32>>,
+}
+
 impl LocalBackend {
     /// Computes each layer's grid in one piece.
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
         LocalBackend {
-            experts: LocalExperts::new(store, kernels),
+            hidden: store.hidden(),
             cut: None,
-            rows: Mutex::default(),
+            buffers: Mutex::new(Buffers {
+                computer: TileComputer::new(store, kernels),
+                rows: Vec::new(),
+            }),
         }
     }
 
@@ -76,22 +85,26 @@ struct PendingLocal<'a> {
 impl PendingExperts for PendingLocal<'_> {
     fn finish(self: Box<Self>, _: &dyn Fn() -> bool, out: &mut [f32]) -> Result<(), ExpertError> {
         let PendingLocal { backend, batch } = *self;
-        let LocalBackend { experts, cut, rows } = backend;
-        let tokens = 0..batch.tokens;
         // Whatever a panic left in the buffers is overwritten.
-        let mut rows = rows.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.resize_with(cut.as_ref().map_or(1, |cut| cut.rects.len()), Vec::new);
-        let Some(Cut { rects, cover }) = cut else {
+        let mut buffers = backend
+            .buffers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Buffers { computer, rows } = &mut *buffers;
+        let count = backend.cut.as_ref().map_or(1, |cut| cut.rects.len());
+        rows.resize_with(count, Vec::new);
+        let Some(Cut { rects, cover }) = &backend.cut else {
             // The whole grid is one subtree, so its rows are the final sums, one per token.
-            experts.compute(&batch, tokens, experts.grid().whole(), &mut rows[0])?;
+            let whole = [computer.store().grid().whole()];
+            computer.compute(&batch, &whole, &mut rows[0])?;
             out.copy_from_slice(&rows[0]);
             return Ok(());
         };
         for (rect, rows) in rects.iter().zip(rows.iter_mut()) {
-            experts.compute(&batch, tokens.clone(), *rect, rows)?;
+            computer.compute(&batch, std::slice::from_ref(rect), rows)?;
         }
-        let map = cover.row_map(&batch, tokens);
-        cover.combine(&map, &rows, experts.hidden(), out);
+        let map = cover.row_map(&batch, 0..batch.tokens);
+        cover.combine(&map, rows, backend.hidden, out);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use ds4_common::expert::{ExpertBatch, ExpertStore, TileComputer};
 use ds4_common::kernels::Kernels;
-use ds4_common::tiles::{Grid, TileRect};
+use ds4_common::tiles::TileRect;
 
 use crate::engine::ExpertError;
 
@@ -30,31 +30,13 @@ pub trait FallbackExperts: Send + Sync + fmt::Debug {
 /// Routed experts over the coordinator's mapping of the model file, whose pages are read only when
 /// they are needed. One computation at a time.
 #[derive(Debug)]
-pub struct LocalExperts {
-    grid: Grid,
-    hidden: usize,
-    computer: Mutex<TileComputer>,
-}
+pub struct LocalExperts(Mutex<TileComputer>);
 
 impl LocalExperts {
     /// Computes the experts of `store` with `kernels`.
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        LocalExperts {
-            grid: store.grid(),
-            hidden: store.hidden(),
-            computer: Mutex::new(TileComputer::new(store, kernels)),
-        }
-    }
-
-    /// The tiles of a layer.
-    pub(super) fn grid(&self) -> Grid {
-        self.grid
-    }
-
-    /// Floats in a row.
-    pub(super) fn hidden(&self) -> usize {
-        self.hidden
+        LocalExperts(Mutex::new(TileComputer::new(store, kernels)))
     }
 }
 
@@ -74,7 +56,7 @@ impl FallbackExperts for LocalExperts {
             &part
         };
         // Whatever a panic left in the buffers is overwritten.
-        let mut computer = self.computer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut computer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         computer.compute(batch, &[rect], out)?;
         Ok(())
     }

@@ -4,15 +4,15 @@
 //! ```text
 //! engine thread:      begin ── encode once ──► one call for each node ──┐ (never blocks)
 //!                                                                       ▼
-//! tokio, task a node:                    stream: work out, rows in, reconnect
+//! tokio task per node:                   stream: work out, rows in, reconnect
 //!                                                                       │
 //! engine thread:      finish ◄── add in tree order ◄── mailbox ◄────────┘
 //! ```
 //!
-//! From top to bottom: [`backend`] puts a cluster together; [`link`] keeps one connection to each
-//! node; [`dispatch`] chooses replicas and fails over; [`membership`] knows the nodes;
-//! [`local`] computes everything in this process and [`local_fallback`] what no node can;
-//! [`tile_assignment`] assigns tiles to replicas; [`combine`] adds the rows; [`transport`] is what
+//! From top to bottom: `backend` puts a cluster together; `link` keeps one connection to each
+//! node; `dispatch` chooses replicas and fails over; `membership` knows the nodes;
+//! `local` computes everything in this process and `local_fallback` what no node can;
+//! `tile_assignment` assigns tiles to replicas; `combine` adds the rows; `transport` is what
 //! the dispatcher needs from the world.
 
 mod backend;

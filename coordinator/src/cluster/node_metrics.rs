@@ -61,7 +61,8 @@ pub fn describe() {
     describe_gauge!(IN_FLIGHT, "Unanswered calls to an expert node.");
     describe_gauge!(
         STATE,
-        "1 for the current state of an expert node (up, draining, absent, refused), 0 for the others."
+        "1 for the current state of an expert node (up, draining, absent, refused), 0 for the \
+         others."
     );
     describe_gauge!(
         HELD,
@@ -76,7 +77,8 @@ pub fn describe() {
     describe_counter!(
         BYTES,
         Unit::Bytes,
-        "Bytes of activations and rows exchanged with an expert node, by direction (sent, received)."
+        "Bytes of activations and rows exchanged with an expert node, by direction (sent, \
+         received)."
     );
 }
 

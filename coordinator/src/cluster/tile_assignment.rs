@@ -17,7 +17,7 @@ pub(super) fn list(rects: &[TileRect]) -> String {
 /// One possible place of computation: a node, or the local fallback. What it holds of the layer
 /// is one replica of each of those tiles.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate<'a> {
+pub(super) struct ReplicaCandidate<'a> {
     /// The tiles that it holds of the layer; `None` excludes it.
     pub(super) tiles: Option<&'a TileSet>,
     /// A tile is assigned within the lowest tier that has a replica of it.
@@ -49,7 +49,7 @@ pub(super) struct TileAssignment {
 /// The grid cannot be cut as `cut` prescribes.
 pub(super) fn assign_tiles(
     grid: Grid,
-    candidates: &[Candidate<'_>],
+    candidates: &[ReplicaCandidate<'_>],
     cut: Option<(u32, u32)>,
 ) -> Result<TileAssignment, TileError> {
     let regions = match cut {
@@ -93,7 +93,7 @@ pub(super) fn assign_tiles(
 /// The tiles of the grid that none of `held` contains, as merged rectangles.
 #[must_use]
 pub(super) fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> {
-    let candidates: Vec<Candidate<'_>> = held.iter().copied().map(held_by).collect();
+    let candidates: Vec<ReplicaCandidate<'_>> = held.iter().copied().map(held_by).collect();
     let cells = cells(grid, &candidates, &[grid.whole()]);
     let missing = cells
         .into_iter()
@@ -101,8 +101,8 @@ pub(super) fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> 
     merge(missing.collect())
 }
 
-fn held_by(tiles: Option<&TileSet>) -> Candidate<'_> {
-    Candidate {
+fn held_by(tiles: Option<&TileSet>) -> ReplicaCandidate<'_> {
+    ReplicaCandidate {
         tiles,
         tier: 0,
         weight: 1,
@@ -113,7 +113,7 @@ fn held_by(tiles: Option<&TileSet>) -> Candidate<'_> {
 /// of the lowest tier that have a replica of it.
 pub(super) fn cells_with_replicas(
     grid: Grid,
-    candidates: &[Candidate<'_>],
+    candidates: &[ReplicaCandidate<'_>],
     rects: &[TileRect],
 ) -> Vec<(TileRect, Vec<usize>)> {
     let cells = cells(grid, candidates, rects);
@@ -125,33 +125,35 @@ pub(super) fn cells_with_replicas(
 
 /// Equal cuts for the candidates of the lowest tier, provided that they have equal weights and hold
 /// everything.
-fn equal_cuts(grid: Grid, candidates: &[Candidate<'_>]) -> Option<Vec<TileRect>> {
+fn equal_cuts(grid: Grid, candidates: &[ReplicaCandidate<'_>]) -> Option<Vec<TileRect>> {
     let tier = candidates.iter().map(|h| h.tier).min()?;
     let mut peers = candidates.iter().filter(|h| h.tier == tier);
     let first = peers.clone().next()?;
-    let whole = |h: &Candidate<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
+    let whole =
+        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
     let alike = peers.all(|h| whole(h) && h.weight == first.weight);
     let count = candidates.iter().filter(|h| h.tier == tier).count();
     alike.then(|| grid.cut_for(count as u32).ok())?
 }
 
 /// The candidates of the lowest tier that hold `cell` in one piece.
-fn preferred(candidates: &[Candidate<'_>], cell: TileRect) -> Vec<usize> {
-    let holds = |h: &Candidate<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
+fn preferred(candidates: &[ReplicaCandidate<'_>], cell: TileRect) -> Vec<usize> {
+    let holds =
+        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
     let tier = candidates.iter().filter(|h| holds(h)).map(|h| h.tier).min();
-    let chosen = |h: &Candidate<'_>| Some(h.tier) == tier && holds(h);
+    let chosen = |h: &ReplicaCandidate<'_>| Some(h.tier) == tier && holds(h);
     let all = 0..candidates.len();
     all.filter(|&i| chosen(&candidates[i])).collect()
 }
 
 /// Number of tiles assigned to each candidate so far.
 struct Loads<'a> {
-    candidates: &'a [Candidate<'a>],
+    candidates: &'a [ReplicaCandidate<'a>],
     tiles: Vec<u64>,
 }
 
 impl<'a> Loads<'a> {
-    fn new(candidates: &'a [Candidate<'a>]) -> Self {
+    fn new(candidates: &'a [ReplicaCandidate<'a>]) -> Self {
         Loads {
             candidates,
             tiles: vec![0; candidates.len()],
@@ -233,7 +235,7 @@ fn cell_key(cell: &TileRect) -> [u32; 4] {
 }
 
 /// Cuts `regions` along all borders of held rectangles.
-fn cells(grid: Grid, candidates: &[Candidate<'_>], regions: &[TileRect]) -> Vec<TileRect> {
+fn cells(grid: Grid, candidates: &[ReplicaCandidate<'_>], regions: &[TileRect]) -> Vec<TileRect> {
     let borders = |total: u32, axis: &dyn Fn(&TileRect) -> Span| -> Vec<u32> {
         let rects = candidates
             .iter()
@@ -362,7 +364,7 @@ mod tests {
             let candidates: Vec<_> = held
                 .iter()
                 .enumerate()
-                .map(|(i, tiles)| Candidate {
+                .map(|(i, tiles)| ReplicaCandidate {
                     tiles: Some(tiles),
                     tier: tiers[i % tiers.len()],
                     weight: weights[i % weights.len()],
@@ -432,7 +434,7 @@ mod tests {
     #[test]
     fn the_slower_of_two_gets_less_and_a_higher_tier_nothing() {
         let whole = set(vec![GRID.whole()]);
-        let candidate = |tier, weight| Candidate {
+        let candidate = |tier, weight| ReplicaCandidate {
             tiles: Some(&whole),
             tier,
             weight,

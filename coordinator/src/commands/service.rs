@@ -79,7 +79,7 @@ pub struct Service {
     pub kernels: &'static str,
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// The expert nodes and their states, if there are any.
+    /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<NodeTable>>,
 }
 

@@ -88,8 +88,8 @@ impl Shares {
         &self.all
     }
 
-    /// Index of a node's share: the one of its name, else, if shares are numbered, the number at the
-    /// end of its name (`expert-3` is the fourth).
+    /// Index of a node's share: the one of its name, else, if shares are numbered, the number at
+    /// the end of its name (`expert-3` is the fourth).
     #[must_use]
     pub fn find(&self, node: &str) -> Option<usize> {
         let named = self.all.iter().position(|share| share.node == node);

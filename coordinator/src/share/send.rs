@@ -48,8 +48,8 @@ impl Reader {
 }
 
 impl Sending {
-    /// Sends the tensor and its hash. Ends early if the model cannot be read, or if the node has gone
-    /// or accepts nothing for [`SLICE_STALL`].
+    /// Sends the tensor and its hash. Ends early if the model cannot be read, or if the node has
+    /// gone or accepts nothing for [`SLICE_STALL`].
     pub(super) async fn run(self) {
         let mut reader = Reader {
             cut: self.cut.clone(),

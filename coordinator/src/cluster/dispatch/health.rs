@@ -169,9 +169,9 @@ impl NodeHealth {
         self.next_probe = now + self.pause;
     }
 
-    /// Adapts the weight of a node that is `ratio` times slower than the fastest, unless the present
-    /// one fits about as well: plans should not change with every fluctuation of the network.
-    /// Returns whether it changed.
+    /// Adapts the weight of a node that is `ratio` times slower than the fastest, unless the
+    /// present one fits about as well: plans should not change with every fluctuation of the
+    /// network. Returns whether it changed.
     pub(super) fn adapt_weight(&mut self, ratio: f64) -> bool {
         let fits = f64::from(FULL_WEIGHT) / f64::from(self.weight);
         if ratio > fits / 1.9 && ratio < fits * 1.9 {

@@ -77,9 +77,9 @@ impl Latency {
         });
     }
 
-    /// Mean time of a call of `ops`; `None` before the first reply. A size without replies is assumed
-    /// to take no longer than the next larger one with any, and no longer than the next smaller one
-    /// in proportion.
+    /// Mean time of a call of `ops`; `None` before the first reply. A size without replies is
+    /// assumed to take no longer than the next larger one with any, and no longer than the next
+    /// smaller one in proportion.
     #[must_use]
     pub(super) fn expected(&self, ops: u64) -> Option<Duration> {
         self.estimate(ops)

@@ -20,12 +20,13 @@ const EPOCH: &str = "ds4_layout_epoch";
 pub fn describe() {
     describe_counter!(
         HEDGES,
-        "Calls sent to a second replica because the first was late, by outcome (won, lost, failed, denied by the budget)."
+        "Calls sent to a second replica because the first was late, by outcome (won, lost, failed, \
+         denied by the budget)."
     );
     describe_counter!(
         FAILOVERS,
-        "Calls whose work went to another replica, by reason (lost, busy, draining, expired, refused, \
-         malformed, silent)."
+        "Calls whose work went to another replica, by reason (lost, busy, draining, expired, \
+         refused, malformed, silent)."
     );
     describe_counter!(
         FALLBACKS,

@@ -4,7 +4,7 @@
 //! begin    view + health ─ ReplicaSelector ─► DispatchPlan (cached): tiles ► replica
 //!            │
 //!            ▼  for each SubBatch (the tokens that fit into one call)
-//!          TileTasks, one a share of the plan ─ attempts ─► one ExpertCall a node, all written
+//!          a TileTask for each share of the plan ─ Attempt ─► one ExpertCall for each node
 //!                                                                      │
 //! finish   combine in tree order ◄─ task done ◄── rows ◄── CallReply ◄─┤
 //!                                                                      │ late: hedge on another
@@ -18,9 +18,9 @@
 //! any way, at any time; the canonical tree adds the same pairs whatever the cut. Nothing here
 //! opens a socket or reads the system's clock: see [`crate::cluster::transport`].
 //!
-//! From top to bottom: [`pending`] is the loop of one layer, [`sub_batch`] the tokens of one call,
-//! [`task`] some tiles for those tokens, [`replica_selector`] the choice of the replica,
-//! [`health`] and [`latency`] what is known about a node, [`probe`] how a node recovers.
+//! From top to bottom: `pending` is the loop of one layer, `sub_batch` the tokens of one call,
+//! `task` some tiles for those tokens, `replica_selector` the choice of the replica,
+//! `health` and `latency` what is known about a node, `probe` how a node recovers.
 
 mod health;
 mod hedge_budget;

@@ -10,7 +10,7 @@ use ds4_common::tiles::{TileRect, TileSet};
 use super::health::{FULL_WEIGHT, HealthState, NodeHealth};
 use super::latency::LatenessLimits;
 use crate::cluster::combine::Cover;
-use crate::cluster::tile_assignment::{self, Candidate, assign_tiles, cells_with_replicas};
+use crate::cluster::tile_assignment::{self, ReplicaCandidate, assign_tiles, cells_with_replicas};
 use crate::cluster::transport::{ClusterView, LiveNode, NodeId};
 use crate::engine::ExpertError;
 
@@ -186,15 +186,15 @@ impl ReplicaSelector {
 
     /// The nodes of the view without those in `excluded`, and last the local fallback. Tiers:
     /// healthy nodes, slow nodes, the local fallback, unresponsive nodes.
-    fn candidates(&self, layer: usize, excluded: &[NodeId]) -> Vec<Candidate<'_>> {
+    fn candidates(&self, layer: usize, excluded: &[NodeId]) -> Vec<ReplicaCandidate<'_>> {
         let nodes = self.view.nodes.iter().zip(&self.health);
-        let local = Candidate {
+        let local = ReplicaCandidate {
             tiles: self.local.as_ref(),
             tier: 2,
             weight: FULL_WEIGHT,
         };
         nodes
-            .map(|(node, health)| Candidate {
+            .map(|(node, health)| ReplicaCandidate {
                 tiles: node
                     .held
                     .layer(layer)
@@ -251,7 +251,7 @@ impl ReplicaSelector {
         {
             return vec![(Some(self.replica(whole)), rects.to_vec())];
         }
-        // Candidate, its rectangles, and their maximal subtrees.
+        // ReplicaCandidate, its rectangles, and their maximal subtrees.
         let mut found: Vec<(Option<usize>, Vec<TileRect>, usize)> = Vec::new();
         for (cell, by) in cells {
             let chosen = by
@@ -279,7 +279,7 @@ impl ReplicaSelector {
     }
 
     /// Orders candidates: by tier, then load, then position.
-    fn preference(&self, candidates: &[Candidate<'_>], index: usize) -> (u8, u64, usize) {
+    fn preference(&self, candidates: &[ReplicaCandidate<'_>], index: usize) -> (u8, u64, usize) {
         let load = self.health.get(index).map_or(0, NodeHealth::load);
         (candidates[index].tier, load, index)
     }

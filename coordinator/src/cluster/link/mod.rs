@@ -91,7 +91,10 @@ pub(super) async fn run(target: LinkTarget) {
     loop {
         let fault = match open(&target).await {
             Ok(stream) => {
-                tracing::info!(node = %target.name, held = %stream.held, "connected to an expert node");
+                tracing::info!(
+                    node = %target.name, held = %stream.held,
+                    "connected to an expert node"
+                );
                 last_logged.clear();
                 let (fault, useful) = serve(&target, stream).await;
                 // A welcome alone does not reset the pause: the stream may break at each first
@@ -106,12 +109,14 @@ pub(super) async fn run(target: LinkTarget) {
         let text = fault.to_string();
         if text != last_logged {
             match &fault {
-                LinkFault::Mismatch(_) => {
-                    tracing::error!(node = %target.name, reason = %text, "an expert node cannot be used");
-                }
-                _ => {
-                    tracing::warn!(node = %target.name, reason = %text, "an expert node is unavailable");
-                }
+                LinkFault::Mismatch(_) => tracing::error!(
+                    node = %target.name, reason = %text,
+                    "an expert node cannot be used"
+                ),
+                _ => tracing::warn!(
+                    node = %target.name, reason = %text,
+                    "an expert node is unavailable"
+                ),
             }
             last_logged = text;
         }
@@ -134,7 +139,7 @@ pub(super) async fn run(target: LinkTarget) {
 }
 
 /// A compute stream after the handshake.
-struct ComputeStream {
+struct OpenStream {
     outbound: mpsc::Sender<pb::ComputeRequest>,
     inbound: Streaming<pb::ComputeReply>,
     /// Calls in flight.
@@ -144,7 +149,7 @@ struct ComputeStream {
 }
 
 /// Connects, asks what the node is, and shakes hands.
-async fn open(target: &LinkTarget) -> Result<ComputeStream, LinkFault> {
+async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
     let connected = target.endpoint.connect().await;
     let channel = connected.map_err(|e| LinkFault::Lost(error_text(&e)))?;
     let info = describe::describe(&target.name, channel.clone(), &target.expected).await?;
@@ -163,7 +168,7 @@ async fn handshake(
     target: &LinkTarget,
     channel: Channel,
     info: &NodeInfo,
-) -> Result<ComputeStream, LinkFault> {
+) -> Result<OpenStream, LinkFault> {
     let lost = |status: tonic::Status| LinkFault::Lost(status_text(&status));
     let Expectation { fingerprint, shape } = &target.expected;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
@@ -182,7 +187,7 @@ async fn handshake(
     };
     let (window, held) = decode_welcome(&welcome, shape)
         .map_err(|e| LinkFault::Lost(format!("malformed welcome: {e}")))?;
-    Ok(ComputeStream {
+    Ok(OpenStream {
         outbound,
         inbound,
         window: window.min(MAX_WINDOW),
@@ -208,7 +213,7 @@ impl Drop for ConnectionGuard<'_> {
 }
 
 /// Serves calls until the connection ends. Returns the reason, and whether any call was answered.
-async fn serve(target: &LinkTarget, stream: ComputeStream) -> (LinkFault, bool) {
+async fn serve(target: &LinkTarget, stream: OpenStream) -> (LinkFault, bool) {
     let metrics = Arc::clone(&target.metrics);
     let calls = Arc::new(ConnectionCalls::new(
         metrics,

@@ -125,7 +125,7 @@ fn without_replica_and_fallback_the_error_names_node_layer_and_tiles() {
     let address = cluster.addresses()[1].clone();
     let node = cluster.nodes.remove(1);
     cluster.runtime.block_on(node.stop());
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let error = compute(&backend, &batch(3, 9)).expect_err("no replica");
     let text = error.to_string();
     assert!(
@@ -176,11 +176,11 @@ fn a_silent_cut_is_hedged_detected_and_healed() {
         start.elapsed()
     );
     work_until("the connection counts as dead", &backend, || {
-        backend.faults().len() == 1
+        unavailable(&backend).len() == 1
     });
     relay.cut(false);
     work_until("the connection is made again", &backend, || {
-        backend.faults().is_empty()
+        unavailable(&backend).is_empty()
     });
     let calls = cluster.node_knobs[0].begun.load(Ordering::SeqCst);
     warm_up(&backend);
@@ -216,7 +216,7 @@ fn stranded_tiles_are_cut_as_the_returning_node_holds_them() {
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let batch = batch(0, 3);
     let pending = backend.begin(Arc::clone(&batch)).expect("begun");
     cluster.add(&[strips[1], strips[2]], &address, &settings());

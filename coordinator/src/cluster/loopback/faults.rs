@@ -135,7 +135,7 @@ fn a_restarted_node_is_used_again() {
         cluster.runtime.block_on(node.stop()),
         "everything was finished"
     );
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let pending = backend
         .begin(Arc::clone(&batch))
         .expect("begun while it is away");
@@ -148,7 +148,7 @@ fn a_restarted_node_is_used_again() {
     work_until("it has work", &backend, || {
         cluster.node_knobs[2].begun.load(Ordering::SeqCst) > 0
     });
-    assert!(backend.faults().is_empty());
+    assert!(unavailable(&backend).is_empty());
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn a_node_that_stays_away_is_unreachable_at_the_deadline() {
     let backend = cluster.connect_with(&options).expect("cluster");
     let node = cluster.nodes.remove(0);
     cluster.runtime.block_on(node.stop());
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let error = compute(&backend, &batch(0, 1)).expect_err("unreachable");
     assert!(matches!(error, ExpertError::Unreachable { .. }), "{error}");
 }

@@ -1,6 +1,7 @@
 //! Times for docs/BENCHMARKS.md, measured on this machine. Not a test of any bound.
 //!
-//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads 1`
+//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads
+//! 1`
 
 use std::io::{Read, Write};
 use std::net::{TcpListener as StdListener, TcpStream};

@@ -8,7 +8,7 @@ use ds4_proto::security::Security;
 use futures::future::BoxFuture;
 
 use super::*;
-use crate::cluster::{NodeState, Resolver};
+use crate::cluster::Resolver;
 
 fn free_address() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -24,13 +24,13 @@ fn a_node_that_is_missing_at_the_start_joins_later() {
         ..quick()
     };
     let backend = cluster.connect_with(&options).expect("one is enough");
-    assert_eq!(backend.faults().len(), 1);
+    assert_eq!(unavailable(&backend).len(), 1);
     check(&backend, &batch(0, 2));
     cluster.add(&[GRID.whole()], &late, &settings());
     work_until("it has work", &backend, || {
         cluster.node_knobs[1].begun.load(Ordering::SeqCst) > 0
     });
-    assert!(backend.faults().is_empty());
+    assert!(unavailable(&backend).is_empty());
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_draining_node_loses_its_work_to_others_without_an_error() {
     let node = cluster.nodes.remove(0);
     std::thread::scope(|scope| {
         let stopped = scope.spawn(|| cluster.runtime.block_on(node.stop()));
-        work_until("it has left", &backend, || backend.faults().len() == 1);
+        work_until("it has left", &backend, || unavailable(&backend).len() == 1);
         assert!(stopped.join().expect("stop"), "everything was finished");
     });
     check(&backend, &batch(0, 2));
@@ -55,12 +55,12 @@ fn a_node_that_returns_with_other_tiles_is_used_for_those() {
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     cluster.add(&[strips[1], strips[2]], &address, &settings());
     work_until("it has work", &backend, || {
         cluster.node_knobs[2].begun.load(Ordering::SeqCst) > 0
     });
-    let nodes = backend.nodes();
+    let nodes = backend.table().nodes();
     let held = nodes[1].held.as_ref().expect("it is up");
     assert_eq!(held.rects(0), [strips[1], strips[2]]);
 }
@@ -72,13 +72,13 @@ fn a_node_of_another_model_at_a_known_address_is_refused_and_ignored() {
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     cluster.add_model([6; 32], &address);
     work_until("it is refused", &backend, || {
-        matches!(backend.nodes()[1].state, NodeState::Refused(_))
+        matches!(backend.table().nodes()[1].state, NodeState::Refused(_))
     });
     check(&backend, &batch(1, 3));
-    let (_, why) = backend.faults().remove(0);
+    let (_, why) = unavailable(&backend).remove(0);
     assert!(why.contains(&"06".repeat(32)), "{why}");
     assert_eq!(cluster.node_knobs[2].begun.load(Ordering::SeqCst), 0);
 }
@@ -92,7 +92,7 @@ fn a_name_stands_for_its_addresses() {
     };
     let backend = cluster.connect_with(&options).expect("cluster");
     check(&backend, &batch(0, 2));
-    assert_eq!(*backend.nodes()[0].name, cluster.addresses()[0]);
+    assert_eq!(*backend.table().nodes()[0].name, cluster.addresses()[0]);
     let nowhere = ClusterOptions {
         nodes: vec!["dns:no-such-host.invalid:1".to_owned()],
         startup_timeout: Duration::from_millis(300),
@@ -145,19 +145,24 @@ fn nodes_come_and_go_with_the_records_of_their_name() {
     // One that is no longer named stays until it stops: its records go before its process does.
     records.set(&addresses[1..]);
     work_until("the third has work", &backend, || begun(2) > 0);
-    assert_eq!(backend.nodes().len(), 3);
+    assert_eq!(backend.table().nodes().len(), 3);
     let node = cluster.nodes.remove(0);
     std::thread::scope(|scope| {
         scope.spawn(|| cluster.runtime.block_on(node.stop()));
         work_until("the first has left", &backend, || {
-            backend.nodes().len() == 2
+            backend.table().nodes().len() == 2
         });
     });
     assert!(
-        backend.faults().is_empty(),
+        unavailable(&backend).is_empty(),
         "a node that has left is not missed"
     );
-    let names: Vec<String> = backend.nodes().iter().map(|n| n.name.to_string()).collect();
+    let names: Vec<String> = backend
+        .table()
+        .nodes()
+        .iter()
+        .map(|n| n.name.to_string())
+        .collect();
     assert_eq!(names.len(), 2);
     assert!(addresses[1..].iter().all(|address| names.contains(address)));
 }

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::scripted::{FINGERPRINT, GRID, SHAPE, alone, batch, bits};
-use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation};
+use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation, NodeState, NodeStatus};
 use crate::engine::{ExpertBackend, ExpertError};
 use script::{FallbackScript, Knobs, Script};
 
@@ -178,6 +178,16 @@ fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<
         .begin(Arc::clone(batch))?
         .finish(&|| false, &mut out)?;
     Ok(out)
+}
+
+/// The nodes that accept no work: address and reason.
+fn unavailable(backend: &ClusterBackend) -> Vec<(String, String)> {
+    let reason = |node: NodeStatus| match node.state {
+        NodeState::Up => None,
+        state => Some((node.name.to_string(), state.to_string())),
+    };
+    let nodes = backend.table().nodes();
+    nodes.into_iter().filter_map(reason).collect()
 }
 
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {

@@ -13,9 +13,9 @@ use crate::cluster::tile_assignment::{list, uncovered};
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Waits until the nodes that are up hold all tiles and a connection to every other node has been
-/// tried, or until `timeout` has passed. Tiles that are missing then are logged if the local fallback
-/// is to compute them (`fallback`). `resolving` means that a DNS name may bring nodes that are not in
-/// the table yet.
+/// tried, or until `timeout` has passed. Tiles that are missing then are logged if the local
+/// fallback is to compute them (`fallback`). `resolving` means that a DNS name may bring nodes that
+/// are not in the table yet.
 ///
 /// # Errors
 /// A node does not belong to this cluster, or tiles are missing: names the node that was awaited,
@@ -51,7 +51,10 @@ pub(in crate::cluster) async fn wait_ready(
             next_message += MESSAGE_INTERVAL;
             let left = deadline.saturating_duration_since(Instant::now()).as_secs();
             for node in nodes.iter().filter(|n| !matches!(n.state, NodeState::Up)) {
-                tracing::warn!(node = %node.name, reason = %node.state, "waiting for an expert node for up to {left} s more");
+                tracing::warn!(
+                    node = %node.name, reason = %node.state,
+                    "waiting for an expert node for up to {left} s more"
+                );
             }
         }
         let until = deadline.min(next_message);

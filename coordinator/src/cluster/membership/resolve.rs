@@ -36,8 +36,8 @@ impl Resolver for SystemResolver {
     }
 }
 
-/// Looks up `name` (`host:port`) every `interval`, forever, and hands every result that differs from
-/// the last to `found`. While the lookup fails, the last result stays in force.
+/// Looks up `name` (`host:port`) every `interval`, forever, and hands every result that differs
+/// from the last to `found`. While the lookup fails, the last result stays in force.
 pub(in crate::cluster) async fn follow(
     name: String,
     resolver: &dyn Resolver,

@@ -166,8 +166,8 @@ impl NodeTable {
         self.set(id, NodeState::Refused(Box::new(error)), None);
     }
 
-    /// Sets whether a node is named. One that is up stays until its connection ends. Returns whether
-    /// it is in the table.
+    /// Sets whether a node is named. One that is up stays until its connection ends. Returns
+    /// whether it is in the table.
     pub(in crate::cluster) fn list(&self, id: EntryId, listed: bool) -> bool {
         self.change(|entries| {
             let entry = entries.by_id.get_mut(&id);

@@ -1,12 +1,13 @@
-//! The real dispatcher, node tables and call bookkeeping in a simulated world that a seed determines
-//! completely: time, delays, lost messages, nodes that die, stop, slow down, drain, leave, misbehave
-//! and return. No sockets, no threads, no waiting: hours of a cluster's troubles within moments.
+//! The real dispatcher, node tables and call bookkeeping in a simulated world that a seed
+//! determines completely: time, delays, lost messages, nodes that die, stop, slow down, drain,
+//! leave, misbehave and return. No sockets, no threads, no waiting: hours of a cluster's troubles
+//! within moments.
 //!
 //! `DS4_SIM_SEEDS` sets the number of seeds, `DS4_SIM_SEED` repeats one.
 //!
-//! From top to bottom: [`scenario`] is one seed, [`faults`] makes troubles, [`network`] moves
-//! messages, [`world`] is the state and the event queue, [`wire`], [`node`] and [`trouble`] are its
-//! parts, [`clock`] and [`random`] stand alone.
+//! From top to bottom: `scenario` is one seed, `faults` makes troubles, `network` moves
+//! messages, `world` is the state and the event queue, `wire`, `node` and `trouble` are its
+//! parts, `clock` and `random` stand alone.
 
 mod clock;
 mod faults;

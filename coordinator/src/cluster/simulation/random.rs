@@ -1,5 +1,5 @@
-//! Pseudo-random numbers that are the same for a seed on every machine and in every version, so that
-//! a failed seed can be repeated.
+//! Pseudo-random numbers that are the same for a seed on every machine and in every version, so
+//! that a failed seed can be repeated.
 
 use std::time::Duration;
 

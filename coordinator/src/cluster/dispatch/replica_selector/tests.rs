@@ -1,5 +1,4 @@
 use super::*;
-use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings, Span};
 
 use crate::cluster::transport::{CallError, CallId, CancelReason, ExpertCall, NodeLink};

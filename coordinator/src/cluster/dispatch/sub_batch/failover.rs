@@ -122,7 +122,8 @@ impl SubBatch {
         }
     }
 
-    /// No replica accepts a task: replicas are sought again when the nodes change, or after a pause.
+    /// No replica accepts a task: replicas are sought again when the nodes change, or after a
+    /// pause.
     fn strand(
         &mut self,
         context: &LayerContext<'_>,

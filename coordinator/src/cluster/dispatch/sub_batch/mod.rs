@@ -1,9 +1,9 @@
 //! A sub-batch: as many tokens of a layer as fit into one call, the tasks that their tiles are
 //! divided into, and what happens when a replica fails.
 //!
-//! It advances by events: a reply ([`replies`]), the passage of time ([`timeouts`]), and requests to
-//! compute locally. Each is told the time and returns without waiting for anything, so that the
-//! simulation can drive it.
+//! It advances by events: a reply (`replies`), the passage of time (`timeouts`), and requests to
+//! compute locally. Each is told the time, may send or cancel calls, and returns without waiting
+//! for anything.
 
 mod blocker;
 mod failover;

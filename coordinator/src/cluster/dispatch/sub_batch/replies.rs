@@ -81,7 +81,8 @@ impl SubBatch {
         self.fail_over(context, id, now)
     }
 
-    /// An attempt has its rows: its task is done, and with it perhaps the task that it is a part of.
+    /// An attempt has its rows: its task is done, and with it perhaps the task that it is a part
+    /// of.
     pub(super) fn complete(&mut self, context: &LayerContext<'_>, mut attempt: AttemptId) {
         loop {
             self.attempts[attempt].open = false;
