@@ -2,21 +2,22 @@
 # Runs the tests of ds4-common for 64-bit ARM, on any x86-64 Debian, under emulation.
 #
 #     tests/arm.sh                 the unit tests of ds4-common on every CPU model below
-#     tests/arm.sh golden          instead, that a model's logits are the same with all kernels
+#     tests/arm.sh golden          instead, checks that all kernels give a model the same logits
 #
 # What is needed comes from Debian alone: a cross linker and QEMU are installed (as root, unless
 # they are there). Where the project's toolchain lacks the standard library for ARM, Debian's
 # compiler with that library is unpacked under target/arm, where the packages' conflicts with
-# another Rust do not matter. Its version is not that of rust-toolchain.toml, so its warnings are
-# no errors here. DS4_ARM_COMPILER=debian takes it in any case.
+# another Rust do not matter. Its version is not that of rust-toolchain.toml, so its warnings do not
+# count as errors. DS4_ARM_COMPILER=debian takes it in any case.
 #
-# The CPU models differ in what the kernels look for; each runs its fastest ones and the slower:
+# The CPU models differ in what the kernels look for; each runs the fastest kernels that it has and
+# all slower ones:
 #
 #     max           dot products and matrix products of bytes: i8mm
 #     neoverse-n1   dot products: dotprod
 #     cortex-a72    neither: neon
 #
-# Exit status: that of the tests; 77 if a package cannot be had, which says nothing of the code.
+# Exit status: that of the tests; 77 if a package cannot be had, so that nothing was tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -133,7 +134,7 @@ common)
     done
     ;;
 *)
-    echo "arm.sh: no tests named $what" >&2
+    echo "arm.sh: unknown tests: $what" >&2
     exit 2
     ;;
 esac

@@ -16,7 +16,7 @@ use ds4_common::quant::{GgmlType, Layout, to_panels};
 /// Rows and columns of a query projection.
 const SHAPE: (usize, usize) = (8192, 4096);
 
-/// Rows that a batch meets: enough for every core, and soon done.
+/// Rows that a batch is multiplied with: enough for every core, and soon done.
 const BATCH_ROWS: usize = 1024;
 
 /// Time for one figure, so that all of them are soon done.
@@ -135,9 +135,15 @@ macro_rules! products {
     )*};
 }
 
-products!(q4_k: GgmlType::Q4K, q8_0: GgmlType::Q8_0, f16: GgmlType::F16);
+products!(
+    q4_k: GgmlType::Q4K,
+    q6_k: GgmlType::Q6K,
+    q8_0: GgmlType::Q8_0,
+    mxfp4: GgmlType::Mxfp4,
+    f16: GgmlType::F16
+);
 
-/// A tile of an expert, on one core and out of its own cache, as the order of its bytes has it.
+/// A tile of an expert, on one core and out of its own cache, in either order of its bytes.
 mod tile {
     use super::*;
 
@@ -159,7 +165,7 @@ mod tile {
             .bench_local(|| {
                 let w = Matrix::stored(layout, GgmlType::Q4K, ROWS, COLS, &bytes)
                     .unwrap_or_else(|e| panic!("{e}"));
-                kernels(set).tile_by_token(&w, 0..ROWS, &xs, Some(&w), black_box(&mut out));
+                kernels(set).multiply_rows(&w, 0..ROWS, &xs, Some(&w), black_box(&mut out));
             });
     }
 

@@ -1,4 +1,4 @@
-//! The authority of a cluster: one key that signs every member's certificate.
+//! The certificate authority of a cluster: one key that signs the certificates of all members.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,31 +10,36 @@ use rcgen::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Machines whose clocks are behind take new certificates too.
+/// Certificates are valid from this long ago, for machines whose clocks are behind.
 const CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// Validity of the authority's own certificate.
 const AUTHORITY_DAYS: u32 = 3650;
 
-/// Why there is no certificate.
+/// Why a certificate cannot be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
-    #[error("ca.key holds no private key: {0}")]
+    /// The authority's key file does not contain a usable private key.
+    #[error("ca.key does not contain a private key: {0}")]
     Key(rcgen::Error),
+    /// A name that a certificate cannot be issued for.
     #[error("'{0}' is neither a DNS name, which may begin with '*.', nor an IP address")]
     Name(String),
-    #[error("the certificate could not be made: {0}")]
+    /// No key could be generated or no signature made.
+    #[error("cannot create the certificate: {0}")]
     Sign(rcgen::Error),
 }
 
-/// A certificate and its private key, both PEM.
+/// A certificate with its private key.
 #[derive(Debug)]
 pub struct Issued {
+    /// The certificate, PEM.
     pub certificate: String,
+    /// The private key, PEM (PKCS #8).
     pub key: String,
 }
 
-/// Signs certificates.
+/// Issues certificates with the key of one cluster.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: String,
@@ -42,17 +47,17 @@ pub struct Authority {
 }
 
 impl std::fmt::Debug for Authority {
-    /// Without the key.
+    /// Leaves the key out.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority").finish_non_exhaustive()
     }
 }
 
 impl Authority {
-    /// A new one, of its own kind in the world.
+    /// Generates an authority with a fresh key.
     ///
     /// # Errors
-    /// The system has no randomness.
+    /// [`AuthorityError::Sign`] if the system provides no random numbers.
     pub fn generate() -> Result<Self, AuthorityError> {
         let key = KeyPair::generate().map_err(AuthorityError::Sign)?;
         let text = key.serialize_pem();
@@ -61,10 +66,11 @@ impl Authority {
         Ok(Self::of(certificate, key, text))
     }
 
-    /// One that [`Self::generate`] made. That the two go together shows in what it issues.
+    /// Restores an authority from the certificate and the key that [`Self::generate`] made, both
+    /// PEM. Whether the two belong together is not checked; issued certificates would not verify.
     ///
     /// # Errors
-    /// `key` is no private key.
+    /// [`AuthorityError::Key`] if `key` is not a private key.
     pub fn from_pem(certificate: String, key: &str) -> Result<Self, AuthorityError> {
         let pair = KeyPair::from_pem(key).map_err(AuthorityError::Key)?;
         Ok(Self::of(certificate, pair, key.to_owned()))
@@ -78,27 +84,27 @@ impl Authority {
         }
     }
 
-    /// PEM.
+    /// The authority's own certificate, PEM, which every member trusts.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.certificate
     }
 
-    /// PEM, to be kept secret.
+    /// The private key, PEM. Whoever has it can join the cluster.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// A certificate for a `role`, called `title`, that is valid under `names` (DNS names, also
-    /// with a wildcard as first label, and IP addresses) for `days` from now.
+    /// Issues a certificate for a member in `role`, called `title`, that is valid for `names` (DNS
+    /// names, whose first label may be `*`, and IP addresses) for `days` from now, at most 36,500.
     ///
-    /// A node's is for servers alone, so that no node can pass for a coordinator. A coordinator's
-    /// is for clients, and for servers too, since nodes fetch slices from it; its names keep it
-    /// from passing for a node.
+    /// A node's certificate allows server authentication only, so that a node cannot pass for a
+    /// coordinator. A coordinator's allows client and server authentication, because nodes fetch
+    /// slices from it; its names keep it from passing for a node.
     ///
     /// # Errors
-    /// A name is no name.
+    /// [`AuthorityError::Name`] for an invalid name, [`AuthorityError::Sign`] if signing fails.
     pub fn issue(
         &self,
         role: Role,
@@ -132,8 +138,8 @@ impl Authority {
     }
 }
 
-/// What an authority's certificate says, of which its key is all that makes it different from
-/// another's: so the key alone is enough to go on signing.
+/// The content of an authority's certificate. It is derived from the key alone, so the key is
+/// enough to continue an authority.
 fn params(key: &KeyPair) -> CertificateParams {
     let mut params = CertificateParams::default();
     let id = params.key_identifier(key);
@@ -157,11 +163,12 @@ fn name_of(text: &str) -> DistinguishedName {
     name
 }
 
-/// Whether a certificate can be for `name`: labels of letters, digits, dashes and underscores, of
-/// which the first may be `*` alone, or an IP address. Verifiers understand no more.
+/// Checks that a certificate can be issued for `name`: an IP address, or labels of 1 to 63 letters,
+/// digits, dashes and underscores, of which the first may be `*`. Verifiers understand nothing
+/// else.
 ///
 /// # Errors
-/// It can't.
+/// [`AuthorityError::Name`].
 pub fn check_name(name: &str) -> Result<(), AuthorityError> {
     let label = |label: &str| {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');

@@ -1,38 +1,45 @@
-//! Choosing the next token from logits.
+//! Chooses the next token from logits.
 //!
-//! With p_i = exp((l_i - max l) / temperature) over the whole vocabulary and the tokens in
-//! descending order of l_i (equal ones by ascending id), the choice is among
+//! Let p_i = exp((l_i - max l) / temperature) over the whole vocabulary, and sort the tokens by
+//! descending l_i (equal ones by ascending id). The candidates are
 //!
-//! 1. the first `top_k`,
-//! 2. up to the first with p_i < `min_p` (the largest p is 1),
-//! 3. up to and including the one with which the sum reaches `top_p` of the sum over the whole
-//!    vocabulary,
+//! 1. the first `top_k` tokens,
+//! 2. of these, the ones before the first with p_i < `min_p` (the largest p is 1),
+//! 3. of these, the ones up to and including the one with which the sum of p reaches `top_p` of the
+//!    sum over the whole vocabulary.
 //!
-//! drawn with probabilities in proportion to p_i. Temperature 0 takes the first token.
-//! Exponentials come from a library in plain Rust and sums have a fixed order, so a seed gives
+//! One of them is drawn with a probability in proportion to p_i. Temperature 0 takes the first
+//! token. Exponentials come from the crate `libm` and sums have a fixed order, so that a seed gives
 //! the same tokens on every machine.
+//!
+//! Sources: top-k from A. Fan, M. Lewis, Y. Dauphin, "Hierarchical neural story generation", ACL
+//! 2018; top-p from A. Holtzman et al., "The curious case of neural text degeneration", ICLR 2020;
+//! min-p from M. Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM
+//! outputs", ICLR 2025. The order of the filters and the sum that `top_p` refers to are defined
+//! here.
 
 use std::cmp::Ordering;
 
+use ds4_common::random::XorShift64Star;
 use thiserror::Error;
 
-/// The choice's parameters.
+/// How tokens are chosen. The ranges are checked by [`Self::validate`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 to 2; 0 always takes the likeliest token.
+    /// From 0 to 2. 0 always takes the most likely token.
     pub temperature: f32,
-    /// How many tokens to choose among at most; 0 for any number.
+    /// The most tokens to choose among; 0 for no limit.
     pub top_k: u32,
-    /// Above 0, up to 1: the share of probability to choose from; 1 for all.
+    /// The share of the probability to choose from, above 0 and at most 1; 1 for no limit.
     pub top_p: f32,
-    /// 0 to 1: the lowest probability to choose, in relation to the highest; 0 for any.
+    /// The lowest probability to choose, relative to the highest, from 0 to 1; 0 for no limit.
     pub min_p: f32,
-    /// Where the random numbers start.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
 impl Default for SamplingParams {
-    /// What DeepSeek recommends for these models.
+    /// The values that DeepSeek recommends for these models.
     fn default() -> Self {
         Self {
             temperature: 1.0,
@@ -46,32 +53,32 @@ impl Default for SamplingParams {
 
 /// A parameter outside its range.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
-#[error("`{field}` is {value}, but it must be {range}")]
+#[error("`{field}` is {value}, but must be {range}")]
 pub struct ParamError {
-    /// The parameter.
+    /// Name of the parameter, as in requests.
     pub field: &'static str,
-    /// Its value.
+    /// The value that was refused.
     pub value: f32,
-    /// What it may be.
+    /// The allowed range, in words.
     pub range: &'static str,
 }
 
-/// Logits that nothing can be chosen from.
+/// Why no token can be chosen from logits.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum SampleError {
-    /// There are none.
+    /// The list is empty.
     #[error("there are no logits to choose from")]
     Empty,
-    /// One is not a number, or infinitely likely.
+    /// The logit of this token is NaN or plus infinity.
     #[error("the logit of token {0} is NaN or infinite")]
     NotFinite(usize),
-    /// All are minus infinity.
-    #[error("no token is possible: all logits are minus infinity")]
+    /// All logits are minus infinity.
+    #[error("no token can be chosen: all logits are minus infinity")]
     NothingPossible,
 }
 
 impl SamplingParams {
-    /// Checks the ranges.
+    /// Checks that all parameters are in their ranges.
     ///
     /// # Errors
     /// [`ParamError`] for the first parameter outside its range.
@@ -100,22 +107,23 @@ impl SamplingParams {
     }
 }
 
-/// Chooses the tokens of one answer. Keeps its buffers from one token to the next.
+/// Chooses the tokens of one answer; keeps its random state and its buffers from one token to the
+/// next.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     random: XorShift64Star,
-    /// p_i by token.
+    /// p_i, by token.
     weights: Vec<f32>,
-    /// Tokens; the first few of them in order.
+    /// All tokens, of which the first few are in descending order of their logits.
     order: Vec<u32>,
 }
 
-/// How many tokens are put in order at first. Seldom are more needed.
+/// How many tokens are sorted at first. More are rarely needed.
 const SORTED_AT_FIRST: usize = 256;
 
 impl Sampler {
-    /// A sampler at the beginning of an answer.
+    /// A sampler for a new answer.
     ///
     /// # Errors
     /// [`ParamError`] if a parameter is outside its range.
@@ -130,8 +138,8 @@ impl Sampler {
         })
     }
 
-    /// Chooses a token. `logits` has one value for each token of the vocabulary; minus infinity
-    /// excludes a token.
+    /// Chooses a token. `logits` has one value for each token of the vocabulary, in which minus
+    /// infinity excludes a token.
     ///
     /// # Errors
     /// [`SampleError`] if a logit is NaN or plus infinity, or no token is possible.
@@ -150,7 +158,7 @@ impl Sampler {
         self.order.extend((0u32..).zip(logits).map(|(id, _)| id));
         let mut sorted = 0;
         let kept = self.kept(logits, total, &mut sorted);
-        let target = self.random.next_unit() * kept.weight;
+        let target = self.random.unit() * kept.weight;
         let mut sum = 0.0;
         for place in 0..kept.tokens {
             self.sort_to(place, logits, &mut sorted);
@@ -159,8 +167,8 @@ impl Sampler {
                 return Ok(self.order[place]);
             }
         }
-        // Only rounding leads here, when the drawn number is next to 1: the last token with any
-        // probability is meant.
+        // Reached only by rounding, when the number drawn is next to 1: take the last token with
+        // any probability.
         let possible = self.order[..kept.tokens]
             .iter()
             .rev()
@@ -168,7 +176,7 @@ impl Sampler {
         Ok(possible.copied().unwrap_or(best))
     }
 
-    /// Applies the filters.
+    /// Applies the filters. The first tokens of `order`, as many as returned, are the candidates.
     fn kept(&mut self, logits: &[f32], total: f64, sorted: &mut usize) -> Kept {
         let SamplingParams {
             top_k,
@@ -215,7 +223,7 @@ impl Sampler {
         }
     }
 
-    /// Puts tokens in order at least up to `place`.
+    /// Sorts tokens at least up to and including `place`.
     fn sort_to(&mut self, place: usize, logits: &[f32], sorted: &mut usize) {
         if place < *sorted {
             return;
@@ -233,13 +241,13 @@ impl Sampler {
     }
 }
 
-/// How many tokens the filters leave, and the sum of their p.
+/// The candidates that the filters leave: their number, and the sum of their p.
 struct Kept {
     tokens: usize,
     weight: f64,
 }
 
-/// The likeliest token; the lowest id of equally likely ones.
+/// The most likely token; the lowest id among equally likely ones.
 ///
 /// # Errors
 /// [`SampleError`] if a logit is NaN or plus infinity, or no token is possible.
@@ -260,17 +268,17 @@ pub fn greedy(logits: &[f32]) -> Result<u32, SampleError> {
     }
 }
 
-/// The chosen token's logarithmic probability, and those of the likeliest tokens.
+/// Natural logarithms of the probabilities of the chosen token and of the most likely ones.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogProbs {
-    /// Of the chosen token.
+    /// That of the chosen token.
     pub chosen: f32,
-    /// Token and logarithmic probability of the likeliest, in descending order.
+    /// The most likely tokens with theirs, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Natural logarithms of the probabilities at temperature 1 before any filter:
-/// l_i - max l - ln Σ exp(l_j - max l).
+/// Natural logarithms of the probabilities at temperature 1 before any filter,
+/// l_i - max l - ln Σ exp(l_j - max l), for `chosen` and the `top` most likely tokens.
 ///
 /// # Errors
 /// As [`greedy`]; [`SampleError::Empty`] also if there is no logit for `chosen`.
@@ -280,7 +288,7 @@ pub fn log_probs(logits: &[f32], chosen: u32, top: usize) -> Result<LogProbs, Sa
     let normaliser = max + libm::log(sum);
     let log_prob = |logit: f32| (f64::from(logit) - normaliser) as f32;
     let own = logits.get(chosen as usize).ok_or(SampleError::Empty)?;
-    // `top` is small, so the list of the best is kept in order as the logits go by.
+    // `top` is small, so the list of the best is kept sorted while the logits go by.
     let count = top.min(logits.len());
     let mut order: Vec<u32> = Vec::with_capacity(count + 1);
     for (id, _) in (0u32..).zip(logits) {
@@ -304,33 +312,6 @@ fn descending(logits: &[f32], a: u32, b: u32) -> Ordering {
     let (x, y) = (logits[a as usize], logits[b as usize]);
     // NaN was refused before; -0 and 0 are equal here as in `greedy`.
     y.partial_cmp(&x).unwrap_or(Ordering::Equal).then(a.cmp(&b))
-}
-
-/// The generator xorshift64* with shifts 12, 25 and 27.
-#[derive(Clone, Debug)]
-pub(crate) struct XorShift64Star(u64);
-
-impl XorShift64Star {
-    pub(crate) fn new(seed: u64) -> Self {
-        // From 0 it would never leave 0.
-        Self(if seed == 0 {
-            0x9e37_79b9_7f4a_7c15
-        } else {
-            seed
-        })
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// At least 0, below 1, from the highest 24 bits.
-    fn next_unit(&mut self) -> f64 {
-        (self.next() >> 40) as f64 / f64::from(1u32 << 24)
-    }
 }
 
 #[cfg(test)]

@@ -5,25 +5,25 @@
 
 mod report;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::builder::Resettable;
+use clap::{Arg, Args};
+use ds4_cli::{ModelFlag, ThreadArgs, parse, print};
 use ds4_common::expert::{
-    ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore, Route,
+    BatchError, BatchFields, ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore,
+    Route,
 };
 use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
+use ds4_common::random::SplitMix64;
 use ds4_common::slice::Slice;
-use ds4_common::threads::Threads;
 use rayon::ThreadPool;
 use report::{Report, Row, Sample};
-
-use crate::lifecycle::print;
 
 /// Bytes that one probe of the memory reads; far more than a cache holds.
 const PROBE_BYTES: usize = 512 << 20;
@@ -38,53 +38,90 @@ const MULTIPLY_ROUNDS: u32 = 1 << 25;
 /// Values of a Q4_K block and its bytes.
 const BLOCK: (usize, usize) = (256, 144);
 
+const EXAMPLES: &str = "\
+Examples:
+  ds4-expert bench --tokens 1,512
+  ds4-expert bench -m node-0.gguf --isa avx2 --json";
+
 /// What to measure, and on which weights.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES, mut_arg("model", bench_model))]
 pub struct BenchArgs {
-    /// Model or slice whose mapped experts are read; without it, random ones in anonymous memory
-    #[arg(short, long = "model", num_args = 1.., value_delimiter = ',')]
-    pub models: Vec<PathBuf>,
-    /// Layers of random experts, 3.6 GB each
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub layers: u16,
-    /// Compute threads; 0 takes one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_parser = crate::cli::threads)]
-    pub threads: usize,
-    /// Keep each compute thread on a core of its own
-    #[arg(long, env = "DS4_PIN")]
-    pub pin: bool,
-    /// Kernels to measure; all of this machine without it
-    #[arg(long, value_parser = crate::cli::kernels)]
-    pub isa: Option<Kernels>,
-    /// Measured turns of probes and work a batch size
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=999))]
-    pub rounds: u16,
-    /// Orders of random weights, measured in turns; a file has its own
-    #[arg(long, value_delimiter = ',', default_value = "plain,panels")]
-    pub layouts: Vec<Layout>,
-    /// Batch sizes
-    #[arg(long, value_delimiter = ',', default_value = "1,8,32,128,512", value_parser = tokens)]
+    /// Batch sizes, comma-separated
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "1,8,32,128,512",
+        value_parser = parse::count(4096)
+    )]
     pub tokens: Vec<usize>,
+
+    /// Rounds of probes and work per batch size; medians are reported
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 9,
+        value_parser = clap::value_parser!(u16).range(1..=999)
+    )]
+    pub rounds: u16,
+
+    /// Layers of random experts, 3.6 GB each
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u16).range(1..=64)
+    )]
+    pub layers: u16,
+
+    /// Layouts of random weights, measured in turns; a file has its own
+    #[arg(
+        long,
+        value_name = "LAYOUT",
+        value_delimiter = ',',
+        default_value = "plain,panels"
+    )]
+    pub layouts: Vec<Layout>,
+
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+
+    /// Weights in a file.
+    #[command(flatten)]
+    pub model: ModelFlag,
+
+    /// Which threads compute.
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// Kernels to measure [default: all of this CPU but the scalar ones]
+    #[arg(
+        long,
+        value_name = "NAME",
+        help_heading = "Engine",
+        value_parser = parse::kernels
+    )]
+    pub isa: Option<Kernels>,
 }
 
-/// 1 to 4096.
-fn tokens(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n @ 1..=4096) => Ok(n),
-        _ => Err("expected a number from 1 to 4096".to_owned()),
-    }
+/// Random weights are the default here, whatever the variable says.
+fn bench_model(flag: Arg) -> Arg {
+    flag.env(Resettable::Reset).help(
+        "Model or slice whose mapped experts are read [default: random experts in anonymous memory]",
+    )
 }
 
+/// Measures and prints a table or JSON.
+///
 /// # Errors
-/// The model can't be used, or there is no memory for random experts.
+/// The model cannot be used, there is not enough memory for random experts, or standard output
+/// cannot be written.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let pool = Threads::new(args.threads, args.pin)
-        .pool()
-        .build()
-        .context("no compute threads")?;
+    let threads = args.threads.resolve();
+    let pool = threads.pool().build();
+    let pool = pool.context("cannot start the compute threads")?;
     let stores = pool.install(|| open(args))?;
     let sets = match args.isa {
         Some(kernels) => vec![kernels],
@@ -93,7 +130,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     };
     ensure!(
         !sets.is_empty(),
-        "only scalar kernels here: name them by --isa scalar"
+        "this CPU has only the scalar kernels: choose them with --isa scalar"
     );
     let mut bench = Bench::new(&stores, &pool, usize::from(args.rounds));
     let mut rows = Vec::new();
@@ -103,7 +140,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let report = Report {
-        source: if args.models.is_empty() {
+        source: if args.model.model.is_empty() {
             "random"
         } else {
             "mapped file"
@@ -117,18 +154,18 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     } else {
         report.table()
     };
-    print(&text).context("no output")
+    Ok(print(text)?)
 }
 
 /// The same weights in every order that is measured.
 fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
-    if args.models.is_empty() {
+    if args.model.model.is_empty() {
         let shape = ExpertShape {
             layers: usize::from(args.layers),
             hidden: 4096,
             width: 2048,
             experts: 256,
-            used: 6,
+            experts_used: 6,
             ty: GgmlType::Q4K,
             layout: Layout::Plain,
         };
@@ -139,7 +176,7 @@ fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
         let stored = |layout| Ok(store.reinterpreted(layout)?);
         return args.layouts.iter().copied().map(stored).collect();
     }
-    let gguf = GgufModel::open_parts(&args.models)?;
+    let gguf = GgufModel::open_parts(&args.model.model)?;
     if Slice::is_slice(&gguf) {
         let slice = Slice::of(gguf)?;
         for tensor in slice.head().tensors() {
@@ -170,9 +207,9 @@ fn populate(tensor: &Tensor) -> Result<()> {
 /// read as rows or as panels.
 fn fill(seed: u64, bytes: &mut [u8]) {
     const SCALES: [u8; 4] = [0x00, 0x08, 0x00, 0x0c];
-    let mut random = Random(seed);
+    let mut random = SplitMix64::new(seed);
     for word in bytes.as_chunks_mut::<8>().0 {
-        *word = random.next().to_le_bytes();
+        *word = random.next_u64().to_le_bytes();
     }
     for block in bytes.chunks_exact_mut(BLOCK.1) {
         block[..4].copy_from_slice(&SCALES);
@@ -182,28 +219,12 @@ fn fill(seed: u64, bytes: &mut [u8]) {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-}
-
 struct Bench<'a> {
     /// One an order of the weights.
     stores: &'a [ExpertStore],
     pool: &'a ThreadPool,
     rounds: usize,
-    random: Random,
+    random: SplitMix64,
     scratch: ExpertScratch,
     out: Vec<f32>,
     /// Where the next probe starts to read.
@@ -216,7 +237,7 @@ impl<'a> Bench<'a> {
             stores,
             pool,
             rounds,
-            random: Random(7),
+            random: SplitMix64::new(7),
             scratch: ExpertScratch::default(),
             out: Vec::new(),
             cursor: 0,
@@ -239,9 +260,9 @@ impl<'a> Bench<'a> {
 
     /// A row for each order of the weights, measured in turns.
     fn measure(&mut self, kernels: Kernels, tokens: usize) -> Result<Vec<Row>> {
-        let (hidden, used) = (self.store().hidden(), self.store().experts_used());
-        let operations = 2.0 * 3.0 * (hidden * self.store().width() * used * tokens) as f64;
-        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * used * tokens);
+        let (hidden, experts_used) = (self.store().hidden(), self.store().experts_used());
+        let operations = 2.0 * 3.0 * (hidden * self.store().width() * experts_used * tokens) as f64;
+        let calls = CALL_BYTES.div_ceil(self.expert_bytes() * experts_used * tokens);
         let mut samples = vec![Vec::with_capacity(self.rounds); self.stores.len()];
         for store in self.stores {
             self.calls(store, kernels, tokens, calls)?;
@@ -279,7 +300,9 @@ impl<'a> Bench<'a> {
         tokens: usize,
         calls: usize,
     ) -> Result<(f64, usize)> {
-        let batches: Vec<_> = (0..calls).map(|_| self.batch(tokens)).collect();
+        let batches: Vec<_> = (0..calls)
+            .map(|_| self.batch(tokens))
+            .collect::<Result<_, _>>()?;
         let experts = batches.iter().map(different_experts).sum();
         let rects = [store.grid().whole()];
         let Bench {
@@ -292,18 +315,18 @@ impl<'a> Bench<'a> {
         Ok((start.elapsed().as_secs_f64(), experts))
     }
 
-    fn batch(&mut self, tokens: usize) -> ExpertBatch {
-        let used = self.store().experts_used();
+    fn batch(&mut self, tokens: usize) -> Result<ExpertBatch, BatchError> {
+        let experts_used = self.store().experts_used();
         let experts = self.store().grid().experts as usize;
-        let mut routes: Vec<Route> = Vec::with_capacity(tokens * used);
+        let mut routes: Vec<Route> = Vec::with_capacity(tokens * experts_used);
         for _ in 0..tokens {
             let start = routes.len();
-            while routes.len() < start + used.min(experts) {
+            while routes.len() < start + experts_used.min(experts) {
                 let expert = self.random.below(experts) as u32;
                 if routes[start..].iter().all(|r| r.expert != expert) {
                     routes.push(Route {
                         expert,
-                        weight: 1.0 / used as f32,
+                        weight: 1.0 / experts_used as f32,
                     });
                 }
             }
@@ -313,14 +336,14 @@ impl<'a> Bench<'a> {
             .collect();
         let mut activations = Activations::new();
         activations.set(ActivationFormat::Q8K, self.store().hidden(), &values);
-        ExpertBatch {
+        let fields = BatchFields {
             layer: self.random.below(self.store().layers()),
             tokens,
-            used,
             routes,
             input: ExpertInput::from_activations(&activations),
             round: true,
-        }
+        };
+        ExpertBatch::new(*self.store().shape(), fields)
     }
 
     /// GB/s of all threads, each reading one stream of the same weights.
@@ -358,6 +381,7 @@ fn different_experts(batch: &ExpertBatch) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ds4_common::threads::Threads;
 
     #[test]
     fn a_small_store_is_measured_and_reported() {
@@ -366,7 +390,7 @@ mod tests {
             hidden: 256,
             width: 256,
             experts: 8,
-            used: 2,
+            experts_used: 2,
             ty: GgmlType::Q4K,
             layout: Layout::Panels,
         };
@@ -377,8 +401,7 @@ mod tests {
         let pool = Threads::new(2, false).pool().build().expect("pool");
         let mut bench = Bench::new(&stores, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
-        let batch = bench.batch(5);
-        batch.check(2, store.grid(), 256, 2).expect("a legal batch");
+        let batch = bench.batch(5).expect("a legal batch");
         assert!(different_experts(&batch) <= 8);
         let (seconds, experts) = bench.calls(store, Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);

@@ -1,21 +1,148 @@
 //! A node as a process: load, ready, drain, stop.
 
-use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ds4_common::gguf::GgufModel;
-use ds4_common::kernels::Kernels;
-use ds4_common::model::{Fingerprint, HyperParams};
-use ds4_common::slice::Slice;
-use ds4_common::tiles::Grid;
+use clap::Args;
+use ds4_cli::{IsaArg, ThreadArgs, TlsArgs, parse, print_line};
+use ds4_common::quantity::Bytes;
+use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::{InspectArgs, ServeArgs};
-use crate::embedded::start;
+use crate::embedded::{NodeConfig, start};
+use crate::load::ModelConfig;
+use crate::node::NodeSettings;
 use crate::pull;
+use crate::weight_args::WeightArgs;
+
+/// The least memory for calls: the largest call fits into it.
+const LEAST_CALL_MEMORY: Bytes = Bytes(256 << 20);
+
+/// The most memory for calls.
+const MOST_CALL_MEMORY: Bytes = Bytes(1 << 40);
+
+const EXAMPLES: &str = "\
+Examples:
+  # Fetch the slice of node-0 from a coordinator if it is missing, then serve it
+  ds4-expert serve --data-dir /var/lib/ds4 --join 10.0.0.10:50050 --name node-0 \\
+      --listen 10.0.0.11:50051 --tls-ca ca.pem --tls-cert node-0.pem --tls-key node-0.key
+
+  # Hold the third of four strips of every expert of a whole model, on this machine only
+  ds4-expert serve -m V4-Flash-Q4.gguf --grid 1x4 --index 2";
+
+/// Which weights to serve, where and how.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct ServeArgs {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        env = "DS4_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "IP:PORT"
+    )]
+    pub listen: SocketAddr,
+
+    /// Address that answers health checks only, in plain text, for probes without a certificate;
+    /// port 0 takes a free one [default: none]
+    #[arg(long, env = "DS4_HEALTH_LISTEN", value_name = "IP:PORT")]
+    pub health_listen: Option<SocketAddr>,
+
+    /// Seconds in which a stopping node may finish the work that it has accepted
+    #[arg(
+        long,
+        env = "DS4_DRAIN_TIMEOUT",
+        default_value_t = 30,
+        value_name = "SECONDS",
+        value_parser = parse::seconds(0..=86_400)
+    )]
+    pub drain_timeout: u64,
+
+    /// Where the weights come from.
+    #[command(flatten)]
+    pub weights: WeightArgs,
+
+    /// How connections are protected.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
+    /// Which threads compute.
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// Which kernels compute.
+    #[command(flatten)]
+    pub isa: IsaArg,
+
+    /// How much work is accepted.
+    #[command(flatten)]
+    pub limits: LimitArgs,
+}
+
+/// How much a node takes on at once.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Calls that may wait in the queue, of all coordinators together
+    #[arg(
+        long,
+        env = "DS4_QUEUE",
+        default_value_t = 64,
+        value_name = "CALLS",
+        value_parser = parse::count(1024)
+    )]
+    pub queue: usize,
+
+    /// Calls of one coordinator that may be in flight
+    #[arg(
+        long,
+        env = "DS4_IN_FLIGHT",
+        default_value_t = 8,
+        value_name = "CALLS",
+        value_parser = parse::count(1024)
+    )]
+    pub in_flight: usize,
+
+    /// Memory for inputs and unsent replies of all coordinators together, from 256MiB to 1TiB
+    #[arg(
+        long,
+        env = "DS4_CALL_MEMORY",
+        default_value = "1GiB",
+        value_name = "SIZE",
+        value_parser = parse::size(LEAST_CALL_MEMORY, MOST_CALL_MEMORY)
+    )]
+    pub call_memory: Bytes,
+}
+
+impl ServeArgs {
+    /// The checked settings of the node, whose connections `security` protects.
+    ///
+    /// # Errors
+    /// The node's name is not a valid file name, or the address would accept plain text from other
+    /// machines.
+    pub fn config(&self, security: Security) -> Result<NodeConfig> {
+        security.check_listen(self.listen)?;
+        Ok(NodeConfig {
+            model: ModelConfig {
+                source: self.weights.source()?,
+                kernels: self.isa.isa,
+                populate: !self.weights.no_populate,
+            },
+            settings: NodeSettings {
+                threads: self.threads.threads,
+                pin: self.threads.pin,
+                queue: self.limits.queue,
+                in_flight: self.limits.in_flight,
+                memory: usize::try_from(self.limits.call_memory.0).unwrap_or(usize::MAX),
+                drain_timeout: Duration::from_secs(self.drain_timeout),
+                security,
+            },
+        })
+    }
+}
 
 /// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once.
 ///
@@ -26,8 +153,8 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     let security = args.tls.security(Role::Node)?;
     let config = args.config(security.clone())?;
     let pull = args.weights.pull(&security)?;
-    // The port is taken before minutes of loading, so that a clash is seen at once. Who connects
-    // meanwhile waits in the listener's backlog.
+    // The port is taken before minutes of loading, so that a clash is seen at once. Connections
+    // that arrive meanwhile wait in the listener's backlog.
     let listener = bind(args.listen).await?;
     let health = match args.health_listen {
         Some(address) => Some(bind(address).await?),
@@ -41,35 +168,35 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     };
     let mut node = tokio::select! {
         node = starting => node?,
-        name = signals.next() => bail!("{name} while the model was loading"),
+        name = signals.next() => bail!("stopped by {name} while the model was loading"),
     };
     if let Some(listener) = health {
         node.serve_health(listener);
     }
     let identity = node.identity();
-    let ready = format!(
-        "ds4-expert ready on {}: {}, kernels {}, {} threads, {}\n",
+    let ready = print_line!(
+        "ds4-expert ready on {}: {}, kernels {}, {} threads, {}",
         node.address(),
         identity.summary(),
         identity.kernels,
         node.threads(),
         identity.weight_summary(),
     );
-    if let Err(error) = print(&ready) {
-        // A node serves on even if nobody listens to its output.
+    if let Err(error) = ready {
+        // The node serves on: its output may have no reader.
         tracing::warn!(%error, "the ready line was not printed");
     }
     tokio::select! {
-        name = signals.next() => tracing::info!("{name}: draining"),
+        name = signals.next() => tracing::info!("{name}: finishing accepted work, then stopping"),
         reason = node.failed() => bail!("the server failed: {reason}"),
     }
     tokio::select! {
         finished = node.stop() => {
             if !finished {
-                tracing::warn!("stopped before all work was finished");
+                tracing::warn!("the drain timeout ended before all accepted work was finished");
             }
         }
-        name = signals.next() => tracing::warn!("{name} again: stopping at once"),
+        name = signals.next() => tracing::warn!("second signal ({name}): stopping at once"),
     }
     Ok(())
 }
@@ -77,57 +204,6 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
     listener.with_context(|| format!("cannot listen on {address}"))
-}
-
-/// Prints what a model is and how it could be cut.
-///
-/// # Errors
-/// The files are no model that this software reads.
-pub fn inspect(args: &InspectArgs) -> Result<()> {
-    let files = match args.files.is_empty() {
-        true => &args.models,
-        false => &args.files,
-    };
-    let gguf = GgufModel::open_parts(files)?;
-    if Slice::is_slice(&gguf) {
-        return print_rows(&Slice::of(gguf)?.head().describe());
-    }
-    let hp = HyperParams::from_model(&gguf)?;
-    let grid = Grid::of(hp.experts, hp.expert_width);
-    let rows = [
-        ("fingerprint", Fingerprint::of(&gguf, &hp)?.to_string()),
-        ("layers", hp.layers.to_string()),
-        ("hidden", hp.hidden.to_string()),
-        (
-            "experts",
-            format!(
-                "{} a layer, {} a token, {} wide",
-                hp.experts, hp.experts_used, hp.expert_width
-            ),
-        ),
-        ("tile grid", grid.to_string()),
-        ("file bytes", gguf.file_bytes().to_string()),
-        ("kernels", Kernels::summary()),
-    ];
-    print_rows(&rows)
-}
-
-fn print_rows(rows: &[(&str, String)]) -> Result<()> {
-    let text: String = rows
-        .iter()
-        .map(|(name, value)| format!("{name:<12} {value}\n"))
-        .collect();
-    match print(&text) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Unlike `println!`, no panic when the reader has gone.
-pub(crate) fn print(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()
 }
 
 /// The signals that end a node. Both are caught, since a process that runs as init gets no

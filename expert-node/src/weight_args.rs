@@ -5,28 +5,25 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args};
+use ds4_cli::{ModelFlag, parse};
 use ds4_common::slice::file_name;
+use ds4_common::tiles::{GridCut, TileChoice};
 use ds4_proto::security::Security;
 
 use crate::load::WeightSource;
 use crate::pull::PullConfig;
-use crate::tiles::{GridCut, TileChoice};
 
-/// A model and tiles of it, or a slice.
+/// Tiles of a model, a slice, or a folder for a slice that is fetched.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("source").required(true).args(["models", "slice", "data_dir"]))]
+#[command(
+    next_help_heading = "Model",
+    group = ArgGroup::new("source").required(true).args(["model", "slice", "data_dir"])
+)]
 pub struct WeightArgs {
-    /// GGUF file of the model, one of its split files, or all of its layer shards,
-    /// comma-separated
-    #[arg(
-        short,
-        long = "model",
-        env = "DS4_MODEL",
-        value_name = "FILE",
-        num_args = 1..,
-        value_delimiter = ','
-    )]
-    pub models: Vec<PathBuf>,
+    /// A whole model.
+    #[command(flatten)]
+    pub model: ModelFlag,
+
     /// Tiles to hold: `all`, or rectangles like `experts=0..128,blocks=0..4` joined by `+`
     /// [default: all]
     #[arg(
@@ -35,7 +32,9 @@ pub struct WeightArgs {
         conflicts_with_all = ["grid", "slice", "data_dir"]
     )]
     pub tiles: Option<TileChoice>,
-    /// Cut the tiles into expert groups x block strips, and hold one part of them
+
+    /// Cut the tiles into expert groups x block strips and hold one part of them; needs --index
+    /// [default: uncut]
     #[arg(
         long,
         env = "DS4_GRID",
@@ -44,51 +43,64 @@ pub struct WeightArgs {
         conflicts_with_all = ["slice", "data_dir"]
     )]
     pub grid: Option<GridCut>,
-    /// Which part of `--grid` to hold, from 0
+
+    /// Which part of --grid to hold, counted from 0
     #[arg(long, env = "DS4_INDEX", value_name = "N", requires = "grid")]
     pub index: Option<usize>,
-    /// Slice of a model, as `ds4-coord slice` writes it; all of it is held
+
+    /// Slice of a model to hold, as written by `ds4-coord slice`
     #[arg(long, env = "DS4_SLICE", value_name = "FILE")]
     pub slice: Option<PathBuf>,
-    /// Check the hash of every tensor of the slice before the node is ready
-    #[arg(long, env = "DS4_VERIFY", conflicts_with = "models")]
-    pub verify: bool,
+
     /// Folder of this node's slice, NAME.gguf
     #[arg(long, env = "DS4_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Coordinator that gives this node its slice if it is not in the folder yet
+
+    /// Coordinator to fetch the slice from if it is missing or incomplete in the folder
+    /// [default: none]
     #[arg(
         long,
         env = "DS4_JOIN",
         value_name = "HOST:PORT",
-        conflicts_with_all = ["models", "slice"],
+        conflicts_with_all = ["model", "slice"],
         requires = "data_dir"
     )]
     pub join: Option<String>,
-    /// Name of this node in the coordinator's plan [default: the machine's name]
+
+    /// Name of this node in the coordinator's plan [default: the machine's host name]
     #[arg(
         long,
         env = "DS4_NAME",
         value_name = "NAME",
-        conflicts_with_all = ["models", "slice"]
+        conflicts_with_all = ["model", "slice"]
     )]
     pub name: Option<String>,
-    /// Time without any progress after which a node gives up pulling its slice
+
+    /// Seconds without progress after which fetching a slice fails
     #[arg(
         long,
         env = "DS4_JOIN_TIMEOUT",
         default_value_t = 3600,
         value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=604_800)
+        value_parser = parse::seconds(1..=604_800)
     )]
     pub join_timeout: u64,
+
+    /// Check the hash of every tensor of the slice before the node is ready [default: off]
+    #[arg(long, env = "DS4_VERIFY", conflicts_with = "model")]
+    pub verify: bool,
+
+    /// Leave weights on disk until calls need them, instead of reading a model's tiles before the
+    /// node is ready, or a slice's in the background [default: off]
+    #[arg(long, env = "DS4_NO_POPULATE")]
+    pub no_populate: bool,
 }
 
 impl WeightArgs {
-    /// Where the weights are once they are here.
+    /// Where the weights are once a missing slice has been fetched.
     ///
     /// # Errors
-    /// The node's name cannot name a file.
+    /// The node's name is not a valid file name.
     pub fn source(&self) -> Result<WeightSource> {
         let verify = self.verify;
         if let Some(path) = &self.slice {
@@ -104,15 +116,15 @@ impl WeightArgs {
             _ => self.tiles.clone().unwrap_or_default(),
         };
         Ok(WeightSource::Model {
-            paths: self.models.clone(),
+            paths: self.model.model.clone(),
             tiles,
         })
     }
 
-    /// How the weights come here, if they have to.
+    /// How a slice in a folder is fetched; `None` for weights that are never fetched.
     ///
     /// # Errors
-    /// The node's name cannot name a file, or plain text would go to another machine.
+    /// The node's name is not a valid file name, or plain text would go to another machine.
     pub fn pull(&self, security: &Security) -> Result<Option<PullConfig>> {
         let Some(folder) = &self.data_dir else {
             return Ok(None);
@@ -126,7 +138,7 @@ impl WeightArgs {
             node,
             coordinator: self.join.clone(),
             security: security.clone(),
-            patience: Duration::from_secs(self.join_timeout),
+            timeout: Duration::from_secs(self.join_timeout),
         }))
     }
 

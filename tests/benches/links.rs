@@ -11,21 +11,21 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{
+    BatchError, BatchFields, ExpertBatch, ExpertInput, MoeShape, Route, TileComputer,
+};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::HyperParams;
 use ds4_common::model::synthetic::{Recipe, presets, write};
 use ds4_common::quant::ActivationFormat;
-use ds4_common::tiles::TileRect;
+use ds4_common::tiles::{GridCut, TileChoice, TileRect};
 use ds4_coordinator::cluster::{ClusterBackend, ClusterOptions, Expectation};
 use ds4_coordinator::engine::ExpertBackend;
 use ds4_expert_node::compute::Compute;
-use ds4_expert_node::load::{ModelConfig, StoreCompute, WeightSource, load};
+use ds4_expert_node::load::{LoadedTiles, ModelConfig, WeightSource, load};
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
-use ds4_proto::wire::Shape;
 use ds4_tests::distribution::Distribution;
-use ds4_tests::namespace::Place;
+use ds4_tests::namespace::Namespace;
 use ds4_tests::relay::{Conditions, Relay};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -36,8 +36,8 @@ const LOSSES: usize = 20;
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// One layer of Flash's widths, with so few experts that the file stays small. The fewer, the
-/// more of them stay in a cache: the computation is not what is measured here.
+/// One layer with Flash's widths and few experts, so that the file stays small. More of them than
+/// usual fit into a cache, but the computation is not what is measured here.
 fn shape() -> HyperParams {
     HyperParams {
         vocab: 512,
@@ -53,11 +53,11 @@ struct Computed {
     ended: Instant,
 }
 
-/// Tells when it computes.
+/// Computes, and reports when.
 struct Watched {
     /// `None` answers with zeros at once.
-    compute: Option<StoreCompute>,
-    shape: Shape,
+    compute: Option<TileComputer>,
+    shape: MoeShape,
     tell: Sender<Computed>,
 }
 
@@ -69,25 +69,23 @@ impl Compute for Watched {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         let begun = Instant::now();
-        let products = match &mut self.compute {
+        let expert_block_ops = match &mut self.compute {
             Some(compute) => compute.compute(batch, rects, out)?,
             None => {
                 out.clear();
-                out.resize(
-                    batch.reply_rows(self.shape.grid, rects) * self.shape.hidden,
-                    0.0,
-                );
+                let rows = batch.reply_rows(0..batch.tokens, rects);
+                out.resize(rows * self.shape.hidden, 0.0);
                 0
             }
         };
         let ended = Instant::now();
-        // Nobody listens at the end.
+        // The receiver is gone at the end.
         let _ = self.tell.send(Computed { begun, ended });
-        Ok(products)
+        Ok(expert_block_ops)
     }
 }
 
-/// Nodes of this process, whose clock is the coordinator's, behind relays.
+/// Nodes within this process, so that all share one clock, behind relays.
 struct Cluster {
     backend: ClusterBackend,
     relays: Vec<Relay>,
@@ -101,9 +99,9 @@ type Link = Option<Conditions>;
 /// What the nodes of a cluster do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
-    /// Each holds and computes one part.
+    /// Each holds and computes one rectangle.
     Part,
-    /// Each holds one part, and answers with zeros at once.
+    /// Each holds one rectangle, and answers with zeros at once.
     Nothing,
     /// Each holds and can compute everything.
     Whole,
@@ -129,7 +127,7 @@ impl Cluster {
                 Work::Whole => TileChoice::All,
                 Work::Part | Work::Nothing => TileChoice::Part { cut, index },
             };
-            let (compute, identity) = load(&ModelConfig {
+            let loaded = load(&ModelConfig {
                 source: WeightSource::Model {
                     paths: vec![model.to_owned()],
                     tiles,
@@ -137,12 +135,15 @@ impl Cluster {
                 kernels: Kernels::detect(),
                 populate: true,
             })?;
+            let LoadedTiles {
+                computer, identity, ..
+            } = loaded;
             expectation = Some(Expectation {
                 fingerprint: identity.fingerprint,
                 shape: identity.shape,
             });
             let watched = Watched {
-                compute: (work != Work::Nothing).then_some(compute),
+                compute: (work != Work::Nothing).then_some(computer),
                 shape: identity.shape,
                 tell: tell.clone(),
             };
@@ -157,7 +158,8 @@ impl Cluster {
             })?;
             let mut entry = node.address();
             if let Some(conditions) = link {
-                let relay = Relay::start(&Place::Here, ANY, entry, conditions, index as u64)?;
+                let relay =
+                    Relay::start(&Namespace::Current, ANY, entry, conditions, index as u64)?;
                 entry = relay.address();
                 relays.push(relay);
             }
@@ -250,14 +252,14 @@ fn batch(hp: &HyperParams) -> Arc<ExpertBatch> {
         expert: slot as u32,
         weight: 0.5,
     };
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 1,
-        used: hp.experts_used,
         routes: (0..hp.experts_used).map(route).collect(),
         input: ExpertInput::from_activations(&input),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(MoeShape::of(hp), fields).expect("a legal batch"))
 }
 
 /// Round trips of the same bytes over bare connections, one to each of `nodes` peers, all written
@@ -279,7 +281,7 @@ fn ping_pong(nodes: usize, link: Link, request: usize, reply: usize) -> Result<D
             std::io::Result::Ok(())
         });
         if let Some(conditions) = link {
-            let relay = Relay::start(&Place::Here, ANY, entry, conditions, seed as u64)?;
+            let relay = Relay::start(&Namespace::Current, ANY, entry, conditions, seed as u64)?;
             entry = relay.address();
             relays.push(relay);
         }
@@ -320,7 +322,7 @@ fn layer(
             before = cluster.bytes();
         }
         let times = cluster.call(&batch, &mut out)?;
-        // A node tells before it answers.
+        // A node reports before it answers.
         let computed: Vec<Computed> = cluster.computed.try_iter().collect();
         if i >= WARM && computed.len() == nodes {
             parts.add(times, &computed);
@@ -340,9 +342,9 @@ fn layer(
 /// How a node is lost.
 #[derive(Clone, Copy, Debug)]
 enum Loss {
-    /// Its connections end, as of a process that was killed, and new ones are refused.
+    /// Its connections are closed and new ones refused, as after a kill.
     Kill,
-    /// Nothing arrives any more.
+    /// Nothing arrives, but connections stay open.
     SilentCut,
 }
 

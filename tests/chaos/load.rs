@@ -1,4 +1,4 @@
-//! Generations that run all the time, and what must come out of them.
+//! The load: generations that run all the time, each with a known answer.
 
 use std::io::{BufRead, BufReader};
 use std::sync::Mutex;
@@ -9,13 +9,13 @@ use anyhow::{Context, Result, ensure};
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
-/// Longest time for one answer: more than any number of events may cost it.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest time for one answer, more than any number of events may cost it.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Different requests.
+/// Number of different requests.
 pub(crate) const REQUESTS: usize = 8;
 
-/// All that a client sees of an answer, but its times.
+/// All that a client sees of an answer, except its times.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Answer {
     text: String,
@@ -30,16 +30,17 @@ pub(crate) struct Answer {
 pub(crate) struct Timed {
     pub(crate) request: usize,
     pub(crate) took: Duration,
-    /// From one token to the next.
+    /// Times from one token to the next.
     pub(crate) gaps: Vec<Duration>,
 }
 
-/// What came of all requests to one coordinator.
+/// The results of all requests to one coordinator.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) answered: Vec<Timed>,
-    /// Requests without an answer, or with another one.
+    /// Requests that were not answered, with their errors.
     pub(crate) failed: Vec<String>,
+    /// Requests whose answer is not the expected one, with both answers.
     pub(crate) differing: Vec<String>,
 }
 
@@ -74,7 +75,7 @@ fn body(request: usize) -> Value {
     body
 }
 
-/// Asks and reads the stream to its end.
+/// Sends a request and reads the stream to its end.
 pub(crate) fn ask(client: &Client, url: &str, request: usize) -> Result<(Answer, Timed)> {
     let start = Instant::now();
     let mut last = start;
@@ -107,7 +108,7 @@ pub(crate) fn ask(client: &Client, url: &str, request: usize) -> Result<(Answer,
             last = now;
         }
     }
-    ensure!(whole, "the stream ended before its end: {answer:?}");
+    ensure!(whole, "the stream ended without [DONE]: {answer:?}");
     let took = start.elapsed();
     Ok((
         answer,
@@ -144,12 +145,12 @@ fn take(answer: &mut Answer, event: &Value) {
 
 pub(crate) fn client() -> Client {
     let client = Client::builder()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .pool_max_idle_per_host(16);
     client.build().expect("client")
 }
 
-/// Keeps `streams` requests running until `done`, and compares each answer with what it must be.
+/// Keeps `streams` requests running until `done`, and compares each answer with the expected one.
 pub(crate) fn run(url: &str, streams: usize, expected: &[Answer], done: &AtomicBool) -> Outcome {
     let outcome = Mutex::new(Outcome::default());
     let next = AtomicUsize::new(0);
@@ -164,14 +165,14 @@ pub(crate) fn run(url: &str, streams: usize, expected: &[Answer], done: &AtomicB
                 Ok((answer, timed)) => {
                     if answer != expected[request] {
                         let wanted = &expected[request];
-                        let text = format!("{number}: {answer:?}, not {wanted:?}");
+                        let text = format!("{number}: {answer:?} instead of {wanted:?}");
                         outcome.differing.push(text);
                     }
                     outcome.answered.push(timed);
                 }
                 Err(error) => {
                     outcome.failed.push(format!("{number}: {error:#}"));
-                    // Whatever is wrong, it is shown once and not a thousand times.
+                    // Keeps a lasting failure from being reported a thousand times.
                     std::thread::sleep(Duration::from_millis(200));
                 }
             }

@@ -1,8 +1,8 @@
 //! Nodes are killed, stopped, cut off, slowed and restarted while they compute, and no client sees
-//! another token, or an error, for it.
+//! an error or a different token.
 //!
-//! `DS4_CHAOS_EVENTS` is the number of events, `DS4_CHAOS_SEED` decides them, and
-//! `DS4_CHAOS_REPORT` names a file for the figures as JSON.
+//! `DS4_CHAOS_EVENTS` is the number of events, `DS4_CHAOS_SEED` determines them, and
+//! `DS4_CHAOS_REPORT` names a file for the figures, as JSON.
 
 mod load;
 mod plan;
@@ -31,13 +31,13 @@ const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
 const REFERENCE: Reference = Reference("tiny-w");
 const NODES: usize = 6;
 
-/// Whether a coordinator computes what no node can: one may, the other depends on its nodes.
+/// `--local-fallback` of the two coordinators: one may compute what no node can, the other may not.
 const FALLBACKS: [&str; 2] = ["auto", "never"];
 
-/// Requests at the same time to each coordinator.
+/// Concurrent requests to each coordinator.
 const STREAMS: usize = 3;
 
-/// Without any event.
+/// How long the load runs before the first event.
 const CALM: Duration = Duration::from_secs(5);
 
 fn from_environment<T: std::str::FromStr>(name: &str, usual: T) -> T {
@@ -45,7 +45,7 @@ fn from_environment<T: std::str::FromStr>(name: &str, usual: T) -> T {
         return usual;
     };
     let value = text.parse().ok();
-    value.unwrap_or_else(|| panic!("{name}={text} is no number"))
+    value.unwrap_or_else(|| panic!("{name}={text} is not a number"))
 }
 
 fn coordinator(args: &[&str], log: &Path) -> Server {
@@ -56,7 +56,7 @@ fn coordinator(args: &[&str], log: &Path) -> Server {
     Server::launch(command).expect("coordinator")
 }
 
-/// What every request is answered with, by one process without any node.
+/// The answer to each request by one process without nodes.
 fn expected(log: &Path) -> Vec<Answer> {
     let direct = coordinator(&["--embedded=0"], log);
     let client = load::client();
@@ -80,7 +80,7 @@ fn victims(logs: &Path) -> Vec<Victim> {
         .collect()
 }
 
-/// Load on all coordinators while `disturb` runs.
+/// Puts load on all coordinators while `disturb` runs.
 fn under_load<T>(
     coordinators: &[Server],
     expected: &[Answer],
@@ -102,7 +102,7 @@ fn under_load<T>(
 }
 
 #[test]
-fn nodes_that_die_stop_hang_and_return_cost_no_request_and_no_token() {
+fn dying_hanging_and_returning_nodes_cost_no_request_and_change_no_token() {
     let seed = from_environment("DS4_CHAOS_SEED", 1);
     let count = from_environment("DS4_CHAOS_EVENTS", 1000);
     println!("{count} events of seed {seed}");
@@ -164,7 +164,7 @@ fn nodes_that_die_stop_hang_and_return_cost_no_request_and_no_token() {
     drop(victims);
 }
 
-/// Every coordinator takes every node again.
+/// Waits until every coordinator uses every node again.
 fn all_return(coordinators: &[Server], seed: u64) {
     let client = load::client();
     for coordinator in coordinators {
@@ -184,7 +184,7 @@ fn all_return(coordinators: &[Server], seed: u64) {
             }
             assert!(
                 Instant::now() < deadline,
-                "seed {seed}: {up} of {NODES} nodes returned"
+                "seed {seed}: only {up} of {NODES} nodes are up again"
             );
             std::thread::sleep(Duration::from_millis(50));
         }

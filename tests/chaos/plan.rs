@@ -1,24 +1,24 @@
-//! What happens when: decided by the seed alone, so that a run can be had again.
+//! Which events happen when, determined by the seed alone so that a run can be repeated.
 
 use std::fmt;
 use std::time::Duration;
 
-use ds4_tests::random::Random;
+use ds4_common::random::SplitMix64;
 
-/// What may happen to a node.
+/// A kind of disturbance of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
-    /// SIGKILL, and another process in its place.
+    /// SIGKILL, then another process in its place.
     Kill,
-    /// SIGTERM, and another process in its place.
+    /// SIGTERM, then another process in its place.
     Restart,
-    /// SIGSTOP, and SIGCONT.
+    /// SIGSTOP, then SIGCONT.
     Stop,
-    /// Nothing arrives and nobody is told, and then everything does.
+    /// Nothing arrives and no side is notified; then everything does.
     Cut,
-    /// A delay and a rate as of a bad line.
+    /// Delay and rate of a bad line.
     Slow,
-    /// Its connections end; it lives.
+    /// Its connections are closed; the process runs on.
     Break,
 }
 
@@ -32,7 +32,7 @@ impl Kind {
         Kind::Break,
     ];
 
-    /// How long a node may need until it computes again, once it can.
+    /// How long a node may need to compute again after the event is over.
     fn recovery(self) -> Duration {
         Duration::from_millis(match self {
             Kind::Kill | Kind::Restart => 90,
@@ -41,6 +41,7 @@ impl Kind {
     }
 }
 
+/// A disturbance of one node.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) at: Duration,
@@ -61,13 +62,13 @@ impl fmt::Display for Event {
     }
 }
 
-/// Time between two events, on average.
+/// The average time between two events.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// `count` events on `nodes` nodes that stand in a ring, each part held by two neighbours: of two
-/// neighbours one is always left alone.
+/// `count` events on `nodes` nodes that form a ring in which two neighbours hold the same tiles:
+/// one of two neighbours is always left alone.
 pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
-    let mut random = Random::new(seed);
+    let mut random = SplitMix64::new(seed);
     let mut busy = vec![Duration::ZERO; nodes];
     let mut now = Duration::ZERO;
     let mut events = Vec::with_capacity(count);
@@ -89,8 +90,8 @@ pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
         }
         let event = Event {
             at: now,
-            node: free[random.below(free.len())],
-            kind: Kind::ALL[random.below(Kind::ALL.len())],
+            node: pick(&mut random, &free),
+            kind: pick(&mut random, &Kind::ALL),
             lasts: length(&mut random),
         };
         busy[event.node] = event.at + event.lasts + event.kind.recovery();
@@ -99,14 +100,18 @@ pub(crate) fn plan(seed: u64, count: usize, nodes: usize) -> Vec<Event> {
     events
 }
 
-/// Most are over before anybody notices that somebody is gone for good; a few are not.
-fn length(random: &mut Random) -> Duration {
+fn pick<T: Copy>(random: &mut SplitMix64, from: &[T]) -> T {
+    from[(random.next_u64() % from.len() as u64) as usize]
+}
+
+/// How long an event lasts. Most are over before the node is given up, a few are not.
+fn length(random: &mut SplitMix64) -> Duration {
     let longest = if random.chance(0.03) { 1500.0 } else { 100.0 };
     Duration::from_secs_f64(longest / 1e3 * random.unit())
 }
 
 #[test]
-fn a_seed_decides_the_plan_and_one_of_two_neighbours_is_left_alone() {
+fn a_seed_determines_the_plan_and_one_of_two_neighbours_is_left_alone() {
     let nodes = 6;
     let events = plan(7, 2000, nodes);
     let shown = |events: &[Event]| events.iter().map(Event::to_string).collect::<Vec<_>>();

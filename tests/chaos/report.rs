@@ -1,4 +1,4 @@
-//! What the events cost.
+//! What the events cost: printed as a table, written as JSON, and checked.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::load::{Outcome, REQUESTS};
 use crate::plan::{Event, Kind};
 
-/// Lines of a log that help.
+/// How many of a log's last lines a failure shows.
 const TAIL: usize = 30;
 
 pub(crate) struct Report<'a> {
@@ -19,7 +19,7 @@ pub(crate) struct Report<'a> {
     pub(crate) phases: Vec<Phase<'a>>,
 }
 
-/// One coordinator, before and while things happened.
+/// One coordinator's results before and during the events.
 pub(crate) struct Phase<'a> {
     pub(crate) name: &'a str,
     pub(crate) calm: &'a Outcome,
@@ -27,8 +27,8 @@ pub(crate) struct Phase<'a> {
 }
 
 impl Phase<'_> {
-    /// Times that requests took beyond the median of the same request in calm, which has the same
-    /// number of requests at the same time.
+    /// By how much requests exceeded the median time of the same request before the events, under
+    /// the same load.
     fn added(&self) -> Distribution {
         let usual: Vec<Duration> = (0..REQUESTS)
             .map(|request| times(self.calm, Some(request)).at(0.5))
@@ -125,8 +125,8 @@ impl Report<'_> {
         all
     }
 
-    /// Panics with all that is known, unless every request of a coordinator was answered as it must
-    /// be.
+    /// Panics, with the figures and the end of the log, unless every request of the coordinator
+    /// `name` had the expected answer.
     pub(crate) fn check(&self, name: &str, log: &Path) {
         for phase in self.phases.iter().filter(|phase| phase.name == name) {
             for (when, outcome) in [("before", phase.calm), ("during", phase.disturbed)] {

@@ -1,4 +1,4 @@
-//! A node that events happen to.
+//! A node that is disturbed.
 
 use std::fs::{File, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ds4_tests::golden::Reference;
-use ds4_tests::namespace::Place;
+use ds4_tests::namespace::Namespace;
 use ds4_tests::process::Server;
 use ds4_tests::relay::{Conditions, Relay};
 
@@ -16,18 +16,18 @@ use crate::plan::{Event, Kind};
 
 const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
-/// As of a bad line: far more than a call takes.
+/// A bad line: its delay is far longer than a call.
 const SLOW: Conditions = Conditions {
     delay: Duration::from_millis(25),
     bytes_per_second: Some(2e6),
     loss: 0.02,
 };
 
-/// A node process behind a relay. The process changes, the address does not.
+/// A node process behind a relay. The process may be replaced, the address stays.
 pub(crate) struct Victim {
     reference: Reference,
     tiles: String,
-    /// On a loopback address of its own, so that nobody else takes its port while it is gone.
+    /// On a loopback address of its own, so that no other process takes its port while it is down.
     address: SocketAddr,
     log: PathBuf,
     server: Server,
@@ -51,7 +51,7 @@ impl Victim {
         address.set_port(port.context("no port")?.parse()?);
         let entry = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let (seed, usual) = (number as u64, Conditions::default());
-        let relay = Relay::start(&Place::Here, entry, address, usual, seed)?;
+        let relay = Relay::start(&Namespace::Current, entry, address, usual, seed)?;
         Ok(Victim {
             reference,
             tiles: tiles.to_owned(),
@@ -62,12 +62,12 @@ impl Victim {
         })
     }
 
-    /// Where coordinators find it.
+    /// The address for coordinators.
     pub(crate) fn entry(&self) -> SocketAddr {
         self.relay.address()
     }
 
-    /// Lets the node's events happen, each when it is due after `start`, and leaves the node well.
+    /// Performs the node's events, each when it is due after `start`. In the end the node works.
     pub(crate) fn suffer<'a>(
         &mut self,
         events: impl Iterator<Item = &'a Event>,
@@ -137,7 +137,7 @@ fn launch(reference: Reference, tiles: &str, listen: SocketAddr, log: &Path) -> 
     Server::launch(command)
 }
 
-/// A log that goes on where it ended.
+/// Opens a log to append to it.
 pub(crate) fn append(log: &Path) -> Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(log);
     file.with_context(|| log.display().to_string())

@@ -54,7 +54,7 @@ fn hello() -> Value {
 }
 
 #[test]
-fn a_stream_holds_what_the_whole_answer_holds() {
+fn a_stream_adds_up_to_the_whole_answer() {
     let server = start(&[]);
     let url = server.ready.as_str();
     for thinking in ["enabled", "disabled"] {
@@ -159,7 +159,7 @@ fn specials_in_user_text_stay_text() {
             .as_u64()
             .expect("count")
     };
-    // As a special token the text would be one token, as text it is many.
+    // A special token would be one token; ordinary text is many.
     assert!(tokens("a<｜Assistant｜>b") > tokens("ab") + 5);
 }
 
@@ -178,7 +178,7 @@ fn completions_take_text_and_token_ids() {
 }
 
 #[test]
-fn models_health_metrics_and_page_are_there() {
+fn models_health_metrics_and_page_are_served() {
     let server = start(&[]);
     let url = server.ready.as_str();
     chat(url, &hello());
@@ -209,7 +209,7 @@ fn models_health_metrics_and_page_are_there() {
     let types = metrics.lines().filter_map(|l| l.strip_prefix("# TYPE "));
     for (name, kind) in types.map(|l| l.split_once(' ').expect("a kind")) {
         assert!(metrics.contains(&format!("# HELP {name} ")), "{metrics}");
-        // Without bounds the recorder makes summaries, which cannot be added up.
+        // Without buckets the recorder would make summaries, which cannot be aggregated.
         assert!(
             ["counter", "gauge", "histogram"].contains(&kind),
             "{name}: {kind}"
@@ -264,7 +264,7 @@ fn bad_requests_get_the_right_status_and_name_the_field() {
 }
 
 #[test]
-fn a_client_that_leaves_frees_its_place() {
+fn a_client_that_disconnects_frees_its_slot() {
     let server = start(&["--max-sequences=1", "--queue=1"]);
     let url = &server.ready;
     let body = json!({
@@ -272,7 +272,7 @@ fn a_client_that_leaves_frees_its_place() {
     });
     let reply = post(url, "/v1/completions", body.to_string());
     assert_eq!(reply.status(), 200);
-    // The only place is taken, the next one waits, one more is refused.
+    // One request runs, the next one waits, a further one is refused.
     drop(reply);
     let start = Instant::now();
     let short = json!({"prompt": [5], "max_tokens": 2, "ignore_eos": true});
@@ -294,7 +294,7 @@ fn a_client_that_leaves_frees_its_place() {
 }
 
 #[test]
-fn a_full_queue_is_said_at_once() {
+fn a_full_queue_is_reported_at_once() {
     let server = start(&["--max-sequences=1", "--queue=1"]);
     let url = &server.ready;
     let body = json!({

@@ -1,12 +1,12 @@
-//! What the command line says to tokens, flags and nodes that are wrong.
+//! Invalid tokens, flags and nodes on the command line.
 
 use std::time::{Duration, Instant};
 
-use crate::bad_input::{MODEL, Outcome, Place, assert_refused, coord, text};
+use crate::bad_input::{MODEL, Outcome, TestFolder, assert_refused, coord, text};
 
 #[test]
 fn token_files_that_are_wrong() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let cases: [(&str, &[&str]); 12] = [
         ("", &["ids.json"]),
         ("{}", &["list of token ids"]),
@@ -22,10 +22,10 @@ fn token_files_that_are_wrong() {
         ("[3, 512]", &["512", "index 1", "vocabulary of 512"]),
     ];
     for (tokens, parts) in cases {
-        place.assert_logits_refused(tokens, &[], &[parts, &["ids.json"]].concat());
+        dir.assert_logits_refused(tokens, &[], &[parts, &["ids.json"]].concat());
     }
     let nine = "[1,2,3,4,5,6,7,8,9]";
-    place.assert_logits_refused(nine, &["--context", "8"], &["9 tokens", "context of 8"]);
+    dir.assert_logits_refused(nine, &["--context", "8"], &["9 tokens", "context of 8"]);
     let args = [
         "logits",
         "--log",
@@ -36,7 +36,7 @@ fn token_files_that_are_wrong() {
         "/nowhere/ids.json",
     ];
     assert_refused(&args, &["/nowhere/ids.json", "No such file"]);
-    let binary = place.file("ids.bin", [0xff, 0xfe, 0x00]);
+    let binary = dir.file("ids.bin", [0xff, 0xfe, 0x00]);
     let args = [
         "logits",
         "--log",
@@ -50,19 +50,19 @@ fn token_files_that_are_wrong() {
 }
 
 #[test]
-fn flags_that_cannot_be_met() {
-    let place = Place::new();
-    place.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
-    place.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
+fn flags_that_cannot_be_satisfied() {
+    let dir = TestFolder::new();
+    dir.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
+    dir.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
     let inspected = coord(&["inspect", "--log", "off", "-m", text(&MODEL.model())]).stdout;
     let limit = inspected.split_once("context ").expect("a context").1;
     let limit = limit.lines().next().expect("a number");
-    place.assert_logits_refused(
+    dir.assert_logits_refused(
         "[1]",
         &["--context", "5000000"],
         &["--context", "5000000", limit],
     );
-    let tokens = place.file("ids.json", "[1]");
+    let tokens = dir.file("ids.json", "[1]");
     let model = MODEL.model();
     let always = [
         "logits",
@@ -73,9 +73,9 @@ fn flags_that_cannot_be_met() {
         "--tokens",
         text(&tokens),
     ];
-    for out in ["/nowhere/out.npy", text(place.folder.path())] {
+    for out in ["/nowhere/out.npy", text(dir.0.path())] {
         assert_refused(&[&always[..], &["--out", out]].concat(), &[out]);
-        // Known before the model is looked at.
+        // Reported before the model is opened.
         let no_model = ["-m", "/nowhere.gguf", "--out", out];
         assert_refused(
             &[&["logits", "--tokens", text(&tokens)], &no_model[..]].concat(),
@@ -88,7 +88,7 @@ fn flags_that_cannot_be_met() {
     );
 }
 
-/// Flags that are no flags end with the parser's code and no panic.
+/// Malformed flags end with the parser's exit code and without a panic.
 #[test]
 fn flags_that_are_malformed() {
     let cases: [&[&str]; 9] = [
@@ -110,9 +110,9 @@ fn flags_that_are_malformed() {
     }
 }
 
-/// No wait would help, so there is none.
+/// Malformed addresses are refused at once, without waiting for nodes.
 #[test]
-fn addresses_that_are_none() {
+fn malformed_addresses() {
     for address in ["", "no port", "http://a b", ":1", "host:99999", "http://"] {
         let start = Instant::now();
         let flags = ["bench", "--nodes", address, "--wait-for-nodes", "60"];
@@ -126,8 +126,8 @@ fn addresses_that_are_none() {
 
 #[test]
 fn nodes_that_cannot_be_reached() {
-    let place = Place::new();
-    // A port that nobody listens at, and one where nobody answers.
+    let dir = TestFolder::new();
+    // A port at which nothing listens, and one at which nothing answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
     let [silent_at, free_at] = [&silent, &free].map(|l| l.local_addr().expect("bound").to_string());
@@ -139,10 +139,10 @@ fn nodes_that_cannot_be_reached() {
     ] {
         let start = Instant::now();
         let flags = ["--insecure", "--nodes", node, "--wait-for-nodes", "1"];
-        place.assert_logits_refused("[1]", &flags, &[node, "1 s"]);
+        dir.assert_logits_refused("[1]", &flags, &[node, "1 s"]);
         assert!(start.elapsed() < Duration::from_secs(8), "{node}");
     }
     let twice = format!("{free_at},{free_at}");
     let flags = ["--nodes", twice.as_str(), "--wait-for-nodes", "1"];
-    place.assert_logits_refused("[1]", &flags, &[&free_at, "twice"]);
+    dir.assert_logits_refused("[1]", &flags, &[&free_at, "twice"]);
 }

@@ -1,4 +1,4 @@
-//! What the command line says to models that are wrong: one readable line, a failure code, in time.
+//! Invalid models on the command line: one readable line, a failure code, and no long wait.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use ds4_tests::rewrite::Draft;
 use tempfile::TempDir;
 
 pub(crate) const MODEL: Reference = Reference("tiny-w");
-/// Loading takes well under a second; this is for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Loading takes well under a second; the rest is for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -23,7 +23,7 @@ pub(crate) struct Outcome {
 pub(crate) fn coord(args: &[&str]) -> Outcome {
     let start = Instant::now();
     let output = run(env!("CARGO_BIN_EXE_coord_under_test"), args).expect("it ends");
-    assert!(start.elapsed() < PATIENCE, "{args:?}");
+    assert!(start.elapsed() < TIMEOUT, "{args:?}");
     Outcome {
         code: output.status.code(),
         stdout: String::from_utf8(output.stdout).expect("UTF-8"),
@@ -31,7 +31,7 @@ pub(crate) fn coord(args: &[&str]) -> Outcome {
     }
 }
 
-/// The command must fail with one line that holds all of `parts`.
+/// Asserts that the command fails with one line that contains all of `parts`.
 pub(crate) fn assert_refused(args: &[&str], parts: &[&str]) {
     let Outcome { code, stderr, .. } = coord(args);
     println!("{}", stderr.trim_end());
@@ -51,19 +51,16 @@ pub(crate) fn text(path: &Path) -> &str {
     path.to_str().expect("UTF-8")
 }
 
-pub(crate) struct Place {
-    pub(crate) folder: TempDir,
-}
+/// A folder for the files of one test.
+pub(crate) struct TestFolder(pub(crate) TempDir);
 
-impl Place {
+impl TestFolder {
     pub(crate) fn new() -> Self {
-        Place {
-            folder: tempfile::tempdir().expect("folder"),
-        }
+        TestFolder(tempfile::tempdir().expect("folder"))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+        self.0.path().join(name)
     }
 
     pub(crate) fn file(&self, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
@@ -72,7 +69,7 @@ impl Place {
         path
     }
 
-    /// Both commands must refuse the model.
+    /// Asserts that `inspect` and `logits` refuse the model.
     fn assert_model_refused(&self, model: &Path, parts: &[&str]) {
         assert_refused(&["inspect", "--log", "off", "-m", text(model)], parts);
         let tokens = self.file("tokens.json", "[1,2,3]");
@@ -83,7 +80,7 @@ impl Place {
         assert!(!out.exists());
     }
 
-    /// `change` makes a model that both commands must refuse.
+    /// Asserts that both commands refuse the model that `change` makes of the good one.
     fn assert_change_refused(&self, change: impl FnOnce(&mut Draft), parts: &[&str]) {
         let mut draft = Draft::read(&MODEL.model()).expect("reference");
         change(&mut draft);
@@ -93,7 +90,7 @@ impl Place {
         self.assert_model_refused(&path, &parts);
     }
 
-    /// `logits` on the good model, with these tokens and more flags.
+    /// Asserts that `logits` on the good model refuses these tokens or flags.
     pub(crate) fn assert_logits_refused(&self, tokens: &str, flags: &[&str], parts: &[&str]) {
         let tokens = self.file("ids.json", tokens);
         let out = self.path("out.npy");
@@ -123,12 +120,12 @@ fn tensor_entry(name: &str, dims: &[u64], ty: u32, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// The good command works, or every failure below would be the wrong one.
+/// The commands accept good input, so the failures below have the causes that they test.
 #[test]
-fn good_input_is_taken() {
-    let place = Place::new();
-    let tokens = place.file("ids.json", "[1, 2, 3]");
-    let out = place.path("out.npy");
+fn good_input_is_accepted() {
+    let dir = TestFolder::new();
+    let tokens = dir.file("ids.json", "[1, 2, 3]");
+    let out = dir.path("out.npy");
     let model = MODEL.model();
     let files = ["--tokens", text(&tokens), "--out", text(&out)];
     let good = coord(&[&["logits", "-m", text(&model), "--log", "off"], &files[..]].concat());
@@ -141,8 +138,8 @@ fn good_input_is_taken() {
 }
 
 #[test]
-fn files_that_are_no_models() {
-    let place = Place::new();
+fn files_that_are_not_models() {
+    let dir = TestFolder::new();
     let cases: [(&str, &[u8], &str); 5] = [
         (
             "text.gguf",
@@ -163,29 +160,29 @@ fn files_that_are_no_models() {
         ),
     ];
     for (name, bytes, part) in cases {
-        let path = place.file(name, bytes);
-        place.assert_model_refused(&path, &[name, part]);
+        let path = dir.file(name, bytes);
+        dir.assert_model_refused(&path, &[name, part]);
     }
-    let folder = place.folder.path().to_path_buf();
-    place.assert_model_refused(&folder, &["not a regular file"]);
-    let gone = place.path("nowhere.gguf");
-    place.assert_model_refused(&gone, &["nowhere.gguf", "No such file"]);
-    place.assert_model_refused(
-        &place.file("bare.gguf", head(0, 0)),
+    let folder = dir.0.path().to_path_buf();
+    dir.assert_model_refused(&folder, &["not a regular file"]);
+    let gone = dir.path("nowhere.gguf");
+    dir.assert_model_refused(&gone, &["nowhere.gguf", "No such file"]);
+    dir.assert_model_refused(
+        &dir.file("bare.gguf", head(0, 0)),
         &["general.architecture"],
     );
 }
 
 #[test]
 fn truncated_files() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let whole = std::fs::read(MODEL.model()).expect("reference");
     let ends = [4, 7, 15, 24, 40, 300, 4000, 12_000, 40_000, 200_000];
     for end in ends.into_iter().chain([whole.len() / 2, whole.len() - 1]) {
-        let path = place.file("cut.gguf", &whole[..end]);
-        place.assert_model_refused(&path, &["cut.gguf"]);
+        let path = dir.file("cut.gguf", &whole[..end]);
+        dir.assert_model_refused(&path, &["cut.gguf"]);
     }
-    // What is missing, where, and how long the file is.
+    // The error says what is missing, where, and how long the file is.
     for (end, parts) in [
         (16, ["truncated", "the key count at byte 16", "16 bytes"]),
         (300, ["truncated", "the tensor count", "300 bytes"]),
@@ -195,14 +192,14 @@ fn truncated_files() {
             ["tensor ", "would end at byte", "truncated"],
         ),
     ] {
-        let path = place.file("cut.gguf", &whole[..end]);
-        place.assert_model_refused(&path, &parts);
+        let path = dir.file("cut.gguf", &whole[..end]);
+        dir.assert_model_refused(&path, &parts);
     }
 }
 
 #[test]
 fn absurd_counts() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let huge = u64::MAX;
     let mut long_name = head(0, 1);
     long_name.extend(huge.to_le_bytes());
@@ -221,13 +218,13 @@ fn absurd_counts() {
     ];
     for (name, mut bytes, part) in cases {
         bytes.extend([0; 64]);
-        place.assert_model_refused(&place.file(name, bytes), &[name, part]);
+        dir.assert_model_refused(&dir.file(name, bytes), &[name, part]);
     }
 }
 
 #[test]
 fn tensors_in_impossible_places() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let cases: [(&str, Vec<Vec<u8>>, &str); 7] = [
         (
             "out.gguf",
@@ -268,29 +265,29 @@ fn tensors_in_impossible_places() {
         let mut bytes = head(entries.len() as u64, 0);
         bytes.extend(entries.concat());
         bytes.extend([0; 512]);
-        place.assert_model_refused(&place.file(name, bytes), &[name, part]);
+        dir.assert_model_refused(&dir.file(name, bytes), &[name, part]);
     }
 }
 
 #[test]
 fn other_architectures() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     for name in ["llama", "deepseek41", "deepseek2", ""] {
         let set = |draft: &mut Draft| {
             draft.set("general.architecture", Value::String(name.into()));
         };
-        place.assert_change_refused(set, &[name, "deepseek4"]);
+        dir.assert_change_refused(set, &[name, "deepseek4"]);
     }
-    // A foreign text must not break the line either.
+    // Text from the file must not break the line either.
     let set = |draft: &mut Draft| {
         draft.set("general.architecture", Value::String("a\nb".into()));
     };
-    place.assert_change_refused(set, &["a\\nb"]);
+    dir.assert_change_refused(set, &["a\\nb"]);
 }
 
 #[test]
 fn keys_that_fit_no_model() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let text = || Value::String("many\nlines".into());
     let cases: [(&str, Value, &[&str]); 16] = [
         ("block_count", text(), &["string"]),
@@ -321,18 +318,18 @@ fn keys_that_fit_no_model() {
     for (key, value, parts) in cases {
         let key = format!("deepseek4.{key}");
         let parts = [parts, &[key.as_str()]].concat();
-        place.assert_change_refused(|draft| draft.set(&key, value), &parts);
+        dir.assert_change_refused(|draft| draft.set(&key, value), &parts);
     }
     let key = "deepseek4.expert_count";
     let remove = |draft: &mut Draft| {
         draft.remove(key).expect("was there");
     };
-    place.assert_change_refused(remove, &[key, "missing"]);
+    dir.assert_change_refused(remove, &[key, "missing"]);
 }
 
 #[test]
 fn missing_tensors_are_listed() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let names = [
         "blk.0.attn_kv.weight",
         "blk.1.attn_kv.weight",
@@ -344,35 +341,35 @@ fn missing_tensors_are_listed() {
         "blk.{0-1}.attn_kv.weight",
         "output_norm.weight",
     ];
-    place.assert_change_refused(remove, &parts);
+    dir.assert_change_refused(remove, &parts);
 }
 
 #[test]
 fn wrong_shapes_and_types_are_named() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let transpose = |name: &'static str| {
         move |draft: &mut Draft| draft.tensor_mut(name).expect("tensor").dims.reverse()
     };
     let name = "blk.1.hc_ffn_fn.weight";
-    place.assert_change_refused(transpose(name), &[name, "[24, 1024]", "[1024, 24]"]);
+    dir.assert_change_refused(transpose(name), &[name, "[24, 1024]", "[1024, 24]"]);
     let grow = |draft: &mut Draft| draft.set("deepseek4.embedding_length", Value::U32(512));
-    place.assert_change_refused(grow, &["token_embd.weight", "[256, 512]", "[512, 512]"]);
+    dir.assert_change_refused(grow, &["token_embd.weight", "[256, 512]", "[512, 512]"]);
     let tables = |draft: &mut Draft| {
         let table = draft.tensor_mut("blk.0.ffn_gate_tid2eid.weight");
         table.expect("table").ty = GgmlType::F32;
     };
-    place.assert_change_refused(tables, &["blk.0.ffn_gate_tid2eid.weight", "F32", "I32"]);
+    dir.assert_change_refused(tables, &["blk.0.ffn_gate_tid2eid.weight", "F32", "I32"]);
     let quantised = |draft: &mut Draft| {
         let norm = draft.tensor_mut("blk.0.attn_norm.weight").expect("norm");
         norm.ty = GgmlType::Q8_0;
         norm.bytes.truncate(256 / 32 * 34);
     };
-    place.assert_change_refused(quantised, &["blk.0.attn_norm.weight", "Q8_0"]);
+    dir.assert_change_refused(quantised, &["blk.0.attn_norm.weight", "Q8_0"]);
     let integers = |draft: &mut Draft| {
         let norm = draft.tensor_mut("blk.0.attn_norm.weight").expect("norm");
         norm.ty = GgmlType::I32;
     };
-    place.assert_change_refused(integers, &["blk.0.attn_norm.weight", "I32"]);
+    dir.assert_change_refused(integers, &["blk.0.attn_norm.weight", "I32"]);
     let twice = |draft: &mut Draft| {
         let mut copy = draft
             .tensor_mut("blk.0.attn_kv.weight")
@@ -381,53 +378,51 @@ fn wrong_shapes_and_types_are_named() {
         copy.name = "blk.0.attn_kv_latent.weight".into();
         draft.tensors.push(copy);
     };
-    place.assert_change_refused(twice, &["attn_kv.weight", "attn_kv_latent.weight"]);
+    dir.assert_change_refused(twice, &["attn_kv.weight", "attn_kv_latent.weight"]);
     let narrow = |draft: &mut Draft| draft.set("deepseek4.expert_used_count", Value::U32(4));
-    place.assert_change_refused(narrow, &["tid2eid", "4"]);
+    dir.assert_change_refused(narrow, &["tid2eid", "4"]);
 }
 
 #[test]
 fn values_that_no_model_has() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let route = |draft: &mut Draft| {
         let table = draft.tensor_mut("blk.0.ffn_gate_tid2eid.weight");
         table.expect("table").bytes[..4].copy_from_slice(&999i32.to_le_bytes());
     };
-    place.assert_change_refused(route, &["blk.0.ffn_gate_tid2eid.weight", "999"]);
+    dir.assert_change_refused(route, &["blk.0.ffn_gate_tid2eid.weight", "999"]);
     let tokens = "[1]";
     let mut draft = Draft::read(&MODEL.model()).expect("reference");
     let norm = draft.tensor_mut("blk.1.attn_norm.weight").expect("norm");
     norm.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    let path = place.path("nan.gguf");
+    let path = dir.path("nan.gguf");
     draft.write(&path).expect("write");
     let flags = ["-m", text(&path)];
-    let tokens = place.file("one.json", tokens);
-    let out = place.path("out.npy");
+    let tokens = dir.file("one.json", tokens);
+    let out = dir.path("out.npy");
     let files = ["--tokens", text(&tokens), "--out", text(&out)];
     let args = [&["logits", "--log", "off"], &flags[..], &files[..]].concat();
     assert_refused(&args, &["nan.gguf", "blk.1.attn_norm.weight", "NaN"]);
 }
 
 #[test]
-fn parts_that_are_missing_or_do_not_belong_together() {
-    let place = Place::new();
+fn split_files_that_are_missing_or_do_not_belong_together() {
+    let dir = TestFolder::new();
     let draft = Draft::read(&MODEL.model()).expect("reference");
-    let parts = draft
-        .write_split(place.folder.path(), "m", 3)
-        .expect("write");
+    let parts = draft.write_split(dir.0.path(), "m", 3).expect("write");
     let second = "m-00002-of-00003.gguf";
-    let renamed = place.file("renamed.gguf", std::fs::read(&parts[0]).expect("part"));
-    place.assert_model_refused(&renamed, &["renamed.gguf", "-00001-of-00003.gguf"]);
+    let renamed = dir.file("renamed.gguf", std::fs::read(&parts[0]).expect("part"));
+    dir.assert_model_refused(&renamed, &["renamed.gguf", "-00001-of-00003.gguf"]);
     std::fs::copy(&parts[0], &parts[1]).expect("copy");
-    place.assert_model_refused(&parts[2], &[second]);
+    dir.assert_model_refused(&parts[2], &[second]);
     std::fs::remove_file(&parts[1]).expect("remove");
     for part in [&parts[0], &parts[2]] {
-        place.assert_model_refused(part, &[second, "part 2 of 3"]);
+        dir.assert_model_refused(part, &[second, "part 2 of 3"]);
     }
-    let [first, _] = draft.write_shards(place.folder.path(), 1).expect("write");
-    place.assert_model_refused(&first, &["lacks tensors", "output.weight"]);
+    let [first, _] = draft.write_shards(dir.0.path(), 1).expect("write");
+    dir.assert_model_refused(&first, &["lacks tensors", "output.weight"]);
     let twice = format!("{0},{0}", text(&first));
-    place.assert_model_refused(Path::new(&twice), &["named twice"]);
+    dir.assert_model_refused(Path::new(&twice), &["given twice"]);
     let overlapping = format!("{},{}", text(&first), text(&MODEL.model()));
-    place.assert_model_refused(Path::new(&overlapping), &["tensor", "first.gguf"]);
+    dir.assert_model_refused(Path::new(&overlapping), &["tensor", "first.gguf"]);
 }

@@ -9,7 +9,7 @@ use crate::cluster::{COORD, logits, start_node};
 const MODEL: Reference = Reference("tiny-w");
 
 #[test]
-fn running_nodes_become_a_file_of_machines() {
+fn running_nodes_are_measured_into_a_file() {
     let model = MODEL.model();
     let model = model.to_str().expect("utf-8");
     let args = ["-m", model, "--listen=127.0.0.1:0", "--threads=1"];
@@ -40,7 +40,7 @@ fn running_nodes_become_a_file_of_machines() {
 }
 
 #[test]
-fn a_node_that_is_gone_fails_the_command_but_not_the_others() {
+fn an_unreachable_node_fails_the_command_but_not_the_other_rows() {
     let model = MODEL.model();
     let model = model.to_str().expect("utf-8");
     let (_one, one) = start_node(&["-m", model, "--listen=127.0.0.1:0", "--threads=1"]);

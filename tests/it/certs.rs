@@ -1,4 +1,4 @@
-//! `ds4-coord certs`: what it writes, for whom, and what it leaves alone.
+//! `ds4-coord certs`: which files it writes and which it leaves alone.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -6,9 +6,9 @@ use std::path::Path;
 
 use ds4_proto::tls::{Role, TlsFiles};
 
-use crate::bad_input::{Outcome, Place, assert_refused, coord, text};
+use crate::bad_input::{Outcome, TestFolder, assert_refused, coord, text};
 
-/// Runs `ds4-coord certs`, which must succeed; what it printed.
+/// Runs `ds4-coord certs`, which must succeed, and returns what it prints.
 pub(crate) fn certs(args: &[&str]) -> String {
     let Outcome {
         code,
@@ -27,7 +27,7 @@ pub(crate) fn files(folder: &Path, name: &str) -> TlsFiles {
     }
 }
 
-/// Name, mode and text of all files of a folder.
+/// By name, the mode and text of all files in a folder.
 fn contents(folder: &Path) -> BTreeMap<String, (u32, String)> {
     let entries = std::fs::read_dir(folder).expect("folder");
     let entry = |entry: std::io::Result<std::fs::DirEntry>| {
@@ -42,8 +42,8 @@ fn contents(folder: &Path) -> BTreeMap<String, (u32, String)> {
 
 #[test]
 fn keys_are_private_and_files_replaced_on_request_only() {
-    let place = Place::new();
-    let out = place.path("certs");
+    let dir = TestFolder::new();
+    let out = dir.path("certs");
     let nodes = ["--node", "node-1,10.0.0.1", "--node", "node-2,*.nodes.lan"];
     let args = [&["--out", text(&out)], &nodes[..]].concat();
     let printed = certs(&args);
@@ -79,7 +79,7 @@ fn keys_are_private_and_files_replaced_on_request_only() {
         files(&out, name).load(role).expect(name);
     }
     let again = [&["certs"], &args[..]].concat();
-    assert_refused(&again, &["is there already", "--force", text(&out)]);
+    assert_refused(&again, &["already exists", "--force", text(&out)]);
     assert_eq!(contents(&out), first);
     certs(&[&args[..], &["--force"]].concat());
     let second = contents(&out);
@@ -89,9 +89,9 @@ fn keys_are_private_and_files_replaced_on_request_only() {
 }
 
 #[test]
-fn an_authority_takes_further_members() {
-    let place = Place::new();
-    let (home, other) = (place.path("home"), place.path("other"));
+fn an_authority_certifies_further_members() {
+    let dir = TestFolder::new();
+    let (home, other) = (dir.path("home"), dir.path("other"));
     certs(&["--out", text(&home), "--node", "a"]);
     let before = contents(&home);
     let ca = ["--ca", text(&home)];
@@ -103,14 +103,14 @@ fn an_authority_takes_further_members() {
     files(&other, "b").load(Role::Node).expect("a member");
     let beside = ["--out", text(&home), "--node", "c", "--coordinator", "x"];
     let taken = [&["certs"], &beside[..], &ca[..]].concat();
-    assert_refused(&taken, &["coordinator.pem", "is there already"]);
+    assert_refused(&taken, &["coordinator.pem", "already exists"]);
     assert_eq!(contents(&home), before);
     certs(&[&["--out", text(&home), "--node", "c"], &ca[..]].concat());
     let after = contents(&home);
     assert!(before.iter().all(|(name, file)| after[name] == *file));
     files(&home, "c").load(Role::Node).expect("a member");
-    // Another authority's folder is not mixed with this one.
-    let third = place.path("third");
+    // A folder with the files of another authority is left alone.
+    let third = dir.path("third");
     certs(&["--out", text(&third), "--node", "a"]);
     let mixed = ["certs", "--out", text(&third), "--node", "d"];
     assert_refused(
@@ -121,8 +121,8 @@ fn an_authority_takes_further_members() {
 
 #[test]
 fn what_cannot_be_certified_is_refused_before_anything_is_written() {
-    let place = Place::new();
-    let out = place.path("certs");
+    let dir = TestFolder::new();
+    let out = dir.path("certs");
     let cases: [(&[&str], &[&str]); 9] = [
         (&["--node", "a,b c"], &["'b c'", "DNS name"]),
         (&["--node", "a,*"], &["'*'", "DNS name"]),
@@ -152,6 +152,6 @@ fn what_cannot_be_certified_is_refused_before_anything_is_written() {
         assert_eq!(coord(&all).code, Some(2), "{args:?}");
     }
     assert!(!out.exists());
-    let file = place.file("file", "");
+    let file = dir.file("file", "");
     assert_refused(&["certs", "--out", text(&file), "--node", "a"], &["file"]);
 }

@@ -1,4 +1,4 @@
-//! Clusters of the real binaries: who computes never shows in a bit.
+//! Clusters of the real binaries: logits are bit-identical wherever the experts are computed.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,7 +16,8 @@ use tonic::transport::Endpoint;
 pub(crate) const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
 pub(crate) const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
-/// Runs `ds4-coord logits` on the model's `rand` tokens; the bytes of the file it wrote.
+/// Runs `ds4-coord logits` on the model's `rand` tokens and returns the bytes of the file it
+/// writes.
 pub(crate) fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
     let folder = TempDir::new().expect("folder");
     let out = folder.path().join("logits.npy");
@@ -33,7 +34,7 @@ pub(crate) fn logits(reference: Reference, args: &[&str]) -> Vec<u8> {
     std::fs::read(&out).expect("logits")
 }
 
-/// A node process and its address.
+/// Starts a node process that reads the reference model; returns it with its address.
 pub(crate) fn node(reference: Reference, args: &[&str]) -> (Server, String) {
     node_at(reference, "127.0.0.1:0", args)
 }
@@ -45,7 +46,7 @@ fn node_at(reference: Reference, listen: &str, args: &[&str]) -> (Server, String
     start_node(&all)
 }
 
-/// A node process with all its flags given, and its address.
+/// Starts a node process with exactly these flags; returns it with its address.
 pub(crate) fn start_node(args: &[&str]) -> (Server, String) {
     let args = [&["serve"], args].concat();
     let server = Server::start(NODE, &args).expect("node");
@@ -70,7 +71,7 @@ fn counters(address: &str) -> Counters {
     };
     let limit = Duration::from_secs(20);
     let waited = runtime.block_on(async { tokio::time::timeout(limit, describe).await });
-    waited.expect("an answer in time").expect("description")
+    waited.expect("an answer within 20 s").expect("description")
 }
 
 fn hyper_params(reference: Reference) -> HyperParams {
@@ -183,7 +184,7 @@ fn a_node_of_another_model_is_refused_with_both_fingerprints() {
     );
 }
 
-/// One greedy completion; its text and the tokens it took.
+/// The response to a greedy completion.
 fn complete(url: &str) -> anyhow::Result<serde_json::Value> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
@@ -209,8 +210,8 @@ fn text(reply: &serde_json::Value) -> &str {
     reply["choices"][0]["text"].as_str().expect("text")
 }
 
-/// A copy that the page cache holds in the smallest pages: a huge one would be mapped, and count as
-/// resident, as soon as any byte of it is touched.
+/// Makes a copy that the page cache holds in the smallest pages: a huge page would be mapped, and
+/// count as resident, as soon as one of its bytes is touched.
 fn copy_in_small_pages(from: &Path, to: &Path) -> std::io::Result<()> {
     let bytes = std::fs::read(from)?;
     let mut file = std::fs::File::create(to)?;
@@ -259,7 +260,7 @@ fn a_coordinator_of_nodes_touches_no_expert_page() {
     );
     assert!(
         allowed < gguf.file_bytes() / 1024,
-        "the bound must be able to fail"
+        "the bound could not fail"
     );
     assert!(coordinator.stop().expect("stop").success());
 }
@@ -268,7 +269,7 @@ fn a_coordinator_of_nodes_touches_no_expert_page() {
 fn a_restarted_node_is_used_again() {
     let reference = Reference("tiny-b");
     let (mut first, address) = node(reference, &[]);
-    // Without the own file the coordinator has to wait for the node.
+    // Without the local fallback the coordinator has to wait for the node.
     let args = [
         "serve",
         "--listen=127.0.0.1:0",
@@ -287,13 +288,13 @@ fn a_restarted_node_is_used_again() {
     assert!(second.stop().expect("drain").success());
 }
 
-/// Completions one after the other while `disturb` runs; each must be `expected`.
+/// Requests completions one after the other while `disturb` runs; each must be `expected`.
 fn complete_while(url: &str, expected: &str, disturb: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let disturbance = scope.spawn(disturb);
         let mut rounds = 0;
         while !disturbance.is_finished() || rounds < 3 {
-            let reply = complete(url).expect("a completion whatever happens to nodes");
+            let reply = complete(url).expect("a completion in spite of lost nodes");
             assert_eq!(text(&reply), expected, "round {rounds}");
             rounds += 1;
         }
@@ -369,7 +370,7 @@ fn nodes_that_die_stop_and_return_change_no_token_of_two_coordinators() {
 }
 
 #[test]
-fn without_any_node_left_the_own_file_goes_on_and_says_so() {
+fn with_no_node_left_the_local_fallback_takes_over_and_is_counted() {
     let reference = Reference("tiny-b");
     let (mut only, address) = node(reference, &[]);
     let args = ["serve", "--listen=127.0.0.1:0", "--nodes", &address];
@@ -385,7 +386,7 @@ fn without_any_node_left_the_own_file_goes_on_and_says_so() {
 }
 
 #[test]
-fn the_default_model_serves_without_any_flag_but_the_port() {
+fn the_default_model_is_served_without_flags() {
     let mut coordinator = Server::start(COORD, &["serve", "--listen=127.0.0.1:0"]).expect("serve");
     assert!(
         coordinator.ready.starts_with("http://127.0.0.1:"),

@@ -1,4 +1,4 @@
-//! What the engine promises its callers besides numbers.
+//! The engine's contract apart from numbers: errors, cancellation, memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -68,7 +68,7 @@ fn a_sequence_takes_no_more_bytes_than_are_planned_for_it() {
                 step_one(&mut engine, &mut sequence, part).expect("a step");
                 let (bytes, position) = (sequence.bytes(), sequence.position());
                 assert!(bytes <= planned(position), "{position} in {size}");
-                // Until the first window is trimmed, to the byte.
+                // Exact to the byte until the first window is trimmed.
                 if position <= 12 {
                     assert_eq!(bytes, planned(position), "{position} in {size}");
                 }
@@ -78,7 +78,7 @@ fn a_sequence_takes_no_more_bytes_than_are_planned_for_it() {
     }
 }
 
-/// Computes nothing; counts calls and trips a flag at one of them.
+/// Counts calls and sets a flag at one of them; computes nothing.
 struct Tripwire {
     calls: AtomicUsize,
     trip_at: usize,
@@ -119,7 +119,7 @@ fn tripwire(trip_at: usize, fail: bool) -> (Arc<Tripwire>, Arc<AtomicBool>) {
 }
 
 #[test]
-fn a_cancelled_chunk_leaves_within_one_layer() {
+fn a_cancelled_chunk_ends_within_one_layer() {
     let (backend, flag) = tripwire(1, false);
     let mut engine = engine_on(MODEL, Numerics::Full, backend.clone());
     let mut sequence = engine.new_sequence();
@@ -127,7 +127,9 @@ fn a_cancelled_chunk_leaves_within_one_layer() {
         cancelled: Some(&flag),
         ..chunk(&mut sequence, &[1, 2, 3])
     }];
-    let output = engine.step(&mut chunks).expect("cancelling is no error");
+    let output = engine
+        .step(&mut chunks)
+        .expect("cancelling is not an error");
     assert!(output.cancelled(0));
     assert!(output.logits(0).is_empty());
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Synthetic models in every weight format: finite, the same bits on every instruction set and at
-//! every chunk size, and the values that the blocks stand for.
+//! Synthetic models in every weight format: logits are finite, bit-identical on every instruction
+//! set and at every chunk size, and those of the values that the blocks stand for.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use ds4_tests::rewrite::Draft;
 use crate::golden::logits;
 use crate::variants::{first_difference, open};
 
-/// Beyond one window of the 128-fold compressor.
+/// More tokens than one window of the 128-fold compressor.
 const LONG: usize = 140;
 const SHORT: usize = 36;
 
@@ -83,7 +83,8 @@ impl Model {
         assert_eq!(difference, None, "{}: {what}", self.what);
     }
 
-    /// Everything that holds for every format; how far full numerics are from the unrounded ones.
+    /// Checks what holds for every format; returns the distance of full numerics from unrounded
+    /// ones.
     fn check(&self) -> f64 {
         let best = Kernels::detect();
         let full = self.run(Numerics::Full, best, &[LONG]);
@@ -105,7 +106,7 @@ impl Model {
         far.relative_rms_median
     }
 
-    /// The same values as F32.
+    /// The model with the same values in F32.
     fn check_twin(&self, exact: &[f32], kernels: Kernels) {
         let mut draft = Draft::read(&self.path).expect("model");
         draft.to_f32(|_| true);
@@ -210,7 +211,7 @@ fn gate_and_up_may_differ() {
 
 /// The last tile of an expert is narrower than the others.
 #[test]
-fn expert_widths_need_not_be_whole_tiles() {
+fn expert_widths_need_not_be_multiples_of_a_tile() {
     for (width, ty) in [
         (320, GgmlType::F16),
         (320, GgmlType::Q8_0),
@@ -318,7 +319,7 @@ fn unusual_shapes() {
     }
 }
 
-/// Float weights have no blocks, so nothing need be a multiple of anything.
+/// Float weights have no blocks, so widths may be anything.
 #[test]
 fn unusual_widths() {
     let shapes = [

@@ -1,8 +1,8 @@
-//! Logits against independent engines, and against our own at other chunk sizes.
+//! Logits compared with those of independent engines, and with our own at other chunk sizes.
 
 use std::sync::Arc;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, ExpertScratch, ExpertStore, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, ExpertStore, Route, TileComputer};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
@@ -59,7 +59,7 @@ pub(crate) fn engine(reference: Reference, numerics: Numerics) -> Engine {
     engine_with(reference, numerics, Kernels::detect())
 }
 
-/// Logits of every position, fed in chunks of the sizes that `sizes` repeats.
+/// Logits of every position, computed in chunks whose sizes cycle through `sizes`.
 pub(crate) fn logits(engine: &mut Engine, tokens: &[u32], sizes: &[usize]) -> Vec<f32> {
     let mut sequence = engine.new_sequence();
     let mut all = Vec::new();
@@ -125,7 +125,7 @@ fn shipped_numerics_match_the_reference() {
 }
 
 #[test]
-fn greedy_continuation_is_the_references() {
+fn greedy_continuation_matches_the_reference() {
     for reference in ALL {
         let mut engine = engine(reference, Numerics::F32);
         let tokens = reference.tokens("text").expect("tokens");
@@ -207,7 +207,7 @@ fn neighbours_in_a_batch_do_not_change_a_bit() {
         ];
         let mut sequences = [engine.new_sequence(), engine.new_sequence()];
         let mut together = [Vec::new(), Vec::new()];
-        // Prefill of one beside single steps of the other, at changing sizes.
+        // One sequence prefills while the other takes single steps, with changing chunk sizes.
         let mut at = [0, 0];
         let mut round = 0;
         while at[0] < 150 || at[1] < 180 {
@@ -247,12 +247,14 @@ fn neighbours_in_a_batch_do_not_change_a_bit() {
     }
 }
 
-/// The quantised expert path by itself, fed with the reference's own inputs.
+/// The quantised expert path alone, with the reference's own inputs.
 #[test]
 fn routed_experts_match_the_reference() {
     for reference in [Reference("tiny-a"), Reference("tiny-b")] {
         let Loaded { hp, tensors } = load(reference);
         let store = ExpertStore::new(&hp, &tensors).expect("experts");
+        let shape = *store.shape();
+        let mut computer = TileComputer::new(store, Kernels::detect());
         let array = |name: &str| {
             reference
                 .floats(&format!("details.ds4.{name}.npy"))
@@ -279,10 +281,9 @@ fn routed_experts_match_the_reference() {
                 &slice(&norms.values, hp.hidden),
             );
             let at = layer * positions * hp.experts_used;
-            let batch = ExpertBatch {
+            let fields = BatchFields {
                 layer,
                 tokens: positions,
-                used: hp.experts_used,
                 routes: slice(&weights.values, hp.experts_used)
                     .into_iter()
                     .zip(&experts.values[at..])
@@ -294,12 +295,10 @@ fn routed_experts_match_the_reference() {
                 input: ExpertInput::from_activations(&input),
                 round: true,
             };
+            let batch = ExpertBatch::new(shape, fields).expect("a legal batch");
             let mut out = Vec::new();
-            let rects = [store.grid().whole()];
-            let mut scratch = ExpertScratch::default();
-            store
-                .compute(Kernels::detect(), &batch, &rects, &mut scratch, &mut out)
-                .expect("compute");
+            let rects = [shape.grid.whole()];
+            computer.compute(&batch, &rects, &mut out).expect("compute");
             for (found, want) in out
                 .chunks_exact(hp.hidden)
                 .zip(slice(&want.values, hp.hidden).chunks(hp.hidden))

@@ -11,4 +11,5 @@ mod golden;
 mod mtls;
 mod plan;
 mod slices;
+mod tidy;
 mod variants;

@@ -1,4 +1,4 @@
-//! Clusters over TLS: the same bits, and a clear word to who does not belong.
+//! Clusters over TLS: the same bits, and a clear error for peers that do not belong.
 
 use ds4_common::gguf::GgufModel;
 use ds4_common::model::HyperParams;
@@ -9,13 +9,13 @@ use ds4_proto::tls::{Role, TlsFiles};
 use ds4_tests::golden::Reference;
 use ds4_tests::process::{Server, run};
 
-use crate::bad_input::{Place, text};
+use crate::bad_input::{TestFolder, text};
 use crate::certs::{certs, files};
 use crate::cluster::{COORD, NODE, logits, node, start_node};
 
 const MODEL: Reference = Reference("tiny-w");
 
-/// The flags of a member whose files those are.
+/// The TLS flags of the member with these files.
 fn flags(files: &TlsFiles) -> [&str; 6] {
     let TlsFiles { ca, cert, key } = files;
     [
@@ -45,8 +45,8 @@ fn blocks_of(address: &str, asker: &TlsFiles) -> u64 {
 
 #[test]
 fn logits_over_mutual_tls_have_the_same_bits() {
-    let place = Place::new();
-    let folder = place.path("certs");
+    let dir = TestFolder::new();
+    let folder = dir.path("certs");
     let out = ["--out", text(&folder)];
     let members = ["--node", "here,localhost", "--node", "there,127.0.0.1"];
     certs(&[&out[..], &members].concat());
@@ -58,7 +58,7 @@ fn logits_over_mutual_tls_have_the_same_bits() {
     };
     let (_first, first_at) = start("0", &parts[0]);
     let (_second, second_at) = start("1", &parts[1]);
-    // One is known by its name, one by its number.
+    // One is addressed by its name, one by its IP address.
     let first_at = first_at.replace("127.0.0.1", "localhost");
     let nodes = format!("{first_at},{second_at}");
     let direct = logits(MODEL, &["--embedded", "0"]);
@@ -70,15 +70,15 @@ fn logits_over_mutual_tls_have_the_same_bits() {
         let computed = blocks_of(address, &coordinator);
         assert!(computed >= hp.layers as u64, "{address}: {computed}");
     }
-    // Embedded nodes have no certificate and need none.
+    // Embedded nodes do not need a certificate.
     let mixed = [&to_nodes[..], &["--embedded", "1"]].concat();
     assert!(logits(MODEL, &mixed) == direct, "with an embedded node");
 }
 
 #[test]
-fn who_does_not_belong_is_told_why_on_one_line() {
-    let place = Place::new();
-    let (home, abroad) = (place.path("home"), place.path("abroad"));
+fn strangers_are_refused_with_one_line_that_says_why() {
+    let dir = TestFolder::new();
+    let (home, abroad) = (dir.path("home"), dir.path("abroad"));
     let here = ["--node", "a,127.0.0.1", "--node", "b,elsewhere.lan"];
     certs(&[&["--out", text(&home)], &here[..]].concat());
     certs(&["--out", text(&abroad), "--node", "a,127.0.0.1"]);
@@ -87,7 +87,7 @@ fn who_does_not_belong_is_told_why_on_one_line() {
     let (_other, other_name) = node(MODEL, &flags(&files(&home, "b")));
     let (_plain, plain) = node(MODEL, &[]);
     let stranger = files(&abroad, "coordinator");
-    // Trusts the cluster, which does not trust it; trusted by files alone.
+    // A member that trusts the cluster but is signed by another authority.
     let half = TlsFiles {
         ca: coordinator.ca.clone(),
         ..stranger.clone()
@@ -109,7 +109,7 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         (
             &flags(&wrong_key),
             &secure,
-            &["a.key", "not that of", "coordinator.pem"],
+            &["a.key", "does not match", "coordinator.pem"],
         ),
         (
             &flags(&coordinator),
@@ -120,22 +120,26 @@ fn who_does_not_belong_is_told_why_on_one_line() {
         (
             &flags(&coordinator),
             &by_name,
-            &["it speaks TLS and was asked in plain text"],
+            &["it speaks TLS but was contacted in plain text"],
         ),
-        (&[], &secure, &["it speaks TLS and was asked in plain text"]),
+        (
+            &[],
+            &secure,
+            &["it speaks TLS but was contacted in plain text"],
+        ),
         (&[], "192.0.2.1:7", &["192.0.2.1:7", "--insecure"]),
     ];
     for (tls, address, parts) in cases {
         let to = ["--nodes", address, "--wait-for-nodes", "1"];
-        place.assert_logits_refused("[1]", &[&to[..], tls].concat(), parts);
+        dir.assert_logits_refused("[1]", &[&to[..], tls].concat(), parts);
     }
 }
 
-/// A node that fetches its slice is the client, and its certificate a server's.
+/// A node that fetches its slice is the client, although its certificate is a server's.
 #[test]
-fn slices_come_over_mutual_tls_and_to_members_alone() {
-    let place = Place::new();
-    let (home, abroad) = (place.path("home"), place.path("abroad"));
+fn slices_travel_over_mutual_tls_and_to_members_only() {
+    let dir = TestFolder::new();
+    let (home, abroad) = (dir.path("home"), dir.path("abroad"));
     certs(&["--out", text(&home), "--node", "node-0,127.0.0.1"]);
     certs(&["--out", text(&abroad), "--node", "node-0,127.0.0.1"]);
     let coordinator = files(&home, "coordinator");
@@ -146,7 +150,7 @@ fn slices_come_over_mutual_tls_and_to_members_alone() {
     let mut words = share.ready.split_whitespace();
     let address = words.nth(2).expect("an address");
     let source = address.replace("127.0.0.1", "localhost");
-    let data = place.path("data");
+    let data = dir.path("data");
     let join = |source: &str, files: Option<&TlsFiles>| {
         let pull = ["--data-dir", text(&data), "--name", "node-0", "--join"];
         let rest = [source, "--join-timeout", "1", "--listen", "127.0.0.1:0"];
@@ -185,7 +189,7 @@ fn slices_come_over_mutual_tls_and_to_members_alone() {
 }
 
 #[test]
-fn a_node_takes_plain_text_of_other_machines_only_if_told_to() {
+fn a_node_accepts_plain_text_from_other_machines_only_with_a_flag() {
     let model = MODEL.model();
     let serve = ["serve", "--log", "error", "-m", text(&model)];
     for away in ["0.0.0.0:0", "[::]:0"] {

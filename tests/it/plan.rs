@@ -10,7 +10,7 @@ use crate::cluster::{COORD, logits, start_node};
 
 const MODEL: Reference = Reference("tiny-w");
 
-/// Runs `ds4-coord` and gives what it printed.
+/// Runs `ds4-coord` and returns what it prints.
 fn coord(args: &[&str]) -> String {
     let output = run(COORD, &[args, &["--log", "error"]].concat()).expect("run");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -22,7 +22,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
 }
 
-/// Plans for the nodes, cuts by the plan and starts them with their slices.
+/// Plans for the nodes, cuts slices by the plan and starts the nodes with them.
 fn follow(folder: &Path, nodes: &[&str], replicas: &str) -> Vec<ds4_tests::process::Server> {
     let model = MODEL.model();
     let plan = folder.join("plan.toml");
@@ -58,7 +58,7 @@ fn follow(folder: &Path, nodes: &[&str], replicas: &str) -> Vec<ds4_tests::proce
     }
     assert!(logits(MODEL, &["--nodes", &addresses.join(",")]) == direct);
     if replicas != "0" {
-        // Copies are whole: any one node may be absent from the start.
+        // Every tile has a replica, so any one node may be absent from the start.
         let fewer = addresses[1..].join(",");
         assert!(logits(MODEL, &["--nodes", &fewer]) == direct);
     }
@@ -77,14 +77,14 @@ fn uneven_nodes_that_follow_a_plan_change_no_bit() {
 }
 
 #[test]
-fn a_plan_with_copies_holds_without_any_one_node() {
+fn a_plan_with_replicas_works_without_any_one_node() {
     let folder = TempDir::new().expect("folder");
     let nodes = ["name=a,memory=2G", "name=b,memory=3G", "name=c,memory=2G"];
     follow(folder.path(), &nodes, "1");
 }
 
 #[test]
-fn a_model_that_does_not_fit_is_refused_with_what_would_help() {
+fn a_model_that_does_not_fit_is_refused_with_advice() {
     let model = MODEL.model();
     let args = [
         "plan",
@@ -102,6 +102,6 @@ fn a_model_that_does_not_fit_is_refused_with_what_would_help() {
         error.contains("MB short") || error.contains("GB short"),
         "{error}"
     );
-    assert!(error.contains("what would fit"), "{error}");
+    assert!(error.contains("it would fit with"), "{error}");
     assert_eq!(error.lines().count(), 1, "{error}");
 }

@@ -1,17 +1,16 @@
-//! Slices by the real binaries: cut, checked, pulled and served, with processes that are killed
-//! on the way.
+//! Slices with the real binaries: cut, verified, pulled and served, by processes that are killed on
+//! the way.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ds4_common::slice::{Slice, part_path};
 use ds4_tests::golden::Reference;
-use ds4_tests::process::{PATIENCE, Server, resident_kilobytes, run};
+use ds4_tests::namespace::Namespace;
+use ds4_tests::process::{Server, TIMEOUT, resident_kilobytes, run};
+use ds4_tests::relay::{Conditions, Relay};
 use tempfile::TempDir;
 
 use crate::cluster::{COORD, NODE, logits, start_node};
@@ -22,7 +21,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("utf-8")
 }
 
-/// Runs `ds4-coord` and gives its exit code and both outputs.
+/// Runs `ds4-coord` and returns its exit code and both outputs.
 fn coord(args: &[&str]) -> (Option<i32>, String, String) {
     let output = run(COORD, &[args, &["--log", "error"]].concat()).expect("run");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
@@ -67,7 +66,7 @@ fn nodes_of_slices_change_no_bit() {
             let resident = resident_kilobytes(node.id(), file).expect("smaps");
             let slice = Slice::open(file).expect("slice");
             let bytes = slice.head().file_bytes();
-            // Its own file alone is in memory, not more than whole pages of it.
+            // Only the node's own file is in memory, rounded up to whole pages.
             assert!(resident <= bytes.div_ceil(1024) + 64, "{resident} {bytes}");
             let model = resident_kilobytes(node.id(), &MODEL.model()).expect("smaps");
             assert_eq!(model, 0);
@@ -76,7 +75,7 @@ fn nodes_of_slices_change_no_bit() {
 }
 
 #[test]
-fn a_wrong_byte_is_named_and_not_served() {
+fn a_corrupt_tensor_is_named_and_not_served() {
     let folder = TempDir::new().expect("folder");
     slice(folder.path(), &["--nodes", "2"]);
     let files = files(folder.path(), 2);
@@ -113,7 +112,7 @@ fn a_wrong_byte_is_named_and_not_served() {
 }
 
 #[test]
-fn what_is_there_is_kept_and_what_is_in_the_way_is_named() {
+fn existing_slices_are_kept_and_other_files_are_named() {
     let folder = TempDir::new().expect("folder");
     let model = MODEL.model();
     let cut = |cut: &[&str]| {
@@ -124,7 +123,7 @@ fn what_is_there_is_kept_and_what_is_in_the_way_is_named() {
     assert!(!folder.path().join("node-0.gguf").exists());
     let (code, out, _) = cut(&["--nodes", "2"]);
     assert_eq!(code, Some(0));
-    assert!(out.contains("node-1.gguf: is there already"), "{out}");
+    assert!(out.contains("node-1.gguf: already exists"), "{out}");
     let (code, _, error) = cut(&["--nodes", "4"]);
     assert_eq!(code, Some(1));
     assert!(error.contains("--force"), "{error}");
@@ -138,7 +137,7 @@ fn what_is_there_is_kept_and_what_is_in_the_way_is_named() {
     assert!(error.contains("node-0, node-1"), "{error}");
 }
 
-/// A process that is killed at the end of a test, if not before.
+/// A process that is killed at the end of the test at the latest.
 struct Killed(Child);
 
 impl Killed {
@@ -153,7 +152,7 @@ impl Killed {
         Killed(child.expect("spawn"))
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     fn kill(mut self) {
         self.0.kill().expect("kill");
         self.0.wait().expect("wait");
@@ -162,14 +161,14 @@ impl Killed {
 
 impl Drop for Killed {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
 #[test]
-fn slicing_goes_on_after_being_killed() {
+fn slicing_resumes_after_being_killed() {
     let straight = TempDir::new().expect("folder");
     slice(straight.path(), &["--nodes", "2"]);
     let folder = TempDir::new().expect("folder");
@@ -196,63 +195,23 @@ fn slicing_goes_on_after_being_killed() {
     }
 }
 
-/// Forwards one connection after the other to `to`, but answers only up to a number of bytes.
-struct Relay {
-    address: String,
-    passed: Arc<AtomicU64>,
+/// A relay to `target` without any conditions.
+fn relay(target: SocketAddr) -> Relay {
+    let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let relay = Relay::start(&Namespace::Current, any, target, Conditions::default(), 0);
+    relay.expect("relay")
 }
 
-impl Relay {
-    fn start(to: String, allowed: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("relay");
-        let address = listener.local_addr().expect("address").to_string();
-        let passed = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&passed);
-        std::thread::spawn(move || {
-            for inbound in listener.incoming() {
-                let (Ok(inbound), Ok(outbound)) = (inbound, TcpStream::connect(&to)) else {
-                    return;
-                };
-                let up = (inbound.try_clone(), outbound.try_clone());
-                let (Ok(up_from), Ok(up_to)) = up else { return };
-                std::thread::spawn(move || pass(up_from, up_to, &AtomicU64::new(0), u64::MAX));
-                let count = Arc::clone(&count);
-                std::thread::spawn(move || pass(outbound, inbound, &count, allowed));
-            }
-        });
-        Relay { address, passed }
-    }
-
-    fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
-    }
-}
-
-/// Copies until an end closes; what exceeds `allowed` is held back, with the connection open.
-fn pass(mut from: TcpStream, mut to: TcpStream, count: &AtomicU64, allowed: u64) {
-    let mut buffer = [0; 4096];
-    while let Ok(n @ 1..) = from.read(&mut buffer) {
-        if count.load(Ordering::Relaxed) + n as u64 > allowed {
-            std::thread::sleep(PATIENCE);
-            return;
-        }
-        if to.write_all(&buffer[..n]).is_err() {
-            return;
-        }
-        count.fetch_add(n as u64, Ordering::Relaxed);
-    }
-}
-
-/// Waits for `done`.
+/// Waits for `done`; panics with `what` after [`TIMEOUT`].
 fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
+        assert!(start.elapsed() < TIMEOUT, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Tensors of an unfinished slice whose hashes are there.
+/// How many tensors of an unfinished slice have their hashes.
 fn tensors_there(path: &Path) -> usize {
     let bytes = std::fs::read(part_path(path)).unwrap_or_default();
     let length = bytes.len() as u64;
@@ -276,7 +235,8 @@ fn a_node_that_is_killed_while_it_pulls_ends_with_the_same_file() {
         "--listen=127.0.0.1:0",
     ];
     let share = Server::start(COORD, &share).expect("share");
-    let source = share.ready.split(' ').nth(2).expect("address").to_owned();
+    let source = share.ready.split(' ').nth(2).expect("an address");
+    let source: SocketAddr = source.parse().expect("an address");
     let folder = TempDir::new().expect("folder");
     let path = folder.path().join("node-1.gguf");
     let join = |coordinator: &str| {
@@ -288,33 +248,37 @@ fn a_node_that_is_killed_while_it_pulls_ends_with_the_same_file() {
             format!("--join={coordinator}"),
         ]
     };
-    // Killed in the middle, twice, a little further each time.
+    // It is killed in the middle, twice, a little further each time.
     let total = want.len() as u64;
     for fifths in [2, 1] {
         let before = tensors_there(&path);
         let allowed = total * fifths / 5;
-        let relay = Relay::start(source.clone(), allowed);
-        let args = join(&relay.address);
+        let relay = relay(source);
+        relay.limit_replies(allowed);
+        let args = join(&relay.address().to_string());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let node = Killed::start(NODE, &args);
-        until("the relay passes what it may", || {
-            relay.passed() + 4096 > allowed
+        until("the relay passes what is allowed", || {
+            relay.passed()[1] >= allowed
         });
         until("tensors are there", || tensors_there(&path) > before);
         node.kill();
         assert!(!path.exists());
     }
     let there = tensors_there(&path);
-    // The rest through a relay that counts.
-    let relay = Relay::start(source, u64::MAX);
-    let args = join(&relay.address);
+    // The rest comes through a relay that counts.
+    let relay = relay(source);
+    let args = join(&relay.address().to_string());
     let args: Vec<&str> = args[1..].iter().map(String::as_str).collect();
     let (node, address) = start_node(&args);
     assert!(std::fs::read(&path).expect("file") == want);
-    assert!(relay.passed() < total * 5 / 6, "{there} tensors came again");
+    assert!(
+        relay.passed()[1] < total * 5 / 6,
+        "{there} tensors came again"
+    );
     drop(node);
 
-    // With the slice there it needs no coordinator.
+    // A node that has its slice needs no coordinator.
     drop(share);
     let (_again, again) = start_node(&args);
     let other = straight.path().join("node-0.gguf");

@@ -1,5 +1,5 @@
-//! The same weights in other files: other names, types, keys and numbers of files give the bits of
-//! the original.
+//! The same weights in other files: with other names, types, keys and splits the logits are
+//! bit-identical to those of the original.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub(crate) fn first_difference(a: &[f32], b: &[f32], vocab: usize) -> Option<usi
     at.map(|i| i / vocab)
 }
 
-/// `paths` is the model `reference` in another form.
+/// Asserts that `paths` is the model `reference` in another form.
 fn assert_same(reference: Reference, paths: &[PathBuf], numerics: &[Numerics], what: &str) {
     for &numerics in numerics {
         let want = run(&[reference.model()], reference, numerics);
@@ -81,7 +81,7 @@ fn check(what: &str, numerics: &[Numerics], change: impl Fn(&mut Draft)) {
     }
 }
 
-/// The second name of a tensor that has two.
+/// The alternative name of a tensor that has one.
 fn alias(name: &str) -> String {
     const ALIASES: [(&str, &str); 5] = [
         ("output_hc_", "hc_head_"),
@@ -255,7 +255,7 @@ fn rows_of_the_hash_table_may_be_longer_than_they_are_used() {
     check("longer rows", BOTH, |draft| {
         let tables = draft.tensors.iter_mut();
         for table in tables.filter(|t| t.name.contains("tid2eid")) {
-            // No expert: what is not used is not checked either.
+            // Not an expert id; entries that are not used are not checked.
             let width = table.dims[0] + 3;
             table
                 .lengthen_rows(width, &[0xee; 12])
@@ -302,7 +302,7 @@ fn add_speculative_block(draft: &mut Draft, block: usize) {
 }
 
 #[test]
-fn tensors_that_nobody_needs_are_ignored() {
+fn tensors_that_are_not_needed_are_ignored() {
     let blocks = |draft: &Draft| match draft.get("deepseek4.block_count") {
         Ok(&Value::U32(n)) => n,
         other => panic!("{other:?}"),
@@ -329,9 +329,9 @@ fn tensors_that_nobody_needs_are_ignored() {
     });
 }
 
-/// A file that is not the reference must not pass for it, or the tests above would prove nothing.
+/// A changed file must not pass for the reference, or the tests above would prove nothing.
 #[test]
-fn another_weight_is_seen() {
+fn a_changed_weight_changes_the_logits() {
     let folder = tempfile::tempdir().expect("folder");
     let path: &Path = &folder.path().join("other.gguf");
     let reference = Reference("tiny-a");

@@ -15,13 +15,13 @@ use tempfile::TempDir;
 const COORD: &str = env!("CARGO_BIN_EXE_coord_under_test");
 const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
-/// Less than half of the experts' weights.
+/// Bytes of memory: less than half of the experts' weights.
 const LIMIT: u64 = 96 << 20;
 
-/// What the kernel counts late.
+/// Bytes by which the kernel's count lags behind.
 const SLACK: u64 = 4 << 20;
 
-/// 227 MB of experts, and little else.
+/// A model with 227 MB of experts and little else.
 fn shape() -> HyperParams {
     HyperParams {
         hidden: 1024,
@@ -35,7 +35,7 @@ fn shape() -> HyperParams {
 /// A control group with a memory limit, of either version.
 struct Group {
     folder: PathBuf,
-    /// The most that it has used.
+    /// The file with the most bytes that it has used.
     peak: &'static str,
 }
 
@@ -73,7 +73,7 @@ impl Group {
         Ok(text.trim().parse()?)
     }
 
-    /// `program`, in the group from its first page on.
+    /// A command that runs `program` in the group from its first page on.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new("sh");
         let members = self.folder.join("cgroup.procs");
@@ -85,7 +85,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // The group of a process that has just ended is busy for a moment.
+        // The group stays busy for a moment after its last process has ended.
         let gone = || std::fs::remove_dir(&self.folder).is_ok();
         for _ in 0..100 {
             if gone() {
@@ -97,7 +97,7 @@ impl Drop for Group {
     }
 }
 
-/// Takes the file out of the page cache: who reads it next pays for it.
+/// Drops the file from the page cache, so that its pages are charged to the next reader.
 fn forget(path: &Path) -> Result<()> {
     let file = File::open(path)?;
     file.sync_all()?;
@@ -110,8 +110,8 @@ struct Run {
     resident: u64,
 }
 
-/// All experts of the model in a file of their own: what a coordinator reads of the model, and the
-/// kernel around it, is none of the node's pages.
+/// Writes all experts of the model to a slice. The pages that the coordinator reads of the model,
+/// with those that the kernel reads ahead, are then not the node's.
 fn slice(model: &Path, folder: &Path) -> Result<PathBuf> {
     let mut command = Command::new(COORD);
     command.args(["slice", "--log=warn", "--nodes=1", "-m"]);
@@ -122,7 +122,7 @@ fn slice(model: &Path, folder: &Path) -> Result<PathBuf> {
     Ok(folder.join("node-0.gguf"))
 }
 
-/// Logits by a coordinator that leaves all experts to the node of `command`.
+/// Runs a coordinator that leaves all experts to the node of `command`.
 fn run(mut command: Command, model: &Path, slice: &Path, folder: &Path) -> Result<Run> {
     command.args(["serve", "--listen=127.0.0.1:0", "--threads=1"]);
     command.args(["--no-populate", "--slice"]).arg(slice);
@@ -169,12 +169,14 @@ fn run(mut command: Command, model: &Path, slice: &Path, folder: &Path) -> Resul
 
 #[test]
 fn a_node_with_less_memory_than_its_tiles_computes_the_same_bits() {
-    // Outside of memory file systems, whose pages could not be dropped.
+    // Not in a memory file system, whose pages cannot be dropped.
     let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("folder");
     let group = match Group::new(LIMIT) {
         Ok(group) => group,
         Err(error) => {
-            println!("skipped: no memory control group can be made here: {error:#}");
+            println!(
+                "skipped: a memory control group cannot be made here, which needs root: {error:#}"
+            );
             return;
         }
     };

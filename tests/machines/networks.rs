@@ -1,7 +1,8 @@
-//! Clusters whose machines share nothing but cables: whatever the number of nodes, the grid, the
-//! replicas and the link, the bits are those of one process.
+//! Clusters whose machines share nothing but cables: for any number of nodes, grid, number of
+//! replicas and link, logits are bit-identical to those of one process.
 
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use ds4_common::model::HyperParams;
 use ds4_common::tiles::Grid;
 use ds4_tests::golden::Reference;
 use ds4_tests::layout::ring;
-use ds4_tests::namespace::{Network, on_port};
+use ds4_tests::namespace::{Machine, Network, SWITCH};
 use ds4_tests::process::{Server, run_command};
 use ds4_tests::relay::{Conditions, Relay};
 use tempfile::TempDir;
@@ -21,17 +22,15 @@ const NODE: &str = env!("CARGO_BIN_EXE_node_under_test");
 
 const PORT: u16 = 50_051;
 
-/// The machine of the coordinator; the nodes follow.
-const COORDINATOR: usize = 0;
-
-/// A cluster: how the grid is cut among its nodes (expert groups, block strips), how many nodes
-/// hold each part, and the link.
+/// A cluster: how the grid is cut among its nodes, the number of replicas, and the link.
 struct Case {
     model: &'static str,
+    /// Expert groups x block strips.
     cut: (u32, u32),
+    /// How many nodes hold each rectangle.
     replicas: usize,
     link: Conditions,
-    /// Tokens of one step.
+    /// The most tokens of one step.
     chunk: &'static str,
 }
 
@@ -45,7 +44,7 @@ const fn case(cut: (u32, u32), replicas: usize, link: Conditions, chunk: &'stati
     }
 }
 
-/// As fast as the machine passes bytes on.
+/// No delay and no limit.
 const NEAR: Conditions = Conditions {
     delay: Duration::ZERO,
     bytes_per_second: None,
@@ -63,7 +62,7 @@ const OFFICE: Conditions = Conditions {
     bytes_per_second: Some(1.25e8),
     loss: 0.0,
 };
-/// Round trip of 4 ms, 50 Mb/s, and every hundredth piece is lost at first.
+/// Round trip of 4 ms, 50 Mb/s, and one in a hundred segments is lost and sent again.
 const FAR: Conditions = Conditions {
     delay: Duration::from_millis(2),
     bytes_per_second: Some(6.25e6),
@@ -94,14 +93,32 @@ const CASES: [Case; 15] = [
     },
 ];
 
-/// A network with a coordinator's machine and `nodes` more, or why there can be none.
-fn network(nodes: usize) -> Option<Network> {
-    match Network::new(1 + nodes) {
-        Ok(network) => Some(network),
-        Err(error) => {
-            println!("skipped: no network namespaces can be made here: {error:#}");
-            None
-        }
+/// A network with a coordinator's machine and the nodes' machines.
+struct Machines {
+    coordinator: Machine,
+    nodes: Vec<Machine>,
+    network: Network,
+}
+
+impl Machines {
+    /// `None` where the system cannot make network namespaces; prints why.
+    fn new(nodes: usize) -> Option<Self> {
+        let make = || {
+            let network = Network::new(None)?;
+            anyhow::Ok(Machines {
+                coordinator: network.machine()?,
+                nodes: (0..nodes)
+                    .map(|_| network.machine())
+                    .collect::<Result<_, _>>()?,
+                network,
+            })
+        };
+        let made = make().inspect_err(|error| {
+            println!(
+                "skipped: network namespaces cannot be made here, which needs root: {error:#}"
+            );
+        });
+        made.ok()
     }
 }
 
@@ -111,7 +128,8 @@ fn grid(reference: Reference) -> Grid {
     Grid::of(hp.experts, hp.expert_width)
 }
 
-/// Has `ds4-coord logits` run by `command` on the model's `rand` tokens.
+/// Logits of the model's `rand` tokens from `command`, which runs `ds4-coord`; the bytes of the
+/// file.
 fn logits(mut command: Command, reference: Reference, args: &[&str]) -> Vec<u8> {
     let folder = TempDir::new().expect("folder");
     let out = folder.path().join("logits.npy");
@@ -126,21 +144,20 @@ fn logits(mut command: Command, reference: Reference, args: &[&str]) -> Vec<u8> 
     std::fs::read(&out).expect("logits")
 }
 
-/// Nodes on machines 1, 2, ..., each reached through a relay on the hub.
+/// Node processes, one on each machine, each reached through a relay on the switch.
 struct Nodes {
     relays: Vec<Relay>,
     servers: Vec<Server>,
 }
 
 impl Nodes {
-    fn start(network: &Network, case: &Case, logs: &Path) -> Self {
+    fn start(machines: &Machines, case: &Case, logs: &Path) -> Self {
         let reference = Reference(case.model);
         let held = ring(grid(reference), case.cut, case.replicas).expect("a cut");
         let (mut relays, mut servers) = (Vec::new(), Vec::new());
-        for (i, tiles) in held.iter().enumerate() {
-            let machine = 1 + i;
-            let listen = on_port(network.machine(machine), PORT);
-            let mut command = network.command(machine, NODE);
+        for (i, (machine, tiles)) in machines.nodes.iter().zip(&held).enumerate() {
+            let listen = machine.at(PORT);
+            let mut command = machine.namespace().command(NODE);
             command.args([
                 "serve",
                 "--insecure",
@@ -153,9 +170,9 @@ impl Nodes {
                 .arg(reference.model());
             command.stderr(File::create(logs.join(format!("node{i}"))).expect("log"));
             servers.push(Server::launch(command).expect("node"));
-            let entry = on_port(network.hub(COORDINATOR), 0);
-            let place = network.hub_place();
-            let relay = Relay::start(&place, entry, listen, case.link, i as u64);
+            let entry = SocketAddr::from((SWITCH, 0));
+            let switch = machines.network.switch();
+            let relay = Relay::start(&switch, entry, listen, case.link, i as u64);
             relays.push(relay.expect("relay"));
         }
         Nodes { relays, servers }
@@ -181,12 +198,12 @@ fn nodes_grids_replicas_and_links_change_no_bit() {
             "{} on {nodes} nodes, cut {:?}, {} replicas, {:?}",
             case.model, case.cut, case.replicas, case.link
         );
-        let Some(network) = network(nodes) else {
+        let Some(machines) = Machines::new(nodes) else {
             return;
         };
         let direct = logits(Command::new(COORD), reference, &["--embedded=0"]);
-        let cluster = Nodes::start(&network, case, logs.path());
-        let coordinator = network.command(COORDINATOR, COORD);
+        let cluster = Nodes::start(&machines, case, logs.path());
+        let coordinator = machines.coordinator.namespace().command(COORD);
         let names = cluster.names();
         let args = [
             "--local-fallback=never",
@@ -198,7 +215,7 @@ fn nodes_grids_replicas_and_links_change_no_bit() {
         let found = logits(coordinator, reference, &args);
         assert!(found == direct, "{what}: logits differ");
         for (node, relay) in cluster.relays.iter().enumerate() {
-            // More than a handshake: every node had work.
+            // More than a handshake, so every node has computed.
             let passed = relay.passed();
             assert!(
                 passed.iter().all(|bytes| *bytes > 4096),
@@ -220,11 +237,11 @@ fn a_pulled_cable_and_a_lossy_line_change_no_bit() {
     let logs = TempDir::new().expect("folder");
     let case = case((1, 4), 2, OFFICE, "1");
     let reference = Reference(case.model);
-    let Some(network) = network(4) else {
+    let Some(machines) = Machines::new(4) else {
         return;
     };
     let direct = logits(Command::new(COORD), reference, &["--embedded=0"]);
-    let cluster = Nodes::start(&network, &case, logs.path());
+    let cluster = Nodes::start(&machines, &case, logs.path());
     let names = cluster.names();
     let args = [
         "--local-fallback=never",
@@ -234,15 +251,17 @@ fn a_pulled_cable_and_a_lossy_line_change_no_bit() {
         case.chunk,
     ];
     let found = std::thread::scope(|scope| {
-        let found = scope.spawn(|| logits(network.command(COORDINATOR, COORD), reference, &args));
+        let coordinator = machines.coordinator.namespace().command(COORD);
+        let found = scope.spawn(|| logits(coordinator, reference, &args));
         let mut pulled = 0;
         while !found.is_finished() {
-            let machine = 1 + pulled % 4;
-            // One at a time, so that the other holder of its parts stays.
-            network.connect(machine, false).expect("pulled");
+            let machine = &machines.nodes[pulled % 4];
+            let connect = |connected| machines.network.connect(machine, connected);
+            // One at a time, so that the other replica of each of its tiles stays.
+            connect(false).expect("pulled");
             std::thread::sleep(Duration::from_millis(60));
-            network.connect(machine, true).expect("put back");
-            cluster.relays[machine % 4].set(Conditions {
+            connect(true).expect("put back");
+            cluster.relays[(1 + pulled) % 4].set(Conditions {
                 loss: 0.02,
                 ..OFFICE
             });

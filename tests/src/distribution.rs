@@ -1,10 +1,10 @@
-//! How measured times are spread.
+//! Percentiles of measured times.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// Sorted times.
+/// Measured times, ascending.
 #[derive(Clone, Debug, Default)]
 pub struct Distribution(Vec<Duration>);
 
@@ -17,12 +17,13 @@ impl FromIterator<Duration> for Distribution {
 }
 
 impl Distribution {
+    /// Number of times.
     #[must_use]
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The time that `share` of all do not exceed; zero of none.
+    /// The time that `share` of all times (0 to 1) do not exceed; zero if there are none.
     #[must_use]
     pub fn at(&self, share: f64) -> Duration {
         let last = self.0.len().saturating_sub(1);
@@ -30,7 +31,7 @@ impl Distribution {
         self.0.get(index.min(last)).copied().unwrap_or_default()
     }
 
-    /// Heads of the columns of [`Self::row`].
+    /// The column heads above [`Self::row`].
     #[must_use]
     pub fn heads() -> String {
         format!(
@@ -39,7 +40,7 @@ impl Distribution {
         )
     }
 
-    /// A line of a table, in milliseconds.
+    /// A row of a table: `name`, count, and percentiles in milliseconds.
     #[must_use]
     pub fn row(&self, name: &str) -> String {
         let times: Vec<String> = SHARES
@@ -49,7 +50,7 @@ impl Distribution {
         format!("{name:36} {:8} {}", self.count(), times.join(" "))
     }
 
-    /// Count and seconds.
+    /// The count, and percentiles in seconds.
     #[must_use]
     pub fn json(&self) -> Value {
         let mut all = json!({ "count": self.count() });

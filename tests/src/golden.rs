@@ -6,22 +6,29 @@ use anyhow::{Context, Result, ensure};
 
 /// A reference model: `a` has four layers, `b` starts as Flash does, `w` has eight tile blocks.
 #[derive(Clone, Copy, Debug)]
-pub struct Reference(pub &'static str);
+pub struct Reference(
+    /// Name of its folder in `tests/golden` and of its file.
+    pub &'static str,
+);
 
+/// All reference models.
 pub const ALL: [Reference; 3] = [
     Reference("tiny-a"),
     Reference("tiny-b"),
     Reference("tiny-w"),
 ];
 
-/// Float array with its shape, row-major.
+/// An array from a `.npy` file, row-major.
 #[derive(Clone, Debug)]
 pub struct Array<T> {
+    /// Length of each axis, the slowest first.
     pub shape: Vec<usize>,
+    /// As many values as the product of `shape`.
     pub values: Vec<T>,
 }
 
 impl Reference {
+    /// The folder with the model and what was computed from it.
     #[must_use]
     pub fn folder(self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -29,6 +36,7 @@ impl Reference {
             .join(self.0)
     }
 
+    /// The GGUF file.
     #[must_use]
     pub fn model(self) -> PathBuf {
         self.folder().join(format!("{}.gguf", self.0))
@@ -37,7 +45,7 @@ impl Reference {
     /// Token ids of `text` (a chat and its greedy continuation) or `rand`.
     ///
     /// # Errors
-    /// The file is missing or no list of ids.
+    /// The file is missing or is not a list of ids.
     pub fn tokens(self, name: &str) -> Result<Vec<u32>> {
         let path = self.folder().join(format!("{name}.tokens.json"));
         let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -55,14 +63,18 @@ impl Reference {
         Ok((prompt, serde_json::from_value(json["greedy_ids"].clone())?))
     }
 
+    /// The f32 array in `file`.
+    ///
     /// # Errors
-    /// The file is missing or no f32 array.
+    /// The file is missing or is not an f32 array.
     pub fn floats(self, file: &str) -> Result<Array<f32>> {
         read_npy(&self.folder().join(file))
     }
 
+    /// The i32 array in `file`.
+    ///
     /// # Errors
-    /// The file is missing or no i32 array.
+    /// The file is missing or is not an i32 array.
     pub fn ints(self, file: &str) -> Result<Array<i32>> {
         read_npy(&self.folder().join(file))
     }
@@ -81,6 +93,7 @@ fn read_npy<T: npyz::Deserialize>(path: &Path) -> Result<Array<T>> {
 /// How far logits are from the reference, over all positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Distance {
+    /// The largest absolute difference of two logits.
     pub max_abs: f32,
     /// Median over positions of the RMS over the vocabulary, relative to the standard deviation
     /// of all reference logits.
@@ -89,12 +102,14 @@ pub struct Distance {
     pub argmax_agreement: f64,
 }
 
+/// Compares `found` with the reference `want`, both (positions x `vocab`).
+///
 /// # Errors
 /// The two differ in length.
 pub fn distance(found: &[f32], want: &[f32], vocab: usize) -> Result<Distance> {
     ensure!(
         found.len() == want.len(),
-        "{} logits, not {}",
+        "{} logits instead of {}",
         found.len(),
         want.len()
     );
@@ -125,7 +140,7 @@ pub fn distance(found: &[f32], want: &[f32], vocab: usize) -> Result<Distance> {
     })
 }
 
-/// Index of the largest value, the lowest among equals.
+/// Index of the largest value; the lowest index among equal ones.
 #[must_use]
 pub fn argmax(row: &[f32]) -> usize {
     let best = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);

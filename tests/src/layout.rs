@@ -1,14 +1,13 @@
-//! Who holds what, as the `--tiles` flag says it.
+//! Which node holds which tiles, as values of the flag `--tiles`.
 
 use anyhow::Result;
 use ds4_common::tiles::{Grid, TileRect};
 
-/// One part of a grid that is cut into `cut` (expert groups, block strips) for each node, and the
-/// parts of its next `replicas - 1` neighbours. Any neighbours of one node less than `replicas` can
-/// be lost.
+/// For each node one rectangle of a grid that is cut into `cut` (expert groups, block strips), and
+/// the rectangles of its next `replicas - 1` neighbours. Any `replicas - 1` nodes can be lost.
 ///
 /// # Errors
-/// The grid can't be cut like this.
+/// The grid has fewer experts or blocks than `cut`.
 pub fn ring(grid: Grid, cut: (u32, u32), replicas: usize) -> Result<Vec<String>> {
     let parts: Vec<String> = grid.cut(cut.0, cut.1)?.iter().map(flag).collect();
     let held = |node: usize| -> String {

@@ -1,10 +1,9 @@
-//! Shared parts of the golden and cluster tests.
+//! What the golden, cluster, machine and chaos tests share.
 
 pub mod distribution;
 pub mod golden;
 pub mod layout;
 pub mod namespace;
 pub mod process;
-pub mod random;
 pub mod relay;
 pub mod rewrite;

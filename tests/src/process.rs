@@ -1,4 +1,4 @@
-//! Real processes: started, waited for, asked to end, and never left behind.
+//! Processes that are started, awaited, stopped, and never left running.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// Longest wait for a process to be ready or to end.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// The longest wait for a process to become ready or to end.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A process that serves until it is told to stop.
+/// A process that serves until it is stopped. Dropping this kills it.
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    /// The line with which it said that it is ready.
+    /// The first line of its standard output, which it prints when it is ready.
     pub ready: String,
 }
 
@@ -23,14 +23,15 @@ impl Server {
     /// Starts `program` and waits for its first line on standard output.
     ///
     /// # Errors
-    /// It does not start, ends, or stays silent.
+    /// The process does not start, or prints nothing within [`TIMEOUT`].
     pub fn start(program: &str, args: &[&str]) -> Result<Self> {
         let mut command = Command::new(program);
         command.args(args);
         Self::launch(command)
     }
 
-    /// As [`Self::start`], of a command that says more: where it runs, where its log goes.
+    /// As [`Self::start`], with a command that also says where the process runs or where its log
+    /// goes.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -48,7 +49,7 @@ impl Server {
             if let Some(Ok(line)) = lines.next() {
                 let _ = send.send(line);
             }
-            // Read on, so that the process never blocks on a full pipe.
+            // Reads on, so that the process never blocks on a full pipe.
             lines.for_each(drop);
         });
         let mut server = Server {
@@ -56,20 +57,21 @@ impl Server {
             ready: String::new(),
         };
         server.ready = first_line
-            .recv_timeout(PATIENCE)
+            .recv_timeout(TIMEOUT)
             .with_context(|| format!("{command:?} did not become ready"))?;
         Ok(server)
     }
 
+    /// The process id.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Sends a signal by name, as `kill` knows it.
+    /// Sends the signal that `kill` knows by `name`.
     ///
     /// # Errors
-    /// The process is gone.
+    /// The process has ended.
     pub fn signal(&self, name: &str) -> Result<()> {
         let status = Command::new("kill")
             .args(["-s", name, &self.id().to_string()])
@@ -83,15 +85,15 @@ impl Server {
     /// Waits for the process to end by itself.
     ///
     /// # Errors
-    /// It runs on.
+    /// It still runs after [`TIMEOUT`].
     pub fn wait(&mut self) -> Result<ExitStatus> {
         wait(&mut self.child)
     }
 
-    /// SIGTERM, then wait.
+    /// Sends SIGTERM and waits for the process to end.
     ///
     /// # Errors
-    /// It runs on.
+    /// It still runs after [`TIMEOUT`].
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal("TERM")?;
         self.wait()
@@ -100,7 +102,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -109,14 +111,14 @@ impl Drop for Server {
 /// Runs `program` to its end.
 ///
 /// # Errors
-/// It does not start, or runs on.
+/// It does not start, or still runs after [`TIMEOUT`].
 pub fn run(program: &str, args: &[&str]) -> Result<Output> {
     let mut command = Command::new(program);
     command.args(args);
     run_command(command)
 }
 
-/// As [`run`], of a command that says more.
+/// As [`run`], with a command that also says where the process runs.
 ///
 /// # Errors
 /// As [`run`].
@@ -137,20 +139,20 @@ pub fn run_command(mut command: Command) -> Result<Output> {
 }
 
 fn wait(child: &mut Child) -> Result<ExitStatus> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    bail!("it still runs after {} s", PATIENCE.as_secs())
+    bail!("still running after {} s", TIMEOUT.as_secs())
 }
 
 /// Resident kilobytes of a process's mappings of `file`.
 ///
 /// # Errors
-/// The system does not tell.
+/// `/proc` does not show the process's mappings.
 pub fn resident_kilobytes(process: u32, file: &Path) -> Result<u64> {
     let name = file.canonicalize()?.display().to_string();
     let maps = std::fs::read_to_string(format!("/proc/{process}/smaps"))?;

@@ -1,5 +1,5 @@
-//! A small network in user space: passes TCP connections on with delay, a rate and losses, goes
-//! silent, and breaks connections.
+//! A network link in user space: forwards TCP connections with delay, a rate and losses, can fall
+//! silent, and can break connections.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -12,34 +12,35 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ds4_common::random::SplitMix64;
 use rustix::thread::set_current_timer_slack;
 
-use crate::namespace::Place;
-use crate::random::Random;
+use crate::namespace::Namespace;
 
-/// Pieces of a direction that are on their way at most: what a real link's queue would hold.
+/// The most segments on their way in each direction, like the queue of a real link.
 const QUEUE: usize = 64;
 
-const PIECE: usize = 32 << 10;
+/// The most bytes of a segment.
+const SEGMENT: usize = 32 << 10;
 
-/// How long a sender's kernel waits at least before it sends again what was lost.
+/// How much later a lost segment arrives: the least time after which a kernel retransmits.
 const RETRANSMISSION: Duration = Duration::from_millis(200);
 
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How bytes travel, in each direction.
+/// How bytes travel, in both directions.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Conditions {
-    /// One way.
+    /// Delay of one way.
     pub delay: Duration,
-    /// Shared by all connections; `None` is without limit.
+    /// The rate of each direction, shared by all connections; `None` for no limit.
     pub bytes_per_second: Option<f64>,
-    /// Share of the pieces that arrive only when they were sent again.
+    /// The share of segments that are lost and sent again, from 0 to 1.
     pub loss: f64,
 }
 
 impl Conditions {
-    /// A link of `megabits` per second with a round trip of `round_trip`.
+    /// A link of `megabits` per second with a round trip of `round_trip` and no losses.
     #[must_use]
     pub fn link(round_trip: Duration, megabits: f64) -> Self {
         Conditions {
@@ -50,7 +51,7 @@ impl Conditions {
     }
 }
 
-/// Passes connections on to one target until it is dropped.
+/// Forwards connections to one target until it is dropped.
 #[derive(Debug)]
 pub struct Relay {
     address: SocketAddr,
@@ -62,8 +63,10 @@ pub struct Relay {
 struct State {
     line: Mutex<Line>,
     ended: AtomicBool,
-    /// Towards the target, and back.
+    /// Bytes that have been forwarded, towards the target and back.
     passed: [AtomicU64; 2],
+    /// The most bytes to forward, towards the target and back.
+    limits: [AtomicU64; 2],
     silent: Mutex<bool>,
     heard: Condvar,
     connections: Mutex<VecDeque<Weak<Connection>>>,
@@ -72,44 +75,46 @@ struct State {
 #[derive(Debug)]
 struct Line {
     conditions: Conditions,
-    /// When each direction has sent what it has taken.
+    /// When each direction has sent all that it has taken.
     free: [Instant; 2],
-    random: Random,
+    random: SplitMix64,
 }
 
 #[derive(Debug)]
 struct Connection([TcpStream; 2]);
 
 impl Relay {
-    /// Listens on `listen` in `place`, and connects from there to `target`.
+    /// Listens on `listen` in `namespace`, and connects from there to `target`. `seed` decides
+    /// which segments are lost.
     ///
     /// # Errors
-    /// The place or the address can't be had.
+    /// The namespace cannot be entered, or the address cannot be bound.
     pub fn start(
-        place: &Place,
+        namespace: &Namespace,
         listen: SocketAddr,
         target: SocketAddr,
         conditions: Conditions,
         seed: u64,
     ) -> Result<Self> {
-        let listener = place.run(move || TcpListener::bind(listen).context(listen))??;
+        let listener = namespace.run(|| TcpListener::bind(listen).context(listen))??;
         let address = listener.local_addr()?;
         let now = Instant::now();
         let state = Arc::new(State {
             line: Mutex::new(Line {
                 conditions,
                 free: [now; 2],
-                random: Random::new(seed),
+                random: SplitMix64::new(seed),
             }),
             ended: AtomicBool::new(false),
             passed: Default::default(),
+            limits: [u64::MAX; 2].map(AtomicU64::new),
             silent: Mutex::new(false),
             heard: Condvar::new(),
             connections: Mutex::default(),
         });
         let (clients, shared) = (listener.try_clone()?, Arc::clone(&state));
-        // Threads are born in the place of their parent.
-        place.run(move || {
+        // Threads start in the namespace of the thread that starts them.
+        namespace.run(move || {
             thread::spawn(move || accept(&clients, target, &shared));
         })?;
         Ok(Relay {
@@ -119,23 +124,24 @@ impl Relay {
         })
     }
 
+    /// The address at which the relay listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// For all that is not on its way yet.
+    /// Changes the conditions for all bytes that are not on their way yet.
     pub fn set(&self, conditions: Conditions) {
         lock(&self.state.line).conditions = conditions;
     }
 
-    /// While silent, nothing arrives and nobody is told.
+    /// While the relay is silent, nothing arrives and neither side is notified.
     pub fn silence(&self, silent: bool) {
         *lock(&self.state.silent) = silent;
         self.state.heard.notify_all();
     }
 
-    /// Ends all connections, on both sides.
+    /// Closes all connections, on both sides.
     pub fn break_connections(&self) {
         let connections = std::mem::take(&mut *lock(&self.state.connections));
         for connection in connections.iter().filter_map(Weak::upgrade) {
@@ -143,7 +149,13 @@ impl Relay {
         }
     }
 
-    /// Bytes that have passed towards the target, and back.
+    /// Forwards at most `bytes` back from the target, counted over all connections. The rest is
+    /// held back, and connections stay open.
+    pub fn limit_replies(&self, bytes: u64) {
+        self.state.limits[1].store(bytes, Ordering::SeqCst);
+    }
+
+    /// Bytes that have been taken for forwarding, towards the target and back.
     #[must_use]
     pub fn passed(&self) -> [u64; 2] {
         let of = |direction: usize| self.state.passed[direction].load(Ordering::Relaxed);
@@ -154,7 +166,7 @@ impl Relay {
 impl Drop for Relay {
     fn drop(&mut self) {
         self.state.ended.store(true, Ordering::SeqCst);
-        // Wakes the thread that accepts; a failure means that it is awake.
+        // Wakes the accepting thread; this fails only if it is awake.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
         self.silence(false);
         self.break_connections();
@@ -164,14 +176,14 @@ impl Drop for Relay {
 impl Connection {
     fn end(&self) {
         for stream in &self.0 {
-            // Ended already is as good.
+            // It may have ended already.
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 }
 
 impl State {
-    /// Waits until something may arrive.
+    /// Waits while the relay is silent.
     fn listen(&self) {
         let silent = lock(&self.silent);
         let ended = || self.ended.load(Ordering::SeqCst);
@@ -179,7 +191,15 @@ impl State {
         drop(heard.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// When `bytes` that were sent now arrive.
+    /// Holds a connection open until the relay ends.
+    fn hold(&self) {
+        let silent = lock(&self.silent);
+        let ended = || self.ended.load(Ordering::SeqCst);
+        let held = self.heard.wait_while(silent, |_| !ended());
+        drop(held.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// When `bytes` that are sent now will arrive.
     fn arrival(&self, direction: usize, bytes: usize) -> Instant {
         let mut line = lock(&self.line);
         let Conditions {
@@ -234,23 +254,29 @@ fn connect(client: TcpStream, target: SocketAddr, state: &Arc<State>) {
     }
 }
 
-type Piece = (Instant, Vec<u8>);
+/// When a segment arrives, and its bytes.
+type Segment = (Instant, Vec<u8>);
 
-fn take(mut from: &TcpStream, direction: usize, state: &State, to: &SyncSender<Piece>) {
-    let mut bytes = vec![0; PIECE];
+fn take(mut from: &TcpStream, direction: usize, state: &State, to: &SyncSender<Segment>) {
+    let mut bytes = vec![0; SEGMENT];
     while let Ok(count @ 1..) = from.read(&mut bytes) {
-        state.passed[direction].fetch_add(count as u64, Ordering::Relaxed);
-        let due = state.arrival(direction, count);
-        if to.send((due, bytes[..count].to_vec())).is_err() {
+        let before = state.passed[direction].fetch_add(count as u64, Ordering::Relaxed);
+        let limit = state.limits[direction].load(Ordering::SeqCst);
+        let allowed = limit.saturating_sub(before).min(count as u64) as usize;
+        let due = state.arrival(direction, allowed);
+        if to.send((due, bytes[..allowed].to_vec())).is_err() {
             break;
+        }
+        if allowed < count {
+            state.hold();
         }
     }
 }
 
-fn deliver(mut to: &TcpStream, state: &State, pieces: &Receiver<Piece>) {
-    // A delay of a tenth of a millisecond is lost in the usual slack of 50 us.
+fn deliver(mut to: &TcpStream, state: &State, segments: &Receiver<Segment>) {
+    // With the usual timer slack of 50 us, delays of a tenth of a millisecond would be imprecise.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
-    for (due, bytes) in pieces {
+    for (due, bytes) in segments {
         thread::sleep(due.saturating_duration_since(Instant::now()));
         state.listen();
         if to.write_all(&bytes).is_err() {
@@ -282,7 +308,7 @@ mod tests {
 
     fn relay(conditions: Conditions) -> (Relay, TcpStream) {
         let any = "127.0.0.1:0".parse().expect("address");
-        let relay = Relay::start(&Place::Here, any, echo(), conditions, 1).expect("relay");
+        let relay = Relay::start(&Namespace::Current, any, echo(), conditions, 1).expect("relay");
         let client = TcpStream::connect(relay.address()).expect("connected");
         let limit = Some(Duration::from_secs(20));
         client.set_read_timeout(limit).expect("limit");
@@ -300,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_arrive_whole_and_no_sooner_than_the_line_lets_them() {
+    fn bytes_arrive_whole_and_no_sooner_than_the_link_allows() {
         let delay = Duration::from_millis(20);
         let slow = Conditions {
             delay,
@@ -309,7 +335,7 @@ mod tests {
         };
         let (relay, client) = relay(slow);
         assert!(round(&client, 1) >= 2 * delay);
-        // 100 kB there take 100 ms, and the last piece as long back as its size.
+        // 100 kB take 100 ms to the target; the last segment takes its own time back.
         assert!(round(&client, 100_000) >= 2 * delay + Duration::from_millis(100));
         assert_eq!(relay.passed(), [100_001; 2]);
         relay.set(Conditions {
@@ -320,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_no_end_and_a_break_is_one() {
+    fn silence_keeps_connections_open_and_a_break_closes_them() {
         let (relay, mut client) = relay(Conditions::default());
         round(&client, 10);
         relay.silence(true);
@@ -343,5 +369,17 @@ mod tests {
         let again = TcpStream::connect(relay.address()).expect("a new connection");
         again.set_read_timeout(limit).expect("limit");
         round(&again, 10);
+    }
+
+    #[test]
+    fn replies_stop_at_the_limit_with_the_connection_open() {
+        let (relay, mut client) = relay(Conditions::default());
+        relay.limit_replies(100);
+        client.write_all(&[7; 300]).expect("sent");
+        let mut back = [0; 100];
+        client.read_exact(&mut back).expect("back");
+        let short = Some(Duration::from_millis(50));
+        client.set_read_timeout(short).expect("limit");
+        assert!(client.read(&mut back).is_err(), "more than the limit");
     }
 }

@@ -1,4 +1,4 @@
-//! Changed copies of GGUF files: other names, other types, other metadata, other files.
+//! Changed copies of GGUF files: with other names, types, metadata or splits.
 
 use std::path::{Path, PathBuf};
 
@@ -6,25 +6,33 @@ use anyhow::{Context, Result, ensure};
 use ds4_common::gguf::{GgufModel, GgufWriter, Value};
 use ds4_common::quant::{GgmlType, dequantize_row};
 
-/// A whole GGUF model in memory, to be changed and written.
+/// A GGUF model in memory that can be changed and written.
 #[derive(Clone, Debug)]
 pub struct Draft {
+    /// Key and value of each entry, in the order of the file.
     pub metadata: Vec<(String, Value)>,
+    /// The tensors in the order of the file.
     pub tensors: Vec<DraftTensor>,
 }
 
+/// One tensor of a [`Draft`].
 #[derive(Clone, Debug)]
 pub struct DraftTensor {
+    /// The tensor's name.
     pub name: String,
-    /// Fastest first.
+    /// Length of each axis, the fastest first.
     pub dims: Vec<u64>,
+    /// Type of the values.
     pub ty: GgmlType,
+    /// The values in that type, rows one after the other.
     pub bytes: Vec<u8>,
 }
 
 impl Draft {
+    /// Reads the model at `path`.
+    ///
     /// # Errors
-    /// The file can't be read as GGUF.
+    /// The file is not a valid GGUF file.
     pub fn read(path: &Path) -> Result<Self> {
         let model = GgufModel::open(path)?;
         let metadata = model
@@ -48,7 +56,7 @@ impl Draft {
         Ok(Self { metadata, tensors })
     }
 
-    /// Sets a key, whether it was there or not.
+    /// Sets a key, whether it exists or not.
     pub fn set(&mut self, key: &str, value: Value) {
         match self.metadata.iter_mut().find(|(known, _)| known == key) {
             Some((_, old)) => *old = value,
@@ -56,22 +64,26 @@ impl Draft {
         }
     }
 
-    /// Takes a key away.
+    /// Removes a key and returns its value.
     ///
     /// # Errors
-    /// It is not there, so that the caller would test nothing.
+    /// The key does not exist, so the caller would test nothing.
     pub fn remove(&mut self, key: &str) -> Result<Value> {
         let at = self.metadata.iter().position(|(known, _)| known == key);
         Ok(self.metadata.remove(at.context(key.to_owned())?).1)
     }
 
+    /// The value of a key.
+    ///
     /// # Errors
-    /// The key is not there.
+    /// The key does not exist.
     pub fn get(&self, key: &str) -> Result<&Value> {
         let found = self.metadata.iter().find(|(known, _)| known == key);
         Ok(&found.context(key.to_owned())?.1)
     }
 
+    /// The tensor called `name`.
+    ///
     /// # Errors
     /// There is no such tensor.
     pub fn tensor_mut(&mut self, name: &str) -> Result<&mut DraftTensor> {
@@ -79,7 +91,7 @@ impl Draft {
         found.context(name.to_owned())
     }
 
-    /// Gives every tensor the name that `rename` says; how many changed.
+    /// Renames every tensor by `rename`; returns how many names changed.
     pub fn rename(&mut self, rename: impl Fn(&str) -> String) -> usize {
         let mut changed = 0;
         for tensor in &mut self.tensors {
@@ -90,8 +102,7 @@ impl Draft {
         changed
     }
 
-    /// Stores the tensors that `which` chooses as the F32 values that they stand for; how many
-    /// changed.
+    /// Converts the tensors that `which` chooses to F32; returns how many changed.
     pub fn to_f32(&mut self, which: impl Fn(&DraftTensor) -> bool) -> usize {
         let mut changed = 0;
         for tensor in self.tensors.iter_mut().filter(|t| which(t)) {
@@ -103,7 +114,7 @@ impl Draft {
         changed
     }
 
-    /// Adds a small F32 tensor.
+    /// Adds an F32 tensor with one axis.
     pub fn add(&mut self, name: &str, values: &[f32]) {
         self.tensors.push(DraftTensor {
             name: name.to_owned(),
@@ -113,14 +124,16 @@ impl Draft {
         });
     }
 
+    /// Writes the model to `path`.
+    ///
     /// # Errors
-    /// This would be no valid file, or it can't be written.
+    /// The draft does not make a valid file, or the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let all: Vec<&DraftTensor> = self.tensors.iter().collect();
         write(path, &self.metadata, &all)
     }
 
-    /// Writes `parts` standard split files; all metadata is in the first.
+    /// Writes `parts` files of the standard split form, with all metadata in the first.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -146,12 +159,15 @@ impl Draft {
             write(&path, &metadata, &tensors.iter().collect::<Vec<_>>())?;
             paths.push(path);
         }
-        ensure!(paths.len() == parts, "{parts} parts do not come out even");
+        ensure!(
+            paths.len() == parts,
+            "the tensors cannot be split into {parts} files"
+        );
         Ok(paths)
     }
 
-    /// Writes two files with all metadata each: the blocks before `block` with the embedding, and
-    /// the rest.
+    /// Writes two files that both have all metadata: one with the embedding and the blocks before
+    /// `block`, one with the rest.
     ///
     /// # Errors
     /// As [`Self::write`].
@@ -169,7 +185,7 @@ impl Draft {
 }
 
 impl DraftTensor {
-    /// As F32, the same values.
+    /// Converts the tensor to F32 with the same values.
     pub fn widen(&mut self) {
         let elements: u64 = self.dims.iter().product();
         let mut values = vec![0.0; elements as usize];
@@ -178,10 +194,10 @@ impl DraftTensor {
         self.bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     }
 
-    /// Longer rows; what is added to each is `fill`.
+    /// Lengthens the rows to `width` values by appending the bytes of `fill` to each.
     ///
     /// # Errors
-    /// The type has blocks, or the rows are that long already.
+    /// The type has blocks, the rows are that long already, or `fill` has another length.
     pub fn lengthen_rows(&mut self, width: u64, fill: &[u8]) -> Result<()> {
         ensure!(self.ty.block_elements() == 1 && width > self.dims[0]);
         ensure!(fill.len() as u64 == (width - self.dims[0]) * self.ty.block_bytes() as u64);
@@ -196,7 +212,7 @@ impl DraftTensor {
     }
 }
 
-/// The block number of `blk.N.…`.
+/// The block number N of a tensor called `blk.N.…`.
 #[must_use]
 pub fn block_of(name: &str) -> Option<usize> {
     let (number, _) = name.strip_prefix("blk.")?.split_once('.')?;

@@ -4,28 +4,18 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::activations::{ActRow, Activations};
-use super::matrix::Matrix;
-use super::parts;
-use super::q8_lone::STREAM_AHEAD;
-use super::q8_panel;
-use super::row::RowKernel;
-use super::tile::{self, SCRATCH, Scratch, Tokens};
-use crate::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
-
-/// Weight bytes of a task: small enough to stay in the nearest caches while it meets one set of
-/// tokens after the other.
-const TILE_BYTES: usize = 64 << 10;
-
-/// The same where a task only streams through its weights.
-const STREAM_BYTES: usize = 256 << 10;
-
-/// Weight-by-token products below which waking other threads costs more than it saves.
-const PARALLEL_PRODUCTS: usize = 1 << 16;
+use super::instruction_set::InstructionSet;
+use super::loops::rows::{self, Tokens};
+use super::loops::{SCRATCH, Scratch, gemv, q8_0_gemm};
+use super::operands::q8_0_blocks::{Q8_0_ROWS, Q8_0_TOKENS};
+use super::operands::{ActRow, Activations, Matrix};
+use super::row_range;
+use super::select::{Loop, Operands, PARALLEL_PRODUCTS, STREAM_TASK_BYTES, TASK_BYTES, select};
+use crate::quant::{Layout, PANEL_ROWS};
 
 /// Tokens of a task where there are too few rows for every thread: as many as share what is
 /// unpacked.
-const TOKENS_OF_A_TASK: usize = q8_panel::TOKENS;
+const TOKENS_OF_A_TASK: usize = Q8_0_TOKENS;
 
 /// A weight matrix times activations; see [`super::Kernels::matmul_all`].
 #[derive(Debug)]
@@ -44,7 +34,7 @@ impl<'a> Product<'a> {
     }
 
     /// As [`Product::new`], but `w` is that many matrices of equal height, one above the other,
-    /// each of which meets its own part of every row of `x`.
+    /// each of which is multiplied with its own part of every row of `x`.
     #[must_use]
     pub fn grouped(w: Matrix<'a>, groups: usize, x: &'a Activations, out: &'a mut [f32]) -> Self {
         Self { w, groups, x, out }
@@ -53,21 +43,21 @@ impl<'a> Product<'a> {
 
 /// # Panics
 /// A shape or a format does not fit; see [`super::Kernels::matmul`].
-pub(super) fn run<K: RowKernel>(kernel: K, products: &mut [Product<'_>]) {
+pub(super) fn run<K: InstructionSet>(kernel: K, products: &mut [Product<'_>]) {
     let threads = rayon::current_num_threads();
     let mut tasks = 0;
     let mut work = 0_usize;
-    let mut plans = Vec::with_capacity(products.len());
+    let mut grids = Vec::with_capacity(products.len());
     for product in products {
-        let plan = Plan::new::<K>(product, tasks, threads);
-        tasks += plan.tasks();
-        work = work.saturating_add(plan.work());
-        plans.push(plan);
+        let grid = TaskGrid::new::<K>(product, tasks, threads);
+        tasks += grid.tasks();
+        work = work.saturating_add(grid.work());
+        grids.push(grid);
     }
     let task = |i: usize| {
-        let next = plans.partition_point(|plan| plan.first_task <= i);
-        let plan = &plans[next - 1];
-        SCRATCH.with_borrow_mut(|scratch| plan.run(kernel, i - plan.first_task, scratch));
+        let next = grids.partition_point(|grid| grid.first_task <= i);
+        let grid = &grids[next - 1];
+        SCRATCH.with_borrow_mut(|scratch| grid.run(kernel, i - grid.first_task, scratch));
     };
     if work < PARALLEL_PRODUCTS || tasks < 2 {
         (0..tasks).for_each(task);
@@ -76,25 +66,28 @@ pub(super) fn run<K: RowKernel>(kernel: K, products: &mut [Product<'_>]) {
     }
 }
 
-/// How a product is cut into tasks: tiles of rows, innermost spans of tokens.
-struct Plan<'a> {
+/// How a product is cut into tasks: ranges of rows, innermost spans of tokens.
+struct TaskGrid<'a> {
     w: Matrix<'a>,
     x: &'a Activations,
     out: Columns,
     groups: usize,
-    /// Rows of a tile; the last one of a group may be lower.
-    tile: usize,
-    tiles_of_a_group: usize,
+    /// Rows of a range; the last one of a group may have fewer.
+    rows: usize,
+    ranges_of_a_group: usize,
     /// Tokens of a span.
     span: usize,
     spans: usize,
     first_task: usize,
-    /// Whether rows are computed side by side.
-    panel: bool,
+    chosen: Loop,
 }
 
-impl<'a> Plan<'a> {
-    fn new<K: RowKernel>(product: &'a mut Product<'_>, first_task: usize, threads: usize) -> Self {
+impl<'a> TaskGrid<'a> {
+    fn new<K: InstructionSet>(
+        product: &'a mut Product<'_>,
+        first_task: usize,
+        threads: usize,
+    ) -> Self {
         let Product { w, groups, x, out } = product;
         let (w, x, groups) = (*w, *x, *groups);
         let (rows, tokens) = (w.rows(), x.rows());
@@ -113,25 +106,28 @@ impl<'a> Plan<'a> {
             x.cols(),
             w.cols()
         );
-        let panel = K::PANEL > 0
-            && tokens > 1
-            && w.ty() == GgmlType::Q8_0
-            && x.format() == ActivationFormat::Q8;
-        let height = rows / groups;
-        let tile = if panel {
-            K::PANEL
-        } else {
-            tile_rows(&w, tokens, threads)
+        let operands = Operands {
+            ty: w.ty(),
+            layout: w.layout(),
+            format: x.format(),
+            tokens,
+            laid_out: x.is_laid_out(w.cols()),
         };
-        let tiles_of_a_group = height.div_ceil(tile);
-        let tiles = (groups * tiles_of_a_group).max(1);
-        // Few tiles: cut the tokens too, in whole groups of those that are packed together.
-        let wanted = (4 * threads).div_ceil(tiles);
+        let chosen = select(K::ISA, operands);
+        let height = rows / groups;
+        let range = match chosen {
+            Loop::Q8_0Gemm32Rows => Q8_0_ROWS,
+            _ => rows_of_a_task(&w, tokens, threads),
+        };
+        let ranges_of_a_group = height.div_ceil(range);
+        let ranges = (groups * ranges_of_a_group).max(1);
+        // Few ranges: cut the tokens too, in whole groups of those that are packed together.
+        let wanted = (4 * threads).div_ceil(ranges);
         let span = tokens
             .div_ceil(wanted)
             .next_multiple_of(TOKENS_OF_A_TASK)
             .max(TOKENS_OF_A_TASK);
-        Plan {
+        TaskGrid {
             out: Columns {
                 start: out.as_mut_ptr(),
                 rows,
@@ -140,17 +136,17 @@ impl<'a> Plan<'a> {
             w,
             x,
             groups,
-            tile,
-            tiles_of_a_group,
+            rows: range,
+            ranges_of_a_group,
             span,
             spans: tokens.div_ceil(span),
             first_task,
-            panel,
+            chosen,
         }
     }
 
     fn tasks(&self) -> usize {
-        self.groups * self.tiles_of_a_group * self.spans
+        self.groups * self.ranges_of_a_group * self.spans
     }
 
     /// Products of a weight with an activation.
@@ -159,37 +155,53 @@ impl<'a> Plan<'a> {
         weights.saturating_mul(self.x.rows())
     }
 
-    fn run<K: RowKernel>(&self, kernel: K, task: usize, scratch: &mut Scratch) {
-        let (tile, span) = (task / self.spans, task % self.spans);
-        let (group, tile) = (tile / self.tiles_of_a_group, tile % self.tiles_of_a_group);
+    fn run<K: InstructionSet>(&self, kernel: K, task: usize, scratch: &mut Scratch) {
+        let (range, span) = (task / self.spans, task % self.spans);
+        let group = range / self.ranges_of_a_group;
+        let range = range % self.ranges_of_a_group;
         let height = self.w.rows() / self.groups;
-        let start = group * height + tile * self.tile;
-        let rows = start..(start + self.tile).min((group + 1) * height);
+        let start = group * height + range * self.rows;
+        let rows = start..(start + self.rows).min((group + 1) * height);
         let tokens = span * self.span..self.x.rows().min((span + 1) * self.span);
         let columns = group * self.w.cols()..(group + 1) * self.w.cols();
-        if self.x.rows() == 1 && self.lone(kernel, rows.clone(), columns.clone()) {
-            return;
+        let write_one = |r, result| {
+            // SAFETY: no other task has this row, and `out` outlives the tasks.
+            unsafe { self.out.write_row(0, r, &[result]) };
+        };
+        match (self.chosen, self.x.part(tokens.start, columns.clone())) {
+            (Loop::Q8_0Gemv, _) => {
+                gemv::q8_0(kernel, &self.w, rows, self.x.sixteens(columns), write_one);
+            }
+            (Loop::F16Gemv, ActRow::F32(x)) => gemv::f16(kernel, &self.w, rows, x, write_one),
+            (Loop::Q8_0Gemm32Rows, _) => self.q8_0_gemm(kernel, rows, tokens, &columns, scratch),
+            (Loop::Q4K(_), _) => self.by_token(kernel, rows, tokens, &columns, scratch),
+            _ => self.row_by_row(kernel, rows, tokens, columns, scratch),
         }
-        if self.panel {
-            return self.panels(kernel, rows, tokens, &columns, scratch);
-        }
-        if parts::lockstep::<K>(&self.w) && self.x.format() == ActivationFormat::Q8K {
-            return self.by_token(kernel, rows, tokens, &columns, scratch);
-        }
+    }
+
+    /// Rows in the loop for any type.
+    fn row_by_row<K: InstructionSet>(
+        &self,
+        kernel: K,
+        rows: Range<usize>,
+        tokens: Range<usize>,
+        columns: Range<usize>,
+        scratch: &mut Scratch,
+    ) {
         let len = rows.len() * tokens.len();
-        if scratch.tile.len() < len {
-            scratch.tile.resize(len, 0.0);
+        if scratch.results.len() < len {
+            scratch.results.resize(len, 0.0);
         }
-        let results = &mut scratch.tile[..len];
+        let results = &mut scratch.results[..len];
         let part = self.w.row_range(rows.clone());
         let xs = Tokens::Of(self.x, tokens.clone(), columns);
-        tile::run(kernel, &part, xs, &mut scratch.rows, results);
+        rows::run(kernel, &part, xs, &mut scratch.rows, results);
         // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
         unsafe { self.out.write(rows, tokens, results) };
     }
 
-    /// Rows in the shapes that write token by token.
-    fn by_token<K: RowKernel>(
+    /// Rows in the loops that write token by token.
+    fn by_token<K: InstructionSet>(
         &self,
         kernel: K,
         rows: Range<usize>,
@@ -200,44 +212,18 @@ impl<'a> Plan<'a> {
         let part = self.w.row_range(rows.clone());
         let x = |t| self.x.part(t, columns.clone());
         let xs: Vec<ActRow<'_>> = tokens.clone().map(x).collect();
-        let mut results = std::mem::take(&mut scratch.tile);
+        let mut results = std::mem::take(&mut scratch.results);
         results.resize(rows.len() * tokens.len(), 0.0);
-        parts::run_whole(kernel, &part, &xs, None, scratch, &mut results);
+        row_range::run(kernel, &part, &xs, None, scratch, &mut results);
         for (t, results) in tokens.zip(results.chunks_exact(rows.len())) {
             // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
             unsafe { self.out.write_row(t, rows.start, results) };
         }
-        scratch.tile = results;
-    }
-
-    /// Streams rows past a lone activation; false if this is not how the product goes.
-    fn lone<K: RowKernel>(&self, kernel: K, rows: Range<usize>, columns: Range<usize>) -> bool {
-        match (self.w.ty(), self.x.part(0, columns.clone())) {
-            (GgmlType::Q8_0, ActRow::Q8(_)) if K::Q8_LONE => {
-                let Some(x) = self.x.lone(columns) else {
-                    return false;
-                };
-                self.stream(rows, |row, ahead| kernel.q8_0_lone(row, x, ahead));
-            }
-            (GgmlType::F16, ActRow::F32(x)) if K::F16_LONE => {
-                self.stream(rows, |row, ahead| kernel.f16_lone(row, x, ahead));
-            }
-            _ => return false,
-        }
-        true
-    }
-
-    fn stream(&self, rows: Range<usize>, dot: impl Fn(&[u8], *const u8) -> f32) {
-        for r in rows {
-            let row = self.w.row(r);
-            let result = dot(row, row.as_ptr().wrapping_add(STREAM_AHEAD));
-            // SAFETY: no other task has this row, and `out` outlives the tasks.
-            unsafe { self.out.write_row(0, r, &[result]) };
-        }
+        scratch.results = results;
     }
 
     /// Rows side by side, group by group of the tokens.
-    fn panels<K: RowKernel>(
+    fn q8_0_gemm<K: InstructionSet>(
         &self,
         kernel: K,
         rows: Range<usize>,
@@ -245,18 +231,18 @@ impl<'a> Plan<'a> {
         columns: &Range<usize>,
         scratch: &mut Scratch,
     ) {
-        let start = tokens.start / q8_panel::TOKENS;
-        let groups = (start..tokens.end.div_ceil(q8_panel::TOKENS))
+        let start = tokens.start / Q8_0_TOKENS;
+        let groups = (start..tokens.end.div_ceil(Q8_0_TOKENS))
             .filter_map(|group| self.x.group(group, columns.clone()));
-        let scratch = &mut scratch.panel;
-        q8_panel::run(
+        let scratch = &mut scratch.q8_0;
+        q8_0_gemm::run(
             kernel,
             &self.w,
             rows,
             groups,
             scratch,
             |g, row, count, sums| {
-                let first = (start + g) * q8_panel::TOKENS;
+                let first = (start + g) * Q8_0_TOKENS;
                 for (t, sums) in sums.iter().enumerate() {
                     // SAFETY: no other task has these rows and tokens, and `out` outlives the tasks.
                     unsafe { self.out.write_row(first + t, row, &sums[..count]) };
@@ -266,13 +252,13 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Few enough rows for the cache, and for every thread to get several tiles.
-fn tile_rows(w: &Matrix<'_>, tokens: usize, threads: usize) -> usize {
-    // Where tokens are many, whole eights: f32 activations meet as many rows at once.
+/// Few enough rows for the cache, and for every thread to get several ranges.
+fn rows_of_a_task(w: &Matrix<'_>, tokens: usize, threads: usize) -> usize {
+    // Where tokens are many, whole eights: as many rows are multiplied with f32 activations at once.
     let (bytes, least) = if tokens > 1 {
-        (TILE_BYTES, 8)
+        (TASK_BYTES, 8)
     } else {
-        (STREAM_BYTES, 4)
+        (STREAM_TASK_BYTES, 4)
     };
     let cached = bytes / w.row_bytes().max(1);
     let shared = w.rows().div_ceil(4 * threads);
@@ -299,7 +285,7 @@ impl Columns {
     ///
     /// # Safety
     /// The memory behind `start` is valid for `rows * tokens` writes, and no other thread accesses
-    /// this part of it meanwhile.
+    /// this part of it during the call.
     unsafe fn write(&self, rows: Range<usize>, tokens: Range<usize>, results: &[f32]) {
         assert!(rows.end <= self.rows && tokens.end <= self.tokens);
         assert_eq!(results.len(), rows.len() * tokens.len());

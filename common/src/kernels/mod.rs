@@ -11,26 +11,58 @@
 //!   takes `(d8 * d) * I - (d8 * dmin) * M` in ascending order, without the second term where the
 //!   format has no mins.
 //!
-//! Bits of NaN results are not part of the promise, only that they are NaN. Weight bytes are
-//! foreign: whatever they hold, a product reads only its row and only its row's results suffer.
+//! Which NaN a result is stays open; that it is one does not. Weight bytes are foreign: whatever
+//! they hold, a product reads only its row and only its row's results suffer.
+//!
+//! # The folder
+//!
+//! A module imports what stands below it:
+//!
+//! | what | where |
+//! |---|---|
+//! | the door | this file; `reference` for tests and benches; `roofline` for the machine's limits |
+//! | whole products on all threads, ranges of rows on one | `matmul`, `row_range` |
+//! | the loops, generic over the instruction set | `loops` |
+//! | which loop, and its tuning | `select` |
+//! | the instruction sets | `x86_64`, `aarch64`, and the definition, `scalar` |
+//! | what an instruction set offers | `instruction_set` |
+//! | weights and activations | `operands` |
+//! | the shape of float sums | `lanes` |
+//!
+//! # What a new weight type touches
+//!
+//! 1. `quant`: its file, `GgmlType`, `dequantize_row`, and `SuperBlock` (256 weights a block) or
+//!    `SmallBlock` (32), which suffice for every instruction set.
+//! 2. `select`: `SuperType` or `SmallType`; the compiler then leads to `loops::rows`.
+//! 3. Where it is worth it, a method of `InstructionSet` with its definition in `scalar`, a fast
+//!    version in a set's folder, and a `Loop` with its rule in `select`.
+//! 4. The lists of types in `tests`, in `quant::vectors` and in the fuzz target, and where the
+//!    scales of a block lie there (`halves`).
+//! 5. `model::synthetic` and the tests of formats, which make models of it.
+//!
+//! # What a new instruction set touches
+//!
+//! 1. A type in `x86_64` or `aarch64` that only `detect` makes, with an `InstructionSet` of the
+//!    methods that it speeds up; its `Base` does the rest.
+//! 2. `IsaName`, with the name that `--isa` takes.
+//! 3. `Tuning::of` in `select`: which of its loops are the fastest, as measured.
+//! 4. `Isa`, `with_kernel!` and [`Kernels::available`], slowest first, in this file.
+//! 5. `tests/arm.sh` for an ARM set; the tests, benches and the fuzz target find it themselves.
 
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
-mod activations;
+mod instruction_set;
 mod lanes;
+mod loops;
 mod matmul;
-mod matrix;
-mod parts;
-mod probe;
-mod q4_k;
-mod q8_lone;
-mod q8_panel;
-mod row;
+mod operands;
+mod reference;
+mod roofline;
+mod row_range;
 mod scalar;
-mod sixteen;
-mod tile;
+mod select;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
@@ -39,17 +71,19 @@ mod tests;
 
 use std::ops::Range;
 
-use row::RowKernel;
+use instruction_set::{InstructionSet, IsaName};
+use loops::SCRATCH;
 use scalar::Scalar;
-use tile::{SCRATCH, Tokens};
 
-pub use activations::{ActRow, Activations};
+use crate::quant::{ActivationFormat, quantize_q8, quantize_q8_k};
+
 pub use matmul::Product;
-pub use matrix::{Matrix, ShapeError};
+pub use operands::{ActRow, Activations, Matrix, ShapeError};
+pub use select::{LoopChoice, LoopTable};
 
 /// An instruction set that is unknown or that this CPU lacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no kernels {name:?} on this CPU, which has {available} (or auto)")]
+#[error("unknown kernels {name:?}: this CPU has {available} (or auto)")]
 pub struct UnknownIsa {
     name: String,
     available: String,
@@ -67,11 +101,11 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     AvxVnni(x86_64::AvxVnni),
     #[cfg(target_arch = "x86_64")]
-    Avx512Bw(x86_64::Avx512Bw),
-    #[cfg(target_arch = "x86_64")]
     Avx512(x86_64::Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(x86_64::Avx512Vnni),
     #[cfg(target_arch = "aarch64")]
-    Neon(aarch64::Arm<aarch64::Base>),
+    Neon(aarch64::Arm<aarch64::Neon>),
     #[cfg(target_arch = "aarch64")]
     Dotprod(aarch64::Arm<aarch64::Dotprod>),
     #[cfg(target_arch = "aarch64")]
@@ -88,9 +122,9 @@ macro_rules! with_kernel {
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni($k) => $call,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bw($k) => $call,
-            #[cfg(target_arch = "x86_64")]
             Isa::Avx512($k) => $call,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni($k) => $call,
             #[cfg(target_arch = "aarch64")]
             Isa::Neon($k) => $call,
             #[cfg(target_arch = "aarch64")]
@@ -100,17 +134,14 @@ macro_rules! with_kernel {
         }
     };
 }
+use with_kernel;
 
 impl Kernels {
     /// The fastest kernels of this CPU.
     #[must_use]
     pub fn detect() -> Self {
-        Self::available().last().copied().unwrap_or(Self::scalar())
-    }
-
-    /// Those that every CPU has.
-    fn scalar() -> Self {
-        Self(Isa::Scalar(Scalar))
+        let scalar = Self(Isa::Scalar(Scalar));
+        Self::available().last().copied().unwrap_or(scalar)
     }
 
     /// The kernels of that name, or the fastest ones of this CPU for `auto`.
@@ -149,9 +180,9 @@ impl Kernels {
             #[cfg(target_arch = "x86_64")]
             x86_64::AvxVnni::detect().map(Isa::AvxVnni),
             #[cfg(target_arch = "x86_64")]
-            x86_64::Avx512Bw::detect().map(Isa::Avx512Bw),
-            #[cfg(target_arch = "x86_64")]
             x86_64::Avx512::detect().map(Isa::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            x86_64::Avx512Vnni::detect().map(Isa::Avx512Vnni),
             #[cfg(target_arch = "aarch64")]
             aarch64::Arm::detect().map(Isa::Neon),
             #[cfg(target_arch = "aarch64")]
@@ -176,137 +207,87 @@ impl Kernels {
     /// What `--isa` takes.
     #[must_use]
     pub fn name(self) -> &'static str {
-        with_kernel!(self, k => k.name())
+        self.isa().text()
     }
 
-    /// `a · b`.
-    ///
-    /// # Panics
-    /// The lengths differ.
+    /// Which loop multiplies which weights with how many activations on these kernels.
     #[must_use]
-    pub fn dot_f32(self, a: &[f32], b: &[f32]) -> f32 {
-        assert_eq!(a.len(), b.len(), "lengths of a dot product");
-        let mut out = [0.0];
-        with_kernel!(self, k => k.dots_f32(a, &[b], &mut out));
-        out[0]
+    pub fn loop_table(self) -> LoopTable {
+        LoopTable::of(self.isa())
     }
 
-    /// `out[i] = a · bs[i]`, each with the bits of [`Kernels::dot_f32`].
-    ///
-    /// # Panics
-    /// The lengths differ.
-    pub fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-        assert_eq!(bs.len(), out.len(), "dot products and places for them");
-        assert!(
-            bs.iter().all(|b| b.len() == a.len()),
-            "lengths of a dot product"
-        );
-        with_kernel!(self, k => k.dots_f32(a, bs, out));
-    }
-
-    /// `y += factors[i] * xs[i]` for each `i` in turn, elementwise and unfused.
-    ///
-    /// # Panics
-    /// The lengths differ.
-    pub fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-        assert_eq!(
-            factors.len(),
-            xs.len(),
-            "rows and factors of a scaled addition"
-        );
-        assert!(
-            xs.iter().all(|x| x.len() == y.len()),
-            "lengths of a scaled addition"
-        );
-        with_kernel!(self, k => k.add_scaled(factors, xs, y));
+    fn isa(self) -> IsaName {
+        fn isa_of<K: InstructionSet>(_: K) -> IsaName {
+            K::ISA
+        }
+        with_kernel!(self, k => isa_of(k))
     }
 
     /// The rows `rows` of `w` times each of `xs`, on this thread:
-    /// `out[(r - rows.start) * xs.len() + t] = w[r] · xs[t]`.
+    /// `out[t * rows.len() + r - rows.start] = w[r] · xs[t]`.
     ///
-    /// A weight row is unpacked once for up to 64 tokens, fewer where those are wide. Quantised
-    /// weights meet f32 activations as f32: the row is dequantised first.
+    /// A weight row is unpacked once for up to 64 activations, fewer where those are wide.
+    /// Quantised weights are multiplied with f32 activations as f32: the row is dequantised first.
+    /// `then` is what this thread will read next; its first rows are prefetched.
     ///
     /// # Panics
-    /// `rows` is not within `w`, `out` has another length, a row of `xs` has other columns than
-    /// `w`, `xs` mixes formats, or its format is neither f32 nor that of the weight's type
-    /// ([`crate::quant::GgmlType::activation_format`]).
-    pub fn tile(self, w: &Matrix<'_>, rows: Range<usize>, xs: &[ActRow<'_>], out: &mut [f32]) {
-        let part = w.row_range(rows);
+    /// `rows` is not within `w` or cuts a panel, `out` has another length, a row of `xs` has other
+    /// columns than `w`, `xs` mixes formats, or its format is neither f32 nor that of the weight's
+    /// type ([`crate::quant::GgmlType::activation_format`]).
+    pub fn multiply_rows(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
+        out: &mut [f32],
+    ) {
+        let range = w.row_range(rows);
+        SCRATCH.with_borrow_mut(
+            |scratch| with_kernel!(self, k => row_range::run(k, &range, xs, then, scratch, out)),
+        );
+    }
+
+    /// As [`Kernels::multiply_rows`], but every block of 256 columns apart:
+    /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
+    /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
+    /// `b` of activation `t`.
+    ///
+    /// The rows are read from one end to the other, unlike in a product for each strip of columns.
+    ///
+    /// # Panics
+    /// As [`Kernels::multiply_rows`]; `xs` does not have as many rows for each block.
+    pub fn multiply_rows_by_block(
+        self,
+        w: &Matrix<'_>,
+        rows: Range<usize>,
+        xs: &[ActRow<'_>],
+        then: Option<&Matrix<'_>>,
+        out: &mut [f32],
+    ) {
+        let range = w.row_range(rows);
         SCRATCH.with_borrow_mut(|scratch| {
-            let buffer = &mut scratch.rows;
-            with_kernel!(self, k => tile::run(k, &part, Tokens::Rows(xs), buffer, out));
+            with_kernel!(self, k => row_range::run_by_block(k, &range, xs, then, scratch, out));
         });
     }
 
-    /// As [`Kernels::tile`], but token by token: `out[t * rows.len() + r - rows.start]`. `then` is
-    /// what this thread will read next, of which the first rows are asked for in time.
-    ///
-    /// # Panics
-    /// As [`Kernels::tile`].
-    pub fn tile_by_token(
-        self,
-        w: &Matrix<'_>,
-        rows: Range<usize>,
-        xs: &[ActRow<'_>],
-        then: Option<&Matrix<'_>>,
-        out: &mut [f32],
-    ) {
-        let part = w.row_range(rows);
-        SCRATCH.with_borrow_mut(
-            |scratch| with_kernel!(self, k => parts::run_whole(k, &part, xs, then, scratch, out)),
-        );
-    }
-
-    /// The rows `rows` of `w` times activations, every block of 256 columns apart, on this thread:
-    /// `out[(t * blocks + b) * rows.len() + r - rows.start] = w[r] · x[t]` over the columns of
-    /// block `b` (the last one possibly narrower), where `xs[b * tokens + t]` holds the columns
-    /// `b` of activation `t`. `then` is what this thread will read next.
-    ///
-    /// The rows are read from one end to the other, unlike strip by strip.
-    ///
-    /// # Panics
-    /// As [`Kernels::tile`]; `xs` is not whole tokens of whole rows.
-    pub fn tile_parts(
-        self,
-        w: &Matrix<'_>,
-        rows: Range<usize>,
-        xs: &[ActRow<'_>],
-        then: Option<&Matrix<'_>>,
-        out: &mut [f32],
-    ) {
-        let part = w.row_range(rows);
-        SCRATCH.with_borrow_mut(
-            |scratch| with_kernel!(self, k => parts::run(k, &part, xs, then, scratch, out)),
-        );
-    }
-
-    /// Asks the processor for an activation that will be read soon.
+    /// Prefetches an activation that will be read soon.
     pub fn prefetch(self, x: ActRow<'_>) {
         let (start, bytes) = x.place();
         with_kernel!(self, k => k.prefetch(start, bytes));
     }
 
-    /// The whole product `out[t * w.rows() + r] = w[r] · x[t]`, on the threads of the current
-    /// rayon pool.
+    /// Whole products, on the threads of the current rayon pool, which wait for each other once for
+    /// all of them. See [`Product`] for what each computes.
     ///
     /// # Panics
-    /// As [`Kernels::tile`].
-    pub fn matmul(self, w: &Matrix<'_>, x: &Activations, out: &mut [f32]) {
-        self.matmul_all(&mut [Product::new(*w, x, out)]);
-    }
-
-    /// Several products at once, on the threads of the current rayon pool: they wait for each
-    /// other once, not after each.
-    ///
-    /// # Panics
-    /// As [`Kernels::tile`]; a matrix of a product has not the columns of its activations, or no
-    /// whole number of rows for each of its groups.
+    /// As [`Kernels::multiply_rows`]; a matrix of a product does not have the columns of its
+    /// activations, or its rows are not as many for each of its groups.
     pub fn matmul_all(self, products: &mut [Product<'_>]) {
         with_kernel!(self, k => matmul::run(k, products));
     }
 
-    /// `out[i * stride + j] = a[i] · b[j]`, each with the bits of [`Kernels::dot_f32`].
+    /// `out[i * stride + j] = a[i] · b[j]`, each summed in the shape of the float dot above.
     ///
     /// # Panics
     /// The lengths differ, or `out` is too short or `stride` too small for all products.
@@ -356,5 +337,27 @@ impl Kernels {
     /// compiler then neither fuses nor reorders float operations, so results stay the same.
     pub fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         with_kernel!(self, k => k.vectorised(work))
+    }
+}
+
+impl Activations {
+    /// As [`Activations::set`], with the instructions of `kernels`.
+    ///
+    /// # Panics
+    /// As [`Activations::set`].
+    pub fn set_with(
+        &mut self,
+        kernels: Kernels,
+        format: ActivationFormat,
+        cols: usize,
+        values: &[f32],
+    ) {
+        self.fill(
+            format,
+            cols,
+            values,
+            |values, blocks| kernels.vectorised(|| quantize_q8(values, blocks)),
+            |values, blocks| kernels.vectorised(|| quantize_q8_k(values, blocks)),
+        );
     }
 }

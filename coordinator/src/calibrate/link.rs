@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use ds4_expert_node::measure;
 use ds4_proto::limits::{MAX_PROBE_BYTES, PROBE_CHUNK_BYTES};
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
 use ds4_proto::pb::{ProbeData, SourceRequest};
+use ds4_proto::wire::probe_noise;
 use futures::stream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -106,7 +106,7 @@ async fn timed(
 }
 
 async fn send(client: &mut NodeProbeClient<Channel>, bytes: u64) -> Result<u64, Status> {
-    let chunk = measure::noise();
+    let chunk = probe_noise();
     let whole = bytes / PROBE_CHUNK_BYTES as u64;
     let messages = (0..whole).map(move |_| ProbeData {
         data: chunk.clone(),

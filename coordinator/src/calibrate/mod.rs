@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ds4_common::kernels::Kernels;
+use ds4_common::measure::{self, MachineRates};
 use ds4_common::threads::Threads;
-use ds4_expert_node::measure;
 use ds4_proto::limits::MAX_PROBE_BUDGET;
 use ds4_proto::security::{DialError, Security};
-use ds4_proto::wire::{MachineRates, Mismatch, WireError};
+use ds4_proto::wire::{Mismatch, WireError};
 use futures::future::join_all;
 
 pub use link::LinkRates;

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use ds4_common::measure::MachineRates;
 use ds4_proto::channel;
 use ds4_proto::limits::{MAX_DESCRIPTION_BYTES, MAX_PROBE_BUDGET, MAX_TEXT_BYTES};
 use ds4_proto::pb::MeasureRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
 use ds4_proto::security::Security;
-use ds4_proto::wire::{MachineRates, NodeInfo, Versions, clip, decode_node};
+use ds4_proto::wire::{NodeInfo, Versions, clip, decode_node, decode_rates};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -144,7 +145,7 @@ impl<'a> Node<'a> {
         loop {
             match client.measure(request).await {
                 Ok(reply) => {
-                    let rates = MachineRates::decode(reply.get_ref());
+                    let rates = decode_rates(reply.get_ref());
                     return rates
                         .map(Some)
                         .map_err(|problem| CalibrateError::Malformed {

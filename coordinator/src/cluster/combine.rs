@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use ds4_common::expert::ExpertBatch;
+use ds4_common::math::add_row_within;
 use ds4_common::tiles::{Grid, Reduction, TileError, TileRect};
 use ds4_proto::wire::floats_from_bytes;
 use rayon::prelude::*;
@@ -42,18 +43,6 @@ impl Rows for Reply {
             Reply::Own(floats) => floats.read(row, out),
         }
     }
-}
-
-/// How many rows a holder of `rects` returns for the tokens in `tokens`.
-pub(super) fn count_rows(
-    grid: Grid,
-    batch: &ExpertBatch,
-    tokens: Range<usize>,
-    rects: &[TileRect],
-) -> usize {
-    let trees = rects.iter().flat_map(|rect| rect.subtrees(grid));
-    let rows = trees.map(|tree| tokens.clone().filter(|&t| batch.has_row(t, tree)).count());
-    rows.sum()
 }
 
 /// Who holds what, as an exact cover of the grid, and how the parts are added.
@@ -101,15 +90,15 @@ impl Cover {
 
     /// The rows of the tokens in `tokens`: holder by holder, subtree by subtree, tokens ascending.
     pub(super) fn rows(&self, batch: &ExpertBatch, tokens: Range<usize>) -> RowMap {
-        let mut row = Vec::with_capacity(self.reduction.subtrees().len() * tokens.len());
+        let all = self.reduction.subtrees();
+        let mut row = vec![NO_ROW; all.len() * tokens.len()];
         let mut rows = Vec::with_capacity(self.subtrees.len());
         for subtrees in &self.subtrees {
             let mut next = 0;
-            for &subtree in &self.reduction.subtrees()[subtrees.clone()] {
-                for token in tokens.clone() {
-                    let here = batch.has_row(token, subtree);
-                    row.push(if here { next } else { NO_ROW });
-                    next += u32::from(here);
+            for tree in subtrees.clone() {
+                for token in batch.rows_of(tokens.clone(), all[tree]) {
+                    row[tree * tokens.len() + token - tokens.start] = next;
+                    next += 1;
                 }
             }
             rows.push(next as usize);
@@ -149,31 +138,12 @@ impl Cover {
                 for tree in (0..trees).filter(|&tree| has(tree)) {
                     read(tree, token, &mut sums[tree * hidden..(tree + 1) * hidden]);
                 }
-                let root = self
-                    .reduction
-                    .fold(has, |into, from| add_row(sums, into, from, hidden));
+                let root = self.reduction.fold(has, |into, from| {
+                    add_row_within(sums, into * hidden, from * hidden, hidden);
+                });
                 let root = root.unwrap_or_default() * hidden;
                 out.copy_from_slice(&sums[root..root + hidden]);
             },
         );
-    }
-}
-
-/// Row `into` += row `from`, elementwise.
-fn add_row(rows: &mut [f32], into: usize, from: usize, width: usize) {
-    // The rows lie apart, in either order.
-    let (low, high) = (into.min(from), into.max(from));
-    let (head, tail) = rows.split_at_mut(high * width);
-    let (low, high) = (
-        &mut head[low * width..(low + 1) * width],
-        &mut tail[..width],
-    );
-    let (into, from) = if into < from {
-        (low, high)
-    } else {
-        (high, low)
-    };
-    for (a, b) in into.iter_mut().zip(from.iter()) {
-        *a += *b;
     }
 }

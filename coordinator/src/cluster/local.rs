@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ds4_common::expert::{ExpertBatch, ExpertScratch, ExpertStore};
+use ds4_common::expert::{ExpertBatch, ExpertStore, TileComputer};
 use ds4_common::kernels::Kernels;
 use ds4_common::tiles::{TileError, TileRect};
 
@@ -12,8 +12,7 @@ use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
 /// An [`ExpertBackend`] on the caller's own threads: the current rayon pool of `finish`.
 #[derive(Debug)]
 pub struct LocalBackend {
-    store: ExpertStore,
-    kernels: Kernels,
+    hidden: usize,
     /// `None` computes the whole grid at once, which leaves nothing to add.
     cut: Option<Cut>,
     buffers: Mutex<Buffers>,
@@ -25,9 +24,9 @@ struct Cut {
     cover: Cover,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Buffers {
-    scratch: ExpertScratch,
+    computer: TileComputer,
     /// Of each part.
     rows: Vec<Vec<f32>>,
 }
@@ -36,10 +35,12 @@ impl LocalBackend {
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
         LocalBackend {
-            store,
-            kernels,
+            hidden: store.hidden(),
             cut: None,
-            buffers: Mutex::default(),
+            buffers: Mutex::new(Buffers {
+                computer: TileComputer::new(store, kernels),
+                rows: Vec::new(),
+            }),
         }
     }
 
@@ -60,18 +61,6 @@ impl LocalBackend {
             cut,
             ..Self::new(store, kernels)
         })
-    }
-
-    fn compute(
-        &self,
-        batch: &ExpertBatch,
-        rects: &[TileRect],
-        scratch: &mut ExpertScratch,
-        rows: &mut Vec<f32>,
-    ) -> Result<(), ExpertError> {
-        self.store
-            .compute(self.kernels, batch, rects, scratch, rows)?;
-        Ok(())
     }
 }
 
@@ -97,25 +86,21 @@ impl PendingExperts for Pending<'_> {
             .buffers
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let Buffers { scratch, rows } = &mut *buffers;
+        let Buffers { computer, rows } = &mut *buffers;
         let parts = backend.cut.as_ref().map_or(1, |cut| cut.parts.len());
         rows.resize_with(parts, Vec::new);
         let Some(Cut { parts, cover }) = &backend.cut else {
             // The whole grid is one subtree, so its rows are the final sums, one a token.
-            backend.compute(
-                &batch,
-                &[backend.store.grid().whole()],
-                scratch,
-                &mut rows[0],
-            )?;
+            let whole = [computer.store().grid().whole()];
+            computer.compute(&batch, &whole, &mut rows[0])?;
             out.copy_from_slice(&rows[0]);
             return Ok(());
         };
         for (part, rows) in parts.iter().zip(rows.iter_mut()) {
-            backend.compute(&batch, std::slice::from_ref(part), scratch, rows)?;
+            computer.compute(&batch, std::slice::from_ref(part), rows)?;
         }
         let map = cover.rows(&batch, 0..batch.tokens);
-        cover.combine(&map, rows, backend.store.hidden(), out);
+        cover.combine(&map, rows, backend.hidden, out);
         Ok(())
     }
 }

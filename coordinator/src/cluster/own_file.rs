@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use ds4_common::expert::{ExpertBatch, ExpertScratch, ExpertStore};
+use ds4_common::expert::{ExpertBatch, ExpertStore, TileComputer};
 use ds4_common::kernels::Kernels;
 use ds4_common::tiles::TileRect;
 
@@ -28,20 +28,12 @@ pub trait OwnExperts: Send + Sync + fmt::Debug {
 
 /// [`OwnExperts`] over a mapped file, which is read only when it is needed.
 #[derive(Debug)]
-pub struct OwnFile {
-    store: ExpertStore,
-    kernels: Kernels,
-    scratch: Mutex<ExpertScratch>,
-}
+pub struct OwnFile(Mutex<TileComputer>);
 
 impl OwnFile {
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        OwnFile {
-            store,
-            kernels,
-            scratch: Mutex::default(),
-        }
+        OwnFile(Mutex::new(TileComputer::new(store, kernels)))
     }
 }
 
@@ -61,9 +53,8 @@ impl OwnExperts for OwnFile {
             &part
         };
         // Buffers that a panic left behind are overwritten like any others.
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.store
-            .compute(self.kernels, batch, &[rect], &mut scratch, out)?;
+        let mut computer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        computer.compute(batch, &[rect], out)?;
         Ok(())
     }
 }

@@ -3,25 +3,24 @@
 
 use std::sync::Arc;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, Subtree, TileRect, fold_axis};
-use ds4_proto::wire::Shape;
 
 pub(super) const GRID: Grid = Grid {
     experts: 6,
     blocks: 3,
 };
-pub(super) const SHAPE: Shape = Shape {
+pub(super) const SHAPE: MoeShape = MoeShape {
     layers: 4,
     hidden: 8,
-    used: 3,
+    experts_used: 3,
     grid: GRID,
 };
 pub(super) const FINGERPRINT: [u8; 32] = [5; 32];
 
 /// Some work whose values differ between tokens and calls.
 pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
-    let used = SHAPE.used;
+    let experts_used = SHAPE.experts_used;
     let mut state = (layer * 1000 + tokens) as u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -32,7 +31,7 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
             let first = next() % GRID.experts;
             let weight = (next() % 1000) as f32 / 700.0;
             // Different experts of a token, not in ascending order.
-            (0..used as u32).map(move |slot| Route {
+            (0..experts_used as u32).map(move |slot| Route {
                 expert: (first + slot * 5) % GRID.experts,
                 weight: weight + slot as f32,
             })
@@ -41,14 +40,14 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     let input = (0..tokens * SHAPE.hidden)
         .map(|_| next() as f32 / 9e6 - 0.9)
         .collect();
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer,
         tokens,
-        used,
         routes,
         input: ExpertInput::F32(input),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(SHAPE, fields).expect("a legal batch"))
 }
 
 /// What one holder of everything computes, without any wire.
@@ -65,7 +64,7 @@ pub(super) fn rows(grid: Grid, batch: &ExpertBatch, rects: &[TileRect]) -> (Vec<
     let mut out = Vec::new();
     let mut leaves = 0;
     for tree in rects.iter().flat_map(|rect| rect.subtrees(grid)) {
-        for token in (0..batch.tokens).filter(|&t| batch.has_row(t, tree)) {
+        for token in batch.rows_of(0..batch.tokens, tree) {
             out.extend(row(grid, batch, token, tree, &mut leaves));
         }
     }

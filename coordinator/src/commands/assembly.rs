@@ -1,21 +1,20 @@
-//! From flags to an engine with its experts: open the model, start or find the nodes, join them.
+//! From flags to an engine with its experts: opens the model, starts or finds the nodes, and joins
+//! them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertStore, MoeShape};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
-use ds4_common::tiles::Grid;
+use ds4_common::tiles::TileChoice;
 use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
-use ds4_expert_node::tiles::TileChoice;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::security::Security;
-use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
@@ -28,21 +27,28 @@ use crate::prompt::Tokenizer;
 /// A model that is mapped and checked, without threads or experts.
 #[derive(Debug)]
 pub struct OpenModel {
+    /// The mapped files.
     pub gguf: GgufModel,
+    /// The checked hyper-parameters.
     pub hp: HyperParams,
+    /// Every tensor by its place in the model.
     pub tensors: ModelTensors,
-    /// The name in the metadata, or the file's.
+    /// The name in the metadata, or the file's stem.
     pub name: String,
 }
 
-/// An engine that is ready, and the embedded nodes that it calls.
+/// A ready engine and the embedded nodes that it calls.
 #[derive(Debug)]
 pub struct Assembly {
+    /// The model that the engine runs.
     pub model: OpenModel,
+    /// The engine, with its experts.
     pub engine: Engine,
+    /// The kernels of engine and embedded nodes.
     pub kernels: Kernels,
+    /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// How the expert nodes stand, if there are any.
+    /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<Table>>,
 }
 
@@ -50,13 +56,13 @@ impl OpenModel {
     /// Maps and checks the model. Blocks.
     ///
     /// # Errors
-    /// Names the file, key or tensor that is wrong.
+    /// A file is missing or is not a model that this software runs; names the key or tensor.
     pub fn open(files: &ModelFiles) -> Result<Self> {
         let paths = files.paths()?;
         let gguf = GgufModel::open_parts(&paths)?;
         ensure!(
             !Slice::is_slice(&gguf),
-            "{} is a slice of a model, which `ds4-expert serve --slice` takes",
+            "{} is a slice of a model: serve it with `ds4-expert serve --slice`",
             gguf.name().display()
         );
         let hp = HyperParams::from_model(&gguf)?;
@@ -82,7 +88,7 @@ impl OpenModel {
     /// The vocabulary of the model's own file.
     ///
     /// # Errors
-    /// Names the key that is missing or malformed.
+    /// A key of the vocabulary is missing or malformed.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let metadata = self.gguf.metadata();
         let types = metadata
@@ -98,10 +104,10 @@ impl OpenModel {
             metadata.u32("tokenizer.ggml.bos_token_id")?,
             metadata.u32("tokenizer.ggml.eos_token_id")?,
         )
-        .with_context(|| format!("the tokenizer in {}", self.gguf.name().display()))
+        .with_context(|| format!("{}: cannot use its tokenizer", self.gguf.name().display()))
     }
 
-    /// The model as slices are cut from it.
+    /// The model in the form from which slices are cut.
     ///
     /// # Errors
     /// A file cannot be read.
@@ -111,40 +117,35 @@ impl OpenModel {
     }
 
     fn expectation(&self) -> Result<Expectation> {
-        let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
             fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
-            shape: Shape {
-                layers: self.hp.layers,
-                hidden: self.hp.hidden,
-                used: self.hp.experts_used,
-                grid,
-            },
+            shape: MoeShape::of(&self.hp),
         })
     }
 }
 
 impl Assembly {
-    /// Opens the model, starts embedded nodes, waits for the others, and makes the engine.
+    /// Opens the model, starts embedded nodes, waits for the others, and builds the engine.
     ///
     /// # Errors
-    /// Names what is wrong with the flags, the model or a node.
+    /// A flag, the model or a node cannot be used.
     pub async fn open(args: &ModelArgs) -> Result<Self> {
-        let kernels = args.kernels()?;
+        let kernels = args.engine.isa.isa;
         let security = args.security()?;
         let for_load = args.files.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {
             kernels,
-            numerics: args.numerics,
-            threads: args.threads,
-            pin: args.pin,
-            context: args.context,
+            numerics: args.engine.numerics,
+            threads: args.engine.threads.threads,
+            pin: args.engine.threads.pin,
+            context: args.engine.context,
         };
-        // Before anything that takes long.
+        // Checked before anything slow happens.
         config.context_of(&model.hp).context("--context")?;
         let embedded = start_embedded(args, kernels).await?;
         let nodes: Vec<String> = args
+            .cluster
             .nodes
             .iter()
             .cloned()
@@ -161,14 +162,14 @@ impl Assembly {
         } else {
             let options = ClusterOptions {
                 nodes,
-                grid: args.grid.map(|cut| (cut.groups, cut.strips)),
-                patience: Duration::from_secs(args.wait_for_nodes),
-                begin_incomplete: args.local_fallback == LocalFallback::Always,
-                deadline: Duration::from_secs(args.call_timeout),
+                grid: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
+                patience: Duration::from_secs(args.cluster.wait_for_nodes),
+                begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
+                deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
                 ..ClusterOptions::default()
             };
-            let own = own_experts(args.local_fallback, &model, kernels)?;
+            let own = own_experts(args.cluster.local_fallback, &model, kernels)?;
             let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
             cluster = Some(connected.table());
             Arc::new(connected)
@@ -184,7 +185,7 @@ impl Assembly {
     }
 }
 
-/// The last resort of a cluster: the coordinator's own model file.
+/// The local fallback of a cluster: the coordinator's own model file.
 fn own_experts(
     fallback: LocalFallback,
     model: &OpenModel,
@@ -207,18 +208,12 @@ fn embedded_address(node: &EmbeddedNode, security: &Security) -> String {
     }
 }
 
-/// Nodes of this process, each with an equal share of the threads.
+/// Starts the nodes of this process, each with an equal share of the threads.
 async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<EmbeddedNode>> {
     let count = args.embedded_nodes();
     if count == 0 {
         return Ok(Vec::new());
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if args.threads == 0 {
-        cores
-    } else {
-        args.threads
-    };
     let config = NodeConfig {
         model: ModelConfig {
             source: WeightSource::Model {
@@ -229,8 +224,8 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
             populate: false,
         },
         settings: NodeSettings {
-            threads: threads.div_ceil(count),
-            pin: args.pin,
+            threads: args.engine.threads.count().div_ceil(count),
+            pin: args.engine.threads.pin,
             ..NodeSettings::default()
         },
     };
@@ -238,7 +233,7 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
     for i in 0..count {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
-            .context("a loopback socket")?;
+            .context("cannot listen on loopback")?;
         let node = EmbeddedNode::start(&config, listener).await;
         nodes.push(node.with_context(|| format!("embedded expert node {i}"))?);
     }

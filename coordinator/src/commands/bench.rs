@@ -1,9 +1,12 @@
-//! `ds4-coord bench`: speed of prefill and decode, where the time goes, and memory in use.
+//! `ds4-coord bench`: measures the speed of prefill and decode, the time of every stage, and memory
+//! in use.
 
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Args;
+use ds4_cli::{parse, print, print_line};
 use ds4_common::kernels::Kernels;
 
 use super::assembly::Assembly;
@@ -16,100 +19,132 @@ const PROBE_BYTES: usize = 128 << 20;
 /// Rounds of multiplications before each step of a prompt.
 const PROBE_ROUNDS: u32 = 1 << 22;
 
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord synth --layers 4 --out flash4.gguf
+  ds4-coord bench -m flash4.gguf --prompt 1024 --decode 64 --embedded 0";
+
+/// The most of each number: more would be a slip.
+const MOST: usize = 1 << 24;
+
 /// What to measure.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
-
     /// Prompt tokens of each sequence
-    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    #[arg(
+        long,
+        default_value_t = 512,
+        value_name = "TOKENS",
+        value_parser = parse::count(MOST)
+    )]
     pub prompt: usize,
 
-    /// Tokens decoded after the prompt
-    #[arg(long, default_value_t = 32, value_name = "TOKENS")]
+    /// Tokens to decode after the prompt
+    #[arg(
+        long,
+        default_value_t = 32,
+        value_name = "TOKENS",
+        value_parser = parse::count(MOST)
+    )]
     pub decode: usize,
 
-    /// Sequences that run side by side
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    /// Sequences to run side by side
+    #[arg(
+        long,
+        default_value_t = 1,
+        value_name = "N",
+        value_parser = parse::count(MOST)
+    )]
     pub sequences: usize,
 
-    /// Prompt tokens in one step
-    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    /// Prompt tokens per step
+    #[arg(
+        long,
+        default_value_t = 512,
+        value_name = "TOKENS",
+        value_parser = parse::count(MOST)
+    )]
     pub chunk: usize,
+
+    /// What runs.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
+/// Measures and prints every phase.
+///
 /// # Errors
-/// The model or a node can't be used.
+/// The model or a node cannot be used, or standard output cannot be written.
 pub async fn run(args: BenchArgs) -> Result<()> {
-    ensure!(
-        args.prompt > 0 && args.decode > 0 && args.sequences > 0 && args.chunk > 0,
-        "--prompt, --decode, --sequences and --chunk must be at least 1"
-    );
     let assembly = Assembly::open(&args.model).await?;
     tokio::task::spawn_blocking(move || measure(&args, assembly)).await?
 }
 
 fn measure(args: &BenchArgs, mut assembly: Assembly) -> Result<()> {
     let engine = &mut assembly.engine;
-    println!(
+    print_line!(
         "{}, kernels {}, {} embedded nodes, {} named nodes",
         assembly.model.name,
         assembly.kernels.name(),
         assembly.embedded.len(),
-        args.model.nodes.len()
-    );
+        args.model.cluster.nodes.len()
+    )?;
     let kernels = assembly.kernels;
-    // Once unmeasured, so that weights are mapped and buffers have their size.
+    // A first run is not measured: it maps weights and grows buffers.
     run_phases(args, kernels, engine)?;
     for phase in run_phases(args, kernels, engine)? {
-        phase.print(engine);
+        print(phase.report(engine))?;
     }
     let (resident, file) = resident_memory();
-    println!(
-        "resident {} MB, of it {} MB mapped files; model files {} MB",
+    print_line!(
+        "resident memory {} MB, {} MB of it mapped files; model files {} MB",
         resident / 1_000_000,
         file / 1_000_000,
         assembly.model.gguf.file_bytes() / 1_000_000
-    );
+    )?;
     Ok(())
 }
 
-/// What a phase is compared with.
+/// What bounds the speed of a phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Limit {
+enum PhaseLimit {
     /// GB/s of threads that only read weights.
     Memory,
     /// GOP/s of threads that only multiply bytes.
     Cores,
 }
 
-/// One measured phase.
-struct Phase {
+/// Prefill or decode, as measured.
+struct BenchPhase {
     name: &'static str,
-    limit: Limit,
+    limit: PhaseLimit,
     /// Tokens of all steps together.
     tokens: usize,
-    steps: Vec<Step>,
+    steps: Vec<TimedStep>,
 }
 
-/// One call of the engine.
-struct Step {
+/// One call of the engine, as measured.
+struct TimedStep {
     tokens: usize,
     time: Duration,
     stages: [Duration; Stage::ALL.len()],
-    /// What the machine could do right before, in units of the phase's limit.
+    /// What the machine reached right before, in units of the phase's limit.
     limit: f64,
 }
 
-impl Phase {
-    fn print(&self, engine: &Engine) {
+impl BenchPhase {
+    /// A line for the phase, and one for each stage.
+    fn report(&self, engine: &Engine) -> String {
+        let mut text = String::new();
         let seconds: f64 = self.steps.iter().map(|step| step.time.as_secs_f64()).sum();
         let unit = match self.limit {
-            Limit::Memory => "GB/s",
-            Limit::Cores => "GOP/s",
+            PhaseLimit::Memory => "GB/s",
+            PhaseLimit::Cores => "GOP/s",
         };
-        println!(
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
             "{:8} {:6} tokens {:9.1} ms {:9.2} tokens/s, limit {:.1} {unit}",
             self.name,
             self.tokens,
@@ -118,29 +153,31 @@ impl Phase {
             median(self.steps.iter().map(|step| step.limit))
         );
         for stage in Stage::ALL {
-            let spent = |step: &Step| step.stages[stage as usize].as_secs_f64();
+            let spent = |step: &TimedStep| step.stages[stage as usize].as_secs_f64();
             let share = 100.0 * self.steps.iter().map(spent).sum::<f64>() / seconds;
             let milliseconds = median(self.steps.iter().map(|step| 1e3 * spent(step)));
-            print!(
+            let _ = write!(
+                text,
                 "    {:18} {share:5.1} % {milliseconds:9.3} ms",
                 stage.name()
             );
             let work = engine.work(stage);
             if work.bytes > 0 {
-                let rate = |step: &Step| {
+                let rate = |step: &TimedStep| {
                     let done = match self.limit {
-                        Limit::Memory => work.bytes,
-                        Limit::Cores if stage == Stage::Head => 2 * work.weights,
-                        Limit::Cores => 2 * work.weights * step.tokens as u64,
+                        PhaseLimit::Memory => work.bytes,
+                        PhaseLimit::Cores if stage == Stage::Head => 2 * work.weights,
+                        PhaseLimit::Cores => 2 * work.weights * step.tokens as u64,
                     };
                     done as f64 / spent(step) / 1e9
                 };
                 let rates = median(self.steps.iter().map(rate));
                 let shares = median(self.steps.iter().map(|step| rate(step) / step.limit));
-                print!(" {rates:8.1} {unit} {:5.1} %", 100.0 * shares);
+                let _ = write!(text, " {rates:8.1} {unit} {:5.1} %", 100.0 * shares);
             }
-            println!();
+            text.push('\n');
         }
+        text
     }
 }
 
@@ -152,17 +189,17 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 /// Prefill of all sequences, then their decode side by side.
-fn run_phases(args: &BenchArgs, kernels: Kernels, engine: &mut Engine) -> Result<[Phase; 2]> {
+fn run_phases(args: &BenchArgs, kernels: Kernels, engine: &mut Engine) -> Result<[BenchPhase; 2]> {
     let vocab = engine.vocab();
     let token = |sequence: usize, i: usize| ((sequence * 31 + i * 7919) % vocab) as u32;
     let mut sequences: Vec<Sequence> = (0..args.sequences).map(|_| engine.new_sequence()).collect();
-    let mut prefill = Phase {
+    let mut prefill = BenchPhase {
         name: "prefill",
-        limit: Limit::Cores,
+        limit: PhaseLimit::Cores,
         tokens: args.prompt * args.sequences,
         steps: Vec::new(),
     };
-    let mut probe = Probe { kernels, at: 0 };
+    let mut probe = MachineProbe { kernels, at: 0 };
     for (s, sequence) in sequences.iter_mut().enumerate() {
         let prompt: Vec<u32> = (0..args.prompt).map(|i| token(s, i)).collect();
         for tokens in prompt.chunks(args.chunk) {
@@ -171,9 +208,9 @@ fn run_phases(args: &BenchArgs, kernels: Kernels, engine: &mut Engine) -> Result
             prefill.steps.push(timed(engine, &mut chunk, limit)?);
         }
     }
-    let mut decode = Phase {
+    let mut decode = BenchPhase {
         name: "decode",
-        limit: Limit::Memory,
+        limit: PhaseLimit::Memory,
         tokens: args.decode * args.sequences,
         steps: Vec::new(),
     };
@@ -201,12 +238,12 @@ fn chunk_of<'a>(sequence: &'a mut Sequence, tokens: &'a [u32]) -> Chunk<'a> {
     }
 }
 
-fn timed(engine: &mut Engine, chunks: &mut [Chunk<'_>], limit: f64) -> Result<Step> {
+fn timed(engine: &mut Engine, chunks: &mut [Chunk<'_>], limit: f64) -> Result<TimedStep> {
     let before: StageTimes = engine.times().clone();
     let start = Instant::now();
     engine.step(chunks)?;
     let time = start.elapsed();
-    Ok(Step {
+    Ok(TimedStep {
         tokens: chunks.iter().map(|chunk| chunk.tokens.len()).sum(),
         time,
         stages: Stage::ALL.map(|stage| engine.times().of(stage) - before.of(stage)),
@@ -214,14 +251,14 @@ fn timed(engine: &mut Engine, chunks: &mut [Chunk<'_>], limit: f64) -> Result<St
     })
 }
 
-/// Measures what the machine can do at this moment: it drifts within seconds.
-struct Probe {
+/// Measures what the machine can do at this moment, since that drifts within seconds.
+struct MachineProbe {
     kernels: Kernels,
-    /// Where the next look at the memory starts.
+    /// The tensor at which the next probe of the memory starts.
     at: usize,
 }
 
-impl Probe {
+impl MachineProbe {
     /// GB/s of the engine's threads that stream through the dense weights.
     fn memory(&mut self, engine: &Engine) -> f64 {
         let all = engine.dense_bytes();
@@ -250,7 +287,7 @@ impl Probe {
     }
 }
 
-/// Resident bytes of this process, and the part that is mapped files; zero where the system does
+/// Resident bytes of this process, and how many of them are mapped files; 0 where the system does
 /// not tell.
 fn resident_memory() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

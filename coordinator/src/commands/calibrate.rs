@@ -1,5 +1,5 @@
-//! `ds4-coord calibrate`: what the machines of running nodes can do, as a table and as the file
-//! that a plan is made from.
+//! `ds4-coord calibrate`: measures the machines of running nodes, and prints the result as a table
+//! and as the file that a plan is made from.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -8,29 +8,32 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use ds4_cli::{ThreadArgs, TlsArgs, parse, print};
 use ds4_common::kernels::Kernels;
-use ds4_common::threads::Threads;
-use ds4_expert_node::tls_args::TlsArgs;
+use ds4_common::measure::MachineRates;
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 use ds4_proto::channel;
 use ds4_proto::tls::Role;
-use ds4_proto::wire::MachineRates;
 
-use super::model_args::{seconds, up_to};
 use super::out_file::OutFile;
 use crate::calibrate::{self, NodeReport};
-use crate::plan::{
-    Bandwidth, BitRate, Bytes, ClusterFile, CoordinatorMachine, Machine, Nanos, OpRate,
-};
+use crate::plan::{ClusterFile, CoordinatorMachine, NodeMachine};
 
 /// Characters of a node's name.
 const MAX_NAME: usize = 63;
 
-/// What the expert function makes of the multipliers' peak with 512 tokens, at the least; figures
-/// are in docs/BENCHMARKS.md. A plan counts on what kernels do, not on what registers could.
+/// The least share of the multipliers' peak that the expert function reaches with 512 tokens; the
+/// figures are in docs/BENCHMARKS.md. A plan counts on what kernels reach, not on the peak.
 const SUSTAINED: f64 = 0.27;
 
-/// Which nodes.
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord calibrate --nodes 10.0.0.11:50051,10.0.0.12:50051 --out cluster.toml \\
+      --tls-ca certs/ca.pem --tls-cert certs/coordinator.pem --tls-key certs/coordinator.key";
+
+/// Which nodes to measure.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct CalibrateArgs {
     /// Running expert nodes, comma-separated
     #[arg(
@@ -42,42 +45,45 @@ pub struct CalibrateArgs {
     )]
     pub nodes: Vec<String>,
 
-    #[command(flatten)]
-    pub how: MeasureArgs,
-
-    /// Write the machines to this file, from which `plan --cluster` plans
+    /// Write the machines to this file, for `plan --cluster`
     #[arg(long, value_name = "CLUSTER.toml")]
     pub out: Option<PathBuf>,
+
+    /// How they are measured.
+    #[command(flatten)]
+    pub measure: MeasureArgs,
 }
 
 /// How nodes are reached and measured.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Measurement")]
 pub struct MeasureArgs {
-    #[command(flatten)]
-    pub tls: TlsArgs,
-
-    /// Compute threads of the coordinator; 0 is one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = up_to(1024))]
-    pub threads: usize,
-
-    /// Time for a node's machine, and again for its link
+    /// Seconds for measuring a node's machine, and again for its link
     #[arg(
         long,
         default_value_t = calibrate::PATIENCE.as_secs(),
         value_name = "SECONDS",
-        value_parser = seconds()
+        value_parser = parse::seconds(1..=86_400)
     )]
     pub timeout: u64,
+
+    /// Which threads measure the coordinator's machine.
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// How connections to nodes are protected.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
-/// What was measured, and how many nodes could not be.
+/// What was measured, and how many nodes failed.
 pub(super) struct Measured {
     own: MachineRates,
     reports: Vec<NodeReport>,
     failed: usize,
 }
 
-/// Prints and writes what could be measured, whatever could not.
+/// Prints and writes what could be measured, even if some nodes failed.
 ///
 /// # Errors
 /// A node could not be measured, or the file cannot be written.
@@ -87,29 +93,32 @@ pub async fn run(args: &CalibrateArgs) -> Result<()> {
         file.with_context(|| format!("cannot write {}", path.display()))
     });
     let out = out.transpose()?;
-    let measured = measure(&args.nodes, &args.how).await?;
-    print!("{}", table(&measured.own, &measured.reports));
+    let measured = measure(&args.nodes, &args.measure).await?;
+    let printed = print(table(&measured.own, &measured.reports));
+    // Written even if the table's reader has left early.
     if let (Some(mut file), Some(path)) = (out, &args.out) {
-        let text = toml::to_string(&measured.cluster()).context("the cluster's file")?;
+        let text =
+            toml::to_string(&measured.cluster()).context("cannot write the machines as TOML")?;
         file.write_all(text.as_bytes())
             .and_then(|()| file.finish())
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    measured.complete()
+    measured.complete()?;
+    Ok(printed?)
 }
 
 /// Measures this machine and the nodes; nodes that fail are logged and counted.
 ///
 /// # Errors
-/// The certificates or an address cannot be used, or there are no threads.
+/// The certificates or an address cannot be used, or the threads cannot be started.
 pub(super) async fn measure(nodes: &[String], how: &MeasureArgs) -> Result<Measured> {
     let security = how.tls.security(Role::Coordinator)?;
     for node in nodes {
         security.endpoint(node)?;
     }
     // Before the nodes, some of which may be on this machine.
-    let own = calibrate::coordinator(Threads::new(how.threads, false), Kernels::detect()).await;
-    let own = own.context("no compute threads")?;
+    let own = calibrate::coordinator(how.threads.resolve(), Kernels::detect()).await;
+    let own = own.context("cannot start the compute threads")?;
     let patience = Duration::from_secs(how.timeout);
     let results = calibrate::nodes(nodes, &security, patience).await;
     let (mut reports, mut failed) = (Vec::new(), 0);
@@ -138,24 +147,24 @@ impl Measured {
         Ok(())
     }
 
-    /// The machines as plans take them.
+    /// The machines in the form that plans read.
     pub(super) fn cluster(&self) -> ClusterFile {
         cluster(&self.own, &self.reports)
     }
 }
 
-/// One machine a name: names that lead to several are not for measuring.
+/// Accepts the address of one machine: a name with several addresses cannot be measured.
 pub(super) fn address(text: &str) -> Result<String, channel::AddressError> {
     channel::endpoint(text).map(|_| text.to_owned())
 }
 
-/// What was not measured is left out, and assumed by the plan.
+/// Leaves out what was not measured; the plan assumes it.
 fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterFile {
     let links = reports.iter().filter_map(link);
     let coordinator = CoordinatorMachine {
         memory: own.memory.map(Bytes),
         bandwidth: Some(Bandwidth(rounded(own.read as f64))),
-        // This machine's link carries at least what its fastest node was reached with.
+        // This machine's link carries at least the rate of its fastest node.
         link: links.reduce(f64::max).map(|rate| BitRate(rounded(rate))),
         compute: compute(own),
         disk: None,
@@ -165,7 +174,7 @@ fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterFile {
         let name = unused(&name(&report.address), &names);
         names.push(name.clone());
         let rates = report.measured.as_ref().map(|(rates, _)| rates);
-        Machine {
+        NodeMachine {
             name,
             address: Some(report.address.clone()),
             memory: rates.and_then(|r| r.memory).map(Bytes),
@@ -179,26 +188,27 @@ fn cluster(own: &MachineRates, reports: &[NodeReport]) -> ClusterFile {
     ClusterFile { coordinator, node }
 }
 
-/// What kernels make of the multipliers on many tokens.
+/// The rate that kernels reach on many tokens.
 fn compute(rates: &MachineRates) -> Option<OpRate> {
     let peak = rates.operations?;
     Some(OpRate(rounded(peak as f64 * SUSTAINED)))
 }
 
-/// Bits a second, both ways.
+/// Bits a second of the slower direction.
 fn link(report: &NodeReport) -> Option<f64> {
     let (_, link) = report.measured.as_ref()?;
     Some(link.least() * 8.0)
 }
 
-/// Three digits: no measurement has more. Not 0, and within what the file may say.
+/// Rounded to three digits, since no measurement is more exact; neither 0 nor beyond the file's
+/// limit.
 fn rounded(value: f64) -> u64 {
     let value = value.clamp(1.0, 8.9e15);
     let unit = 10f64.powf(value.log10().floor() - 2.0).max(1.0);
     ((value / unit).round() * unit) as u64
 }
 
-/// The address in letters that a name may have.
+/// The address in characters that a name may have.
 fn name(address: &str) -> String {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let bare = address.strip_prefix("http://").unwrap_or(address);
@@ -211,7 +221,7 @@ fn name(address: &str) -> String {
     text
 }
 
-/// `name`, or with a number behind it if others have it.
+/// `name`, followed by a number if it is taken.
 fn unused(name: &str, others: &[String]) -> String {
     let numbered = (2..).map(|n| {
         let end = format!("-{n}");

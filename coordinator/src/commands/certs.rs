@@ -1,4 +1,4 @@
-//! `ds4-coord certs`: the certificates of a cluster.
+//! `ds4-coord certs`: creates the certificates of a cluster.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use ds4_cli::print;
 use ds4_proto::tls::{Role, TlsFiles};
 
 use crate::authority::{Authority, Issued, check_name};
@@ -14,33 +15,49 @@ use crate::authority::{Authority, Issued, check_name};
 const CA: &str = "ca";
 const COORDINATOR: &str = "coordinator";
 
-/// Whose certificates to make.
+const EXAMPLES: &str = "\
+Examples:
+  # A new cluster
+  ds4-coord certs --out certs --coordinator coord.lan,10.0.0.10 \\
+      --node node-0,10.0.0.11 --node node-1,10.0.0.12
+
+  # One more node for it
+  ds4-coord certs --out certs --ca certs --node node-2,10.0.0.13";
+
+/// Whose certificates to create.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct CertsArgs {
-    /// Folder for the files; it is made if need be
+    /// Folder to write the files to; created if missing
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// A node: a name for its files, then all names and IP addresses under which coordinators
-    /// reach it, comma-separated, `*.` for any one label. Once for each node; nodes that share
-    /// a certificate, such as those of a StatefulSet, are one
+    /// A node: a name for its files, then the DNS names and IP addresses at which coordinators
+    /// reach it, comma-separated; `*.` stands for any one label. Repeat the flag for every node;
+    /// nodes that share a certificate, such as those of a StatefulSet, count as one
     #[arg(long = "node", value_name = "NAME[,HOST|IP]...", required = true, value_parser = names)]
     pub nodes: Vec<Names>,
 
-    /// Names and IP addresses under which nodes reach the coordinator [default: localhost; with
-    /// --ca, no certificate for a coordinator]
+    /// DNS names and IP addresses at which nodes reach the coordinator [default: localhost; with
+    /// --ca, no coordinator's certificate is created]
     #[arg(long, value_name = "HOST|IP,...", value_parser = names)]
     pub coordinator: Option<Names>,
 
-    /// Folder of an authority that this command made before, to add members to its cluster
+    /// Folder with the authority of an existing cluster, to add members to it [default: create a
+    /// new authority]
     #[arg(long, value_name = "DIR")]
     pub ca: Option<PathBuf>,
 
-    /// How long the members' certificates are valid; the authority's is for ten years
-    #[arg(long, default_value_t = 365, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(1..=3650))]
+    /// Days for which the members' certificates are valid; the authority's is valid for ten years
+    #[arg(
+        long,
+        default_value_t = 365,
+        value_name = "DAYS",
+        value_parser = clap::value_parser!(u64).range(1..=3650)
+    )]
     pub days: u64,
 
-    /// Replace files that exist
+    /// Replace existing files
     #[arg(long)]
     pub force: bool,
 }
@@ -53,72 +70,77 @@ fn names(text: &str) -> Result<Names, String> {
     let names: Vec<String> = text.split(',').map(str::trim).map(str::to_owned).collect();
     match names.iter().all(|name| !name.is_empty()) {
         true => Ok(Names(names)),
-        false => Err("expected names separated by single commas".to_owned()),
+        false => Err("expected names separated by commas, none of them empty".to_owned()),
     }
 }
 
-/// Makes the certificates, writes them, and prints which files belong where.
+/// Creates the certificates, writes them, and prints which files belong where.
 ///
 /// # Errors
-/// A name cannot be a file's or a certificate's, a file is there already or cannot be written, or
-/// the authority cannot be used.
+/// A name is not valid in a certificate or for a file, a file already exists or cannot be written,
+/// or the authority cannot be used.
 pub fn run(args: &CertsArgs) -> Result<()> {
-    let plan = Plan::new(args)?;
+    let plan = CertPlan::new(args)?;
     let authority = match &args.ca {
         None => Authority::generate()?,
         Some(folder) => read_authority(folder)?,
     };
-    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
     let kept = args.ca.as_deref().is_some_and(|ca| same(ca, &args.out));
     if !kept {
         let file = path(&args.out, CA, "pem");
         let other = std::fs::read(&file).is_ok_and(|old| old != authority.certificate().as_bytes());
         ensure!(
             args.force || !other,
-            "{} is another authority's: --force replaces it",
+            "{} belongs to another authority; use --force to replace it",
             file.display()
         );
-        write(&file, authority.certificate(), Access::Everybody)?;
+        write(&file, authority.certificate(), Access::Everyone)?;
         if args.ca.is_none() {
             write(&path(&args.out, CA, "key"), authority.key(), Access::Owner)?;
         }
     }
     for member in &plan.members {
         let issued = authority.issue(member.role, &member.file, &member.names, args.days);
-        let issued = issued.with_context(|| format!("the certificate of {}", member.file))?;
+        let issued =
+            issued.with_context(|| format!("cannot issue the certificate of {}", member.file))?;
         member.write(&args.out, &issued)?;
     }
-    plan.print(args);
-    Ok(())
+    Ok(print(plan.report(args))?)
 }
 
+/// A process that gets a certificate.
 struct Member {
     role: Role,
+    /// Its files' name, without an extension.
     file: String,
+    /// DNS names and IP addresses.
     names: Vec<String>,
 }
 
 impl Member {
-    /// Writes the two files and reads them again as the member will.
+    /// Writes the two files and reads them back as the member will.
     fn write(&self, folder: &Path, issued: &Issued) -> Result<()> {
         let files = TlsFiles {
             ca: path(folder, CA, "pem"),
             cert: path(folder, &self.file, "pem"),
             key: path(folder, &self.file, "key"),
         };
-        write(&files.cert, &issued.certificate, Access::Everybody)?;
+        write(&files.cert, &issued.certificate, Access::Everyone)?;
         write(&files.key, &issued.key, Access::Owner)?;
         files.load(self.role)?;
         Ok(())
     }
 }
 
-struct Plan {
+/// Everyone who gets a certificate.
+struct CertPlan {
     members: Vec<Member>,
 }
 
-impl Plan {
-    /// Who gets a certificate; nothing has been written if this fails.
+impl CertPlan {
+    /// Checks everything that can be checked before a file is written.
     fn new(args: &CertsArgs) -> Result<Self> {
         let mut members = Vec::new();
         if args.ca.is_none() || args.coordinator.is_some() {
@@ -139,14 +161,14 @@ impl Plan {
         for (i, member) in members.iter().enumerate() {
             check_file_name(&member.file)?;
             let twice = members[..i].iter().any(|other| other.file == member.file);
-            ensure!(!twice, "--node {} is named twice", member.file);
+            ensure!(!twice, "--node {} is given twice", member.file);
             member
                 .names
                 .iter()
                 .try_for_each(|name| check_name(name))
-                .with_context(|| format!("the names of {}", member.file))?;
+                .with_context(|| format!("cannot certify {}", member.file))?;
         }
-        let plan = Plan { members };
+        let plan = CertPlan { members };
         if !args.force {
             plan.check_free(args)?;
         }
@@ -164,7 +186,7 @@ impl Plan {
                 let file = path(&args.out, name, kind);
                 ensure!(
                     !file.exists(),
-                    "{} is there already: --force replaces it, and --ca DIR adds to a cluster",
+                    "{} already exists; use --force to replace it, or --ca DIR to add to a cluster",
                     file.display()
                 );
             }
@@ -172,35 +194,39 @@ impl Plan {
         Ok(())
     }
 
-    fn print(&self, args: &CertsArgs) {
+    /// Which files belong to which member.
+    fn report(&self, args: &CertsArgs) -> String {
+        let mut text = String::new();
         let out = args.out.display();
         for Member { role, file, names } in &self.members {
-            println!(
+            text += &format!(
                 "{role} {file}, valid for {} days as {}:\n    --tls-ca {out}/ca.pem --tls-cert \
-                 {out}/{file}.pem --tls-key {out}/{file}.key",
+                 {out}/{file}.pem --tls-key {out}/{file}.key\n",
                 args.days,
                 names.join(", ")
             );
         }
         if args.ca.is_none() {
-            println!(
-                "{out}/ca.key makes further members: keep it away from all of them, for --ca {out}"
+            text += &format!(
+                "Keep {out}/ca.key off every member: it signs their certificates. To add members \
+                 later, use --ca {out}.\n"
             );
         }
+        text
     }
 }
 
-/// Letters, digits, dashes, underscores and dots: the name is a file's.
+/// Accepts letters, digits, dashes, underscores and dots, since files get the name.
 fn check_file_name(name: &str) -> Result<()> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     ensure!(
         name.chars().all(plain) && !name.starts_with('.'),
-        "--node {name}: its first name is also its files', so it can have letters, digits, dashes \
-         and dots; put other names behind it"
+        "--node {name}: the first name also names files, so it may have only letters, digits, '-', \
+         '_' and '.'; put other names after it"
     );
     ensure!(
         name != CA,
-        "--node {CA}: that is the name of the authority's files"
+        "--node {CA}: this name is reserved for the authority's files"
     );
     Ok(())
 }
@@ -208,11 +234,11 @@ fn check_file_name(name: &str) -> Result<()> {
 fn read_authority(folder: &Path) -> Result<Authority> {
     let read = |kind| {
         let file = path(folder, CA, kind);
-        std::fs::read_to_string(&file).with_context(|| file.display().to_string())
+        std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
     };
     let (certificate, key) = (read("pem")?, read("key")?);
     let authority = Authority::from_pem(certificate, &key);
-    authority.with_context(|| format!("--ca {}", folder.display()))
+    authority.with_context(|| format!("cannot use the authority in {}", folder.display()))
 }
 
 fn path(folder: &Path, name: &str, kind: &str) -> PathBuf {
@@ -228,20 +254,22 @@ fn same(a: &Path, b: &Path) -> bool {
 
 #[derive(Clone, Copy)]
 enum Access {
-    Everybody,
+    /// Everyone may read.
+    Everyone,
+    /// Only the owner may read.
     Owner,
 }
 
-/// Writes beside the file first: what replaces a key is at no time readable by others, and no
-/// file is ever half there.
+/// Writes to a file beside it first, then renames: a new key is never readable by others, and no
+/// file is ever half written.
 fn write(file: &Path, text: &str, access: Access) -> Result<()> {
     let mode = match access {
-        Access::Everybody => 0o644,
+        Access::Everyone => 0o644,
         Access::Owner => 0o600,
     };
     let beside = file.with_extension("new");
     let written = || -> std::io::Result<()> {
-        // Whatever an interrupted run left, with whatever access.
+        // An interrupted run may have left one, with any access.
         match std::fs::remove_file(&beside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -257,7 +285,7 @@ fn write(file: &Path, text: &str, access: Access) -> Result<()> {
         std::fs::rename(&beside, file)
     };
     if let Err(error) = written() {
-        bail!("{}: {error}", file.display());
+        bail!("cannot write {}: {error}", file.display());
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ds4_cli::{print, print_line};
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -13,16 +14,20 @@ use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
 use crate::scheduler::{
-    Event, Finish, GenerateError, GenerateRequest, Generation, Reading, random_seed,
+    AnswerFormat, GenerateError, GenerateRequest, Generation, GenerationEvent, GenerationSummary,
+    random_seed,
 };
 
-/// How to talk.
-#[derive(Args, Clone, Debug)]
-pub struct ChatArgs {
-    #[command(flatten)]
-    pub service: ServiceArgs,
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord chat -m V4-Flash-Q4.gguf --nodes 10.0.0.11:50051,10.0.0.12:50051
+  echo 'What is a monad?' | ds4-coord chat -m V4-Flash-Q4.gguf --no-think --seed 1";
 
-    /// Instructions that precede the conversation
+/// How to converse.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct ChatArgs {
+    /// System prompt of the conversation
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
@@ -30,40 +35,44 @@ pub struct ChatArgs {
     #[arg(long)]
     pub no_think: bool,
 
-    /// Longest answer in tokens
+    /// Longest answer
     #[arg(long, default_value_t = 4096, value_name = "TOKENS")]
     pub max_tokens: usize,
 
-    /// Randomness of the answer; 0 takes the likeliest token
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, default_value_t = 1.0, value_name = "NUMBER", value_parser = temperature)]
     pub temperature: f32,
 
-    /// Equal seeds give equal answers [default: another one each time]
+    /// Seed of the sampler; equal seeds give equal answers [default: random]
     #[arg(long, value_name = "NUMBER")]
     pub seed: Option<u64>,
+
+    /// What runs.
+    #[command(flatten)]
+    pub service: ServiceArgs,
 }
 
-const HELP: &str = "/think on|off   reason before answering
-/reset          forget the conversation
-/quit           leave (so does ctrl-d)
-ctrl-c stops an answer, or leaves if there is none";
+const HELP: &str = "/think on|off   turn reasoning before answers on or off
+/reset          start a new conversation
+/quit           quit (or press ctrl-d)
+ctrl-c stops an answer, or quits if there is none";
 
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Talks until the input ends.
+/// Converses until the input ends.
 ///
 /// # Errors
-/// The model or a node can't be used, or the engine failed.
+/// The model or a node cannot be used, the engine failed, or standard output cannot be written.
 pub async fn run(args: ChatArgs) -> Result<()> {
     let service = Service::start(&args.service).await?;
     let interactive = std::io::stdin().is_terminal();
     if interactive {
-        println!("{}: /help lists the commands", service.model.name);
+        print_line!("{}: /help lists the commands", service.model.name)?;
     }
     let mut chat = Chat::new(&service, &args);
     let (want_line, mut lines) = line_reader(interactive);
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals can't be received")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive signals")?;
     loop {
         // The reader asks for input only when the last answer is out.
         if want_line.send(()).await.is_err() {
@@ -75,21 +84,21 @@ pub async fn run(args: ChatArgs) -> Result<()> {
         };
         let Some(line) = line else {
             if interactive {
-                println!();
+                print("\n")?;
             }
             break;
         };
         match line.trim() {
             "" => {}
             "/quit" | "/exit" => break,
-            "/help" => println!("{HELP}"),
+            "/help" => print_line!("{HELP}")?,
             "/reset" => chat.reset(),
             "/think on" => chat.thinking = Thinking::On(None),
             "/think off" => chat.thinking = Thinking::Off,
-            command if is_command(command) => println!("unknown command\n{HELP}"),
+            command if is_command(command) => print_line!("unknown command: {command}\n{HELP}")?,
             text => match chat.turn(text, &mut interrupt).await {
-                // Where nobody can try again, the exit code has to tell.
-                Err(error) if interactive && !is_final(&error) => eprintln!("{error:#}"),
+                // In a terminal the user can try again; a script needs the exit code.
+                Err(error) if interactive && !is_final(&error) => note(&format!("{error:#}")),
                 result => result?,
             },
         }
@@ -110,7 +119,7 @@ fn is_command(line: &str) -> bool {
     word.is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()))
 }
 
-/// Whether no further answer is to be expected.
+/// Whether the scheduler will not answer again.
 fn is_final(error: &anyhow::Error) -> bool {
     matches!(
         error.downcast_ref(),
@@ -126,8 +135,8 @@ fn line_reader(prompt: bool) -> (mpsc::Sender<()>, mpsc::Receiver<String>) {
         let mut input = std::io::stdin().lock().lines();
         while wanted.blocking_recv().is_some() {
             if prompt {
-                print!("> ");
-                let _ = std::io::stdout().flush();
+                // A terminal that is gone also ends the input.
+                let _ = print("> ");
             }
             let Some(Ok(line)) = input.next() else { break };
             if send.blocking_send(line).is_err() {
@@ -168,7 +177,7 @@ impl<'a> Chat<'a> {
             .extend(self.args.system.clone().map(Message::system));
     }
 
-    /// Asks and shows the answer. What was not answered is not remembered.
+    /// Sends a message and shows the answer. A message without an answer is not remembered.
     async fn turn(&mut self, text: &str, interrupt: &mut Signal) -> Result<()> {
         self.messages.push(Message::user(text));
         match self.answer(interrupt).await {
@@ -188,70 +197,66 @@ impl<'a> Chat<'a> {
         }
     }
 
-    async fn answer(&self, interrupt: &mut Signal) -> Result<Answer> {
+    async fn answer(&self, interrupt: &mut Signal) -> Result<ChatAnswer> {
         let conversation = Conversation {
             messages: self.messages.clone(),
             thinking: self.thinking,
             ..Conversation::default()
         };
         let prompt = render(&conversation, self.service.dialect)?;
+        let tokenizer = &self.service.vocabulary.tokenizer;
+        let tokens = tokenizer.encode_segments(&prompt.segments);
+        let format = AnswerFormat::Chat {
+            start: prompt.start,
+            tools_offered: false,
+        };
         let generation = self.service.scheduler.submit(GenerateRequest {
-            prompt: self
-                .service
-                .vocabulary
-                .tokenizer
-                .encode_segments(&prompt.segments),
             max_tokens: Some(self.args.max_tokens),
             sampling: SamplingParams {
                 temperature: self.args.temperature,
                 seed: self.args.seed.unwrap_or_else(random_seed),
                 ..SamplingParams::default()
             },
-            stop: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            reading: Reading::Chat {
-                start: prompt.start,
-                tools_offered: false,
-            },
+            ..GenerateRequest::new(tokens, format)
         })?;
         show(generation, interrupt).await
     }
 }
 
+/// What the model has said so far.
 #[derive(Default)]
-struct Answer {
+struct ChatAnswer {
     reasoning: String,
     content: String,
 }
 
 /// Shows prefill progress, then the answer as it comes, then its speed.
-async fn show(mut generation: Generation, interrupt: &mut Signal) -> Result<Answer> {
+async fn show(mut generation: Generation, interrupt: &mut Signal) -> Result<ChatAnswer> {
     let bar = prefill_bar(generation.prompt_tokens() as u64);
     let mut progress = generation.progress();
-    let mut answer = Answer::default();
+    let mut answer = ChatAnswer::default();
     loop {
         tokio::select! {
             event = generation.next_event() => match event {
-                Event::Token(drawn) => {
+                GenerationEvent::Token(token) => {
                     bar.finish_and_clear();
-                    answer.print(drawn.deltas)?;
+                    answer.print(token.deltas)?;
                 }
-                Event::Finished { deltas, finish } => {
+                GenerationEvent::Finished { deltas, summary } => {
                     bar.finish_and_clear();
                     answer.print(deltas)?;
-                    print_speed(&finish);
+                    print_speed(&summary)?;
                     return Ok(answer);
                 }
-                Event::Failed(error) => {
+                GenerationEvent::Failed(error) => {
                     bar.finish_and_clear();
                     return Err(error.into());
                 }
             },
             _ = interrupt.recv() => {
                 bar.finish_and_clear();
-                println!();
-                eprintln!("[stopped]");
+                print("\n")?;
+                note("[stopped]");
                 return Ok(answer);
             }
             Ok(()) = progress.changed() => bar.set_position(progress.borrow().done as u64),
@@ -264,7 +269,7 @@ fn prefill_bar(tokens: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("reading {wide_bar} {pos}/{len} tokens, {rate}, {eta} left");
     let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
-        // A writer that fails has nobody to tell.
+        // A template has no way to report the error.
         let _ = write!(out, "{:.0}/s", state.per_sec());
     };
     bar.set_style(
@@ -272,37 +277,37 @@ fn prefill_bar(tokens: u64) -> ProgressBar {
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .with_key("rate", rate),
     );
-    // Shown at once, not only when the first part has been read.
+    // Shown at once, even before the first part has been read.
     bar.enable_steady_tick(Duration::from_millis(250));
     bar
 }
 
-impl Answer {
+impl ChatAnswer {
     fn is_empty(&self) -> bool {
         self.reasoning.is_empty() && self.content.is_empty()
     }
 
     fn print(&mut self, deltas: Vec<OutputEvent>) -> Result<()> {
-        let mut out = std::io::stdout().lock();
-        let terminal = out.is_terminal();
+        let terminal = std::io::stdout().is_terminal();
+        let mut shown = String::new();
         for delta in deltas {
             match delta {
                 OutputEvent::Reasoning(text) => {
                     if terminal {
-                        write!(out, "{DIM}{}{PLAIN}", harmless(&text))?;
+                        shown += &format!("{DIM}{}{PLAIN}", harmless(&text));
                     } else {
-                        write!(out, "{text}")?;
+                        shown += &text;
                     }
                     self.reasoning.push_str(&text);
                 }
                 OutputEvent::Content(text) => {
                     if self.content.is_empty() && !self.reasoning.is_empty() {
-                        writeln!(out)?;
+                        shown.push('\n');
                     }
                     if terminal {
-                        write!(out, "{}", harmless(&text))?;
+                        shown += &harmless(&text);
                     } else {
-                        write!(out, "{text}")?;
+                        shown += &text;
                     }
                     self.content.push_str(&text);
                 }
@@ -311,11 +316,11 @@ impl Answer {
                 | OutputEvent::CallEnd { .. } => {}
             }
         }
-        out.flush().context("the terminal is gone")
+        Ok(print(shown)?)
     }
 }
 
-/// The text without the characters by which a terminal takes commands.
+/// The text without the control characters by which a terminal is commanded.
 fn harmless(text: &str) -> String {
     let visible = |c: char| {
         if c.is_control() && c != '\n' && c != '\t' {
@@ -327,22 +332,29 @@ fn harmless(text: &str) -> String {
     text.chars().map(visible).collect()
 }
 
-fn print_speed(finish: &Finish) {
+/// Ends the answer's line, and reports its speed on standard error.
+fn print_speed(summary: &GenerationSummary) -> Result<()> {
     let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
-    let (usage, timings) = (finish.usage, finish.timings);
-    println!();
-    eprintln!(
+    let (usage, timings) = (summary.usage, summary.timings);
+    print("\n")?;
+    note(&format!(
         "[{} tokens read at {:.1}/s, {} written at {:.1}/s{}]",
         usage.prompt_tokens,
         rate(usage.prompt_tokens, timings.prefill),
         usage.completion_tokens,
         rate(usage.completion_tokens.saturating_sub(1), timings.decode),
-        if finish.reason == FinishReason::Length {
+        if summary.reason == FinishReason::Length {
             ", cut at the token limit"
         } else {
             ""
         }
-    );
+    ));
+    Ok(())
+}
+
+/// A line on standard error, which may be closed.
+fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 fn temperature(text: &str) -> Result<f32> {

@@ -1,92 +1,86 @@
 //! The command line of `ds4-coord`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use ds4_common::kernels::Kernels;
-use tracing_subscriber::EnvFilter;
+use ds4_cli::{LogArg, exit_code, long_version};
 
 use super::verify;
 use super::{bench, calibrate, certs, chat, inspect, logits, plan, serve, share, slice, synth};
 
-/// What `--version` prints: also the kernels, of which the CPU decides.
-static VERSION: LazyLock<String> = LazyLock::new(|| {
-    format!(
-        "{}\nkernels {}",
-        env!("CARGO_PKG_VERSION"),
-        Kernels::summary()
-    )
-});
-
-/// Coordinator of a ds4 cluster: DeepSeek V4 over distributed experts.
+/// Coordinator of a ds4 cluster: DeepSeek V4 with its experts spread over many machines
 #[derive(Debug, Parser)]
-#[command(name = "ds4-coord", version, long_version = VERSION.as_str(), about)]
+#[command(
+    name = "ds4-coord",
+    version,
+    long_version = long_version(),
+    about,
+    after_help = EXAMPLES,
+    mut_arg("log", log_help)
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 
-    /// Log filter, for example `info` or `ds4_coordinator=debug` [default: info; chat: warn]
-    #[arg(long, env = "DS4_LOG", global = true, value_name = "FILTER", value_parser = log_filter)]
-    log: Option<String>,
+    #[command(flatten)]
+    log: LogArg,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord serve                          # the small reference model, on this machine
+  ds4-coord plan --flash --node name=a,memory=64G --node name=b,memory=128G --out plan.toml
+  ds4-coord serve -m V4-Flash-Q4.gguf --nodes 10.0.0.11:50051,10.0.0.12:50051 ...";
+
+/// A conversation is not to be interrupted by reports of success.
+fn log_help(flag: clap::Arg) -> clap::Arg {
+    flag.help(
+        "Log filter, for example `warn` or `info,ds4_proto=debug` [default: info; chat: warn]",
+    )
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the OpenAI-style API and a chat page
     Serve(serve::ServeArgs),
-    /// Talk to the model in the terminal
+    /// Chat with the model in the terminal
     Chat(chat::ChatArgs),
-    /// Write the logits of every position of a list of tokens
+    /// Write the logits at every position of a list of tokens
     Logits(logits::LogitsArgs),
-    /// Measure prefill, decode, stages and memory
+    /// Measure the speed of prefill and decode, the time of every stage, and memory in use
     Bench(bench::BenchArgs),
-    /// Measure machines and links of running nodes
+    /// Measure the machines and links of running nodes
     Calibrate(calibrate::CalibrateArgs),
-    /// Make the certificates with which coordinator and nodes know each other
+    /// Create the certificates with which coordinator and nodes authenticate each other
     Certs(certs::CertsArgs),
-    /// Say who of a cluster should hold what, and what to expect of it
+    /// Plan which machine holds which experts, and predict the speed
     Plan(plan::PlanArgs),
-    /// Cut a model into one file a node
+    /// Cut a model into one file per node
     Slice(slice::SliceArgs),
-    /// Give nodes their slices over the network
+    /// Send nodes their slices over the network
     Share(share::ShareArgs),
     /// Check slices against their hashes
     Verify(verify::VerifyArgs),
     /// Describe a model or a slice
     Inspect(inspect::InspectArgs),
-    /// Write a model of random weights, to measure with
+    /// Write a model of random weights for measurements
     Synth(synth::SynthArgs),
 }
 
 /// The whole process: flags, log, command, exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ds4-coord: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit_code("ds4-coord", run(Cli::parse()))
 }
 
 fn run(cli: Cli) -> Result<()> {
-    // A conversation is not to be interrupted by what goes well.
-    let usual = match cli.command {
+    let default = match cli.command {
         Command::Chat(_) => "warn",
         _ => "info",
     };
-    let filter = cli.log.as_deref().unwrap_or(usual);
-    let filter = EnvFilter::try_new(filter).context("--log")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let runtime = tokio::runtime::Runtime::new().context("no async runtime")?;
+    cli.log.start(default)?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(args) => serve::run(args).await,
@@ -106,12 +100,6 @@ fn run(cli: Cli) -> Result<()> {
     // A model may still be loading on a blocking thread; the process does not wait for it.
     runtime.shutdown_background();
     result
-}
-
-fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The flags that say which node gets which tiles.
+//! The flags that say which node holds which tiles.
 
 use std::path::PathBuf;
 
@@ -6,44 +6,45 @@ use anyhow::Result;
 use clap::Args;
 use ds4_common::quant::Layout;
 use ds4_common::slice::WholeModel;
-use ds4_common::tiles::{Holdings, TileSet};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_common::tiles::{GridCut, Holdings, TileChoice, TileSet};
 
 use crate::plan::PlanFile;
 use crate::share::Shares;
 
-/// The order of the bytes in slices.
+/// The layout of weights in slices.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct LayoutArg {
-    /// Order of the weights in slices: panels, of which kernels read sixteen rows at once, or plain,
-    /// as in the model
-    #[arg(long, default_value_t = Layout::Panels, value_name = "ORDER")]
+    /// Layout of weights in slices: panels (sixteen rows side by side, which kernels read faster) or
+    /// plain (as in the model)
+    #[arg(long, default_value_t = Layout::Panels, value_name = "LAYOUT")]
     pub layout: Layout,
 }
 
 /// How a model is cut.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
+#[command(next_help_heading = "Cut (one of these)")]
 pub struct CutArgs {
-    /// Cut as a plan says, as `ds4-coord plan` writes it
+    /// Cut by a plan, as written by `ds4-coord plan`
     #[arg(long, value_name = "PLAN.toml")]
     pub plan: Option<PathBuf>,
 
-    /// Cut into equal shares for N nodes, node-0 to node-(N-1)
+    /// Cut into equal slices for N nodes, node-0 to node-(N-1)
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub nodes: Option<u32>,
 
-    /// Cut into equal shares, expert groups x block strips
+    /// Cut into equal slices: expert groups x block strips
     #[arg(long, value_name = "ExB")]
     pub grid: Option<GridCut>,
 
-    /// One share with these tiles of every layer, like `experts=0..128,blocks=0..4` joined by `+`
+    /// Cut one slice with these tiles of every layer: rectangles like `experts=0..128,blocks=0..4`
+    /// joined by `+`
     #[arg(long, value_name = "TILES")]
     pub tiles: Option<TileChoice>,
 }
 
 impl CutArgs {
-    /// The share of every node, its tensors in the order `layout` where they have it.
+    /// The share of every node, with tensors laid out as `layout` where their type has it.
     ///
     /// # Errors
     /// The cut does not fit the model.
@@ -58,7 +59,7 @@ impl CutArgs {
         if let Some(path) = &self.plan {
             let plan = PlanFile::read(path)?;
             plan.check_model(&model.fingerprint(), model.layers(), grid)?;
-            // Who holds nothing needs no slice.
+            // A node that holds nothing needs no slice.
             let mut nodes = plan.nodes();
             nodes.retain(|(_, holdings)| !holdings.is_empty());
             return Ok(nodes);

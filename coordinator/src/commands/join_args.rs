@@ -1,10 +1,11 @@
-//! How `serve` gives slices to nodes that have none.
+//! How `serve` sends slices to nodes that have none.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ds4_cli::parse;
 use ds4_common::quant::Layout;
 use ds4_proto::tls::Peers;
 use tokio::net::TcpListener;
@@ -12,13 +13,14 @@ use tokio::sync::oneshot;
 
 use super::assembly::OpenModel;
 use super::cut_args::CutArgs;
-use super::model_args::{ModelArgs, count};
+use super::model_args::ModelArgs;
 use crate::share::{self, ShareSettings, SliceShare};
 
-/// Where nodes get slices, and of which cut.
+/// Where nodes fetch slices, and of which cut.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Slices for joining nodes")]
 pub struct JoinArgs {
-    /// Address on which nodes without weights get their slices [default: none]
+    /// Address from which nodes without weights fetch their slices [default: none]
     #[arg(
         long,
         env = "DS4_JOIN_LISTEN",
@@ -27,7 +29,7 @@ pub struct JoinArgs {
     )]
     pub join_listen: Option<SocketAddr>,
 
-    /// Plan by which those slices are cut [default: by --join-nodes]
+    /// Plan by which the slices are cut, as written by `ds4-coord plan` [default: by --join-nodes]
     #[arg(
         long,
         env = "DS4_JOIN_PLAN",
@@ -37,8 +39,8 @@ pub struct JoinArgs {
     )]
     pub join_plan: Option<PathBuf>,
 
-    /// Nodes that the model is cut for, by --grid if that is given; NAME-0 to NAME-(N-1)
-    /// [default: by --join-plan]
+    /// Number of nodes to cut equal slices for, by --grid if given; their names must end in -0 to
+    /// -(N-1) [default: by --join-plan]
     #[arg(
         long,
         env = "DS4_JOIN_NODES",
@@ -49,23 +51,23 @@ pub struct JoinArgs {
     )]
     pub join_nodes: Option<u32>,
 
-    /// Tensors that are on their way to nodes at once
+    /// Tensors sent to nodes at the same time
     #[arg(
         long,
         env = "DS4_JOIN_FETCHES",
         default_value_t = ShareSettings::default().fetches,
         value_name = "N",
-        value_parser = count(1024)
+        value_parser = parse::count(1024)
     )]
     pub join_fetches: usize,
 }
 
-/// A source of slices that runs.
+/// A running source of slices.
 #[derive(Debug)]
 pub(super) struct Sharing(oneshot::Sender<()>);
 
 impl Sharing {
-    /// Starts it if the flags ask for one.
+    /// Starts one if the flags say so.
     ///
     /// # Errors
     /// The address is taken, or the cut does not fit the model.
@@ -76,7 +78,7 @@ impl Sharing {
         let cut = CutArgs {
             plan: args.join_plan.clone(),
             nodes: args.join_nodes,
-            grid: model.grid,
+            grid: model.cluster.grid,
             tiles: None,
         };
         let security = model.security()?;
@@ -85,12 +87,12 @@ impl Sharing {
         let open = move || cut.shares(OpenModel::open(&files)?.whole()?, Layout::Panels);
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| format!("--join-listen {address}"))?;
+            .with_context(|| format!("cannot listen on {address} (--join-listen)"))?;
         let shares = tokio::task::spawn_blocking(open).await??;
         tracing::info!(
             address = %listener.local_addr().unwrap_or(address),
             nodes = shares.names(),
-            "slices can be pulled"
+            "nodes can fetch their slices"
         );
         let settings = ShareSettings {
             fetches: args.join_fetches,
@@ -98,20 +100,20 @@ impl Sharing {
         let (stop, stopped) = oneshot::channel();
         let incoming = security.incoming(listener, Peers::Members)?;
         let served = share::serve(incoming, SliceShare::new(shares, settings), async {
-            // A dropped sender means the same.
+            // A dropped sender means the same as a message.
             let _ = stopped.await;
         });
         tokio::spawn(async {
             if let Err(error) = served.await {
-                tracing::error!(%error, "slices can no longer be pulled");
+                tracing::error!(%error, "nodes can no longer fetch slices");
             }
         });
         Ok(Some(Sharing(stop)))
     }
 
-    /// No node gets anything from here on but what is on its way.
+    /// Ends it: tensors on their way arrive, nothing else is sent.
     pub(super) fn stop(self) {
-        // Ended already is as good.
+        // It may have ended already.
         let _ = self.0.send(());
     }
 }

@@ -1,4 +1,4 @@
-//! `ds4-coord logits`: the logits of every position of a list of tokens, as a NumPy file.
+//! `ds4-coord logits`: writes the logits at every position of a list of tokens as a NumPy file.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -12,38 +12,48 @@ use super::model_args::ModelArgs;
 use super::out_file::OutFile;
 use crate::engine::{Chunk, LogitsWanted};
 
-/// What to run and where to write it.
-#[derive(Args, Debug)]
-pub struct LogitsArgs {
-    #[command(flatten)]
-    pub model: ModelArgs,
+const EXAMPLES: &str = "\
+Examples:
+  echo '[0, 128, 7]' > ids.json
+  ds4-coord logits -m V4-Flash-Q4.gguf --tokens ids.json --out logits.npy";
 
-    /// JSON list of token ids
+/// What to run, and where to write the result.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct LogitsArgs {
+    /// File with a JSON list of token ids
     #[arg(long, value_name = "FILE.json")]
     pub tokens: PathBuf,
 
-    /// Where to write the logits: f32, tokens x vocabulary
+    /// File to write the logits to: f32, tokens x vocabulary
     #[arg(long, value_name = "FILE.npy")]
     pub out: PathBuf,
 
     /// Tokens that go through the model together; 0 takes all at once
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
     pub chunk: usize,
+
+    /// What runs.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
+/// Computes and writes the logits.
+///
 /// # Errors
-/// Names the file, the token or the node that is wrong.
+/// The tokens, the model or a node cannot be used, or the file cannot be written.
 pub async fn run(args: LogitsArgs) -> Result<()> {
     let tokens = read_tokens(&args.tokens)?;
-    // Before the model: a mistyped folder should not cost a load.
-    let out = OutFile::create(&args.out).with_context(|| args.out.display().to_string())?;
+    // Created before the model is loaded: a mistyped folder should not cost a load.
+    let out = OutFile::create(&args.out)
+        .with_context(|| format!("cannot write {}", args.out.display()))?;
     let assembly = Assembly::open(&args.model).await?;
     let vocab = assembly.model.hp.vocab;
     let last = tokens.iter().position(|&t| t as usize >= vocab);
     if let Some(at) = last {
         let token = tokens[at];
         anyhow::bail!(
-            "{}: token {token} at index {at} is outside of the vocabulary of {vocab}",
+            "{}: token {token} at index {at} is outside the vocabulary of {vocab}",
             args.tokens.display()
         );
     }
@@ -54,16 +64,16 @@ pub async fn run(args: LogitsArgs) -> Result<()> {
         args.tokens.display(),
         tokens.len()
     );
-    // The engine blocks on its own threads: away from the runtime's.
+    // The engine blocks on its own threads, so it runs outside of the runtime's.
     tokio::task::spawn_blocking(move || write_logits(&args, out, assembly, &tokens)).await?
 }
 
 fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| name.to_string())?;
-    let tokens: Vec<u32> =
-        serde_json::from_str(&text).with_context(|| format!("{name} is no list of token ids"))?;
-    ensure!(!tokens.is_empty(), "{name} holds no tokens");
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
+    let tokens: Vec<u32> = serde_json::from_str(&text)
+        .with_context(|| format!("{name} is not a JSON list of token ids"))?;
+    ensure!(!tokens.is_empty(), "{name} lists no tokens");
     Ok(tokens)
 }
 
@@ -74,7 +84,7 @@ fn write_logits(
     tokens: &[u32],
 ) -> Result<()> {
     let engine = &mut assembly.engine;
-    let name = || args.out.display().to_string();
+    let failed = || format!("cannot write {}", args.out.display());
     let mut out = BufWriter::new(out);
     let shape = [tokens.len() as u64, engine.vocab() as u64];
     let mut npy = npyz::WriteOptions::new()
@@ -82,7 +92,7 @@ fn write_logits(
         .shape(&shape)
         .writer(&mut out)
         .begin_nd()
-        .with_context(name)?;
+        .with_context(failed)?;
     let chunk = if args.chunk == 0 {
         tokens.len()
     } else {
@@ -98,10 +108,10 @@ fn write_logits(
         }];
         let output = engine.step(&mut chunks)?;
         npy.extend(output.logits(0).iter().copied())
-            .with_context(name)?;
+            .with_context(failed)?;
     }
-    npy.finish().with_context(name)?;
-    out.flush().with_context(name)?;
+    npy.finish().with_context(failed)?;
+    out.flush().with_context(failed)?;
     let out = out.into_inner().map_err(std::io::Error::from);
-    out.and_then(OutFile::finish).with_context(name)
+    out.and_then(OutFile::finish).with_context(failed)
 }

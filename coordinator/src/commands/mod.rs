@@ -10,6 +10,7 @@ pub mod cut_args;
 pub mod inspect;
 pub mod join_args;
 pub mod logits;
+pub mod metrics;
 pub mod model_args;
 pub mod out_file;
 pub mod plan;

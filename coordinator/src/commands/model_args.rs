@@ -1,14 +1,11 @@
 //! The flags with which every command says what model to run, and on what.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
-use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
-use ds4_common::kernels::Kernels;
-use ds4_expert_node::tiles::GridCut;
-use ds4_expert_node::tls_args::TlsArgs;
+use anyhow::Result;
+use clap::{Arg, Args, ValueEnum};
+use ds4_cli::{IsaArg, ModelFlag, ThreadArgs, TlsArgs, parse};
+use ds4_common::tiles::GridCut;
 use ds4_proto::channel;
 use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
@@ -17,41 +14,68 @@ use super::reference_model;
 use crate::cluster::NodeSpec;
 use crate::engine::Numerics;
 
-/// Which model.
-#[derive(Args, Clone, Debug)]
+/// Which model; the reference model by default.
+#[derive(Args, Clone, Debug, Default)]
+#[command(mut_arg("model", model_help))]
 pub struct ModelFiles {
-    /// GGUF file, one of its split files, or all of its layer shards, comma-separated [default:
-    /// the small reference model in the source tree]
-    #[arg(
-        short,
-        long,
-        env = "DS4_MODEL",
-        value_name = "FILE",
-        value_delimiter = ','
-    )]
-    pub model: Vec<PathBuf>,
+    /// The files that were named.
+    #[command(flatten)]
+    pub named: ModelFlag,
+}
+
+fn model_help(flag: Arg) -> Arg {
+    flag.help(
+        "GGUF file, any part of a split model, or all of its layer shards, comma-separated \
+         [default: the small reference model in the source tree]",
+    )
 }
 
 impl ModelFiles {
+    /// The files that were named, or the reference model's.
+    ///
     /// # Errors
-    /// No model was named and the reference model is gone.
+    /// No model was named and the reference model does not exist.
     pub fn paths(&self) -> Result<Vec<PathBuf>> {
-        if self.model.is_empty() {
-            Ok(vec![reference_model::path()?])
-        } else {
-            Ok(self.model.clone())
+        match &self.named.model[..] {
+            [] => Ok(vec![reference_model::path()?]),
+            named => Ok(named.to_vec()),
         }
+    }
+}
+
+impl From<Vec<PathBuf>> for ModelFiles {
+    fn from(model: Vec<PathBuf>) -> Self {
+        let named = ModelFlag { model };
+        ModelFiles { named }
     }
 }
 
 /// Model, experts and threads.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
+    /// Which model.
     #[command(flatten)]
     pub files: ModelFiles,
 
+    /// Which expert nodes.
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+
+    /// How connections to nodes are protected.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
+    /// How the coordinator computes.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Which nodes compute the routed experts, and what happens when they do not.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Cluster")]
+pub struct ClusterArgs {
     /// Expert nodes that compute the routed experts, comma-separated; dns:HOST:PORT stands for
-    /// every address of a name, which is asked for again every few seconds [default: none]
+    /// every address of a name, which is looked up again every few seconds [default: none]
     #[arg(
         long,
         env = "DS4_NODES",
@@ -61,92 +85,99 @@ pub struct ModelArgs {
     )]
     pub nodes: Vec<String>,
 
-    #[command(flatten)]
-    pub tls: TlsArgs,
-
     /// Expert nodes to run inside this process, reached over gRPC on loopback; 0 without --nodes
     /// computes experts directly [default: 1 without --nodes, else 0]
-    #[arg(long, env = "DS4_EMBEDDED", value_name = "N", value_parser = up_to(256))]
+    #[arg(
+        long,
+        env = "DS4_EMBEDDED",
+        value_name = "N",
+        value_parser = parse::up_to(256)
+    )]
     pub embedded: Option<usize>,
 
-    /// How the expert tiles are cut, expert groups x block strips [default: by number of nodes]
+    /// How to cut the expert tiles: expert groups x block strips [default: by number of nodes]
     #[arg(long, env = "DS4_GRID", value_name = "ExB")]
     pub grid: Option<GridCut>,
 
-    /// Compute threads of the coordinator, and of its embedded nodes together; 0 is one a core
-    #[arg(long, env = "DS4_THREADS", default_value_t = 0, value_name = "N", value_parser = up_to(1024))]
-    pub threads: usize,
-
-    /// Keep each compute thread on a core of its own
-    #[arg(long, env = "DS4_PIN")]
-    pub pin: bool,
-
-    /// Instruction set of the kernels: auto, or one that --version lists
-    #[arg(long, env = "DS4_ISA", default_value = "auto", value_name = "NAME")]
-    pub isa: String,
-
-    /// What is rounded: full (activations and caches, as trained), cache, or f32 (nothing)
-    #[arg(long, env = "DS4_NUMERICS", default_value_t = Numerics::Full, value_name = "NAME")]
-    pub numerics: Numerics,
-
-    /// Longest sequence in tokens; 0 is the model's own limit
-    #[arg(long, env = "DS4_CONTEXT", default_value_t = 0, value_name = "TOKENS")]
-    pub context: usize,
-
     /// Whether the coordinator computes experts that no node can from its own model file: auto
-    /// (once it has begun with nodes for all of them), always (it begins without them too), or
-    /// never
+    /// (once nodes have held all tiles), always (from the start) or never
     #[arg(
         long,
         env = "DS4_LOCAL_FALLBACK",
         default_value = "auto",
-        value_name = "WHEN"
+        value_name = "WHEN",
+        hide_possible_values = true
     )]
     pub local_fallback: LocalFallback,
 
-    /// Time at the start for the expert nodes to hold all tiles together
+    /// Seconds to wait at the start until the nodes hold all tiles together
     #[arg(
         long,
         env = "DS4_WAIT_FOR_NODES",
-        default_value_t = 60, value_parser = seconds(),
-        value_name = "SECONDS"
+        default_value_t = 60,
+        value_name = "SECONDS",
+        value_parser = parse::seconds(1..=86_400)
     )]
     pub wait_for_nodes: u64,
 
-    /// Time for one layer's experts, lost connections and retries included; what is missing then is
-    /// computed from the own model file, or is an error without --local-fallback
+    /// Seconds for the experts of one layer, including lost connections and retries; whatever is
+    /// still missing then falls back to the local file, or fails with --local-fallback never
     #[arg(
         long,
         env = "DS4_CALL_TIMEOUT",
-        default_value_t = 60, value_parser = seconds(),
-        value_name = "SECONDS"
+        default_value_t = 60,
+        value_name = "SECONDS",
+        value_parser = parse::seconds(1..=86_400)
     )]
     pub call_timeout: u64,
 }
 
-/// When experts are computed from the coordinator's own file.
+/// How the coordinator, and the nodes inside of its process, compute.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineArgs {
+    /// How many threads, shared with embedded nodes.
+    #[command(flatten)]
+    pub threads: ThreadArgs,
+
+    /// Which kernels.
+    #[command(flatten)]
+    pub isa: IsaArg,
+
+    /// What is rounded: full (activations and caches, as trained), cache, or f32 (nothing)
+    #[arg(
+        long,
+        env = "DS4_NUMERICS",
+        default_value_t = Numerics::Full,
+        value_name = "NAME"
+    )]
+    pub numerics: Numerics,
+
+    /// Longest sequence; 0 takes the model's own limit
+    #[arg(long, env = "DS4_CONTEXT", default_value_t = 0, value_name = "TOKENS")]
+    pub context: usize,
+}
+
+/// When the coordinator computes experts from its own model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LocalFallback {
+    /// Once nodes have held all tiles together.
     Auto,
+    /// From the start.
     Always,
+    /// Not at all.
     Never,
 }
 
 impl ModelArgs {
-    /// # Errors
-    /// The instruction set is unknown or this CPU lacks it.
-    pub fn kernels(&self) -> Result<Kernels> {
-        Kernels::named(&self.isa).context("--isa")
-    }
-
-    /// What protects the connections to nodes; a node that it forbids to reach is known here,
-    /// before the model is looked at.
+    /// How connections to nodes are protected. Checks every named node, so that a wrong one is
+    /// found before the model is opened.
     ///
     /// # Errors
-    /// Names the file that cannot be used, or the node that plain text would go to.
+    /// A certificate or key cannot be used, or plain text would go to a node on another machine.
     pub fn security(&self) -> Result<Security> {
         let security = self.tls.security(Role::Coordinator)?;
-        for node in &self.nodes {
+        for node in &self.cluster.nodes {
             let node: NodeSpec = node.parse()?;
             security.endpoint(node.address())?;
         }
@@ -156,44 +187,14 @@ impl ModelArgs {
     /// Nodes to run inside this process.
     #[must_use]
     pub fn embedded_nodes(&self) -> usize {
-        self.embedded.unwrap_or(usize::from(self.nodes.is_empty()))
+        let default = usize::from(self.cluster.nodes.is_empty());
+        self.cluster.embedded.unwrap_or(default)
     }
 }
 
-/// Here, so that a slip of the pen costs no load of a model and no wait for a node.
+/// Checked by the parser, so that a typing error costs neither a load nor a wait.
 fn node_address(text: &str) -> Result<String, channel::AddressError> {
     text.parse().map(|_: NodeSpec| text.to_owned())
-}
-
-/// 1 to `most`.
-pub(super) fn count(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    number(1..=most)
-}
-
-/// 0 to `most`.
-pub(super) fn up_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    number(0..=most)
-}
-
-fn number(range: RangeInclusive<usize>) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    move |text| match text.parse() {
-        Ok(n) if range.contains(&n) => Ok(n),
-        _ => {
-            let (least, most) = (range.start(), range.end());
-            Err(format!("expected a number from {least} to {most}"))
-        }
-    }
-}
-
-/// Bytes, with or without a unit.
-pub(super) fn size(text: &str) -> Result<ByteSize, String> {
-    let size = text.parse();
-    size.map_err(|_| "expected a size such as 16GiB, 800MB or 1048576".to_owned())
-}
-
-/// 1 second to a day.
-pub(super) fn seconds() -> impl clap::builder::TypedValueParser<Value = u64> {
-    clap::value_parser!(u64).range(1..=86_400)
 }
 
 #[cfg(test)]

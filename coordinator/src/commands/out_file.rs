@@ -1,4 +1,4 @@
-//! A file that is there whole or not at all.
+//! A file that is written whole or not at all.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,32 +7,32 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Something that is being written and gets its name when it is finished. Dropped before that, it
-/// leaves what stood there as it was.
+/// A file that gets its name when it is finished. Dropped before that, it leaves an older file of
+/// that name as it was.
 #[derive(Debug)]
-pub struct OutFile(Kind);
+pub struct OutFile(OutTarget);
 
 #[derive(Debug)]
-enum Kind {
-    /// Beside the file that it becomes, since only a rename inside of one file system is atomic.
+enum OutTarget {
+    /// Beside the file that it becomes, since only a rename within one file system is atomic.
     Temporary { file: NamedTempFile, path: PathBuf },
-    /// A pipe or a device: a rename would replace it by a file.
+    /// A pipe or a device, which a rename would replace by a file.
     Special(File),
 }
 
 impl OutFile {
-    /// Makes sure that `path` can be written.
+    /// Starts a file that will be called `path`.
     ///
     /// # Errors
-    /// It is a folder, or its folder is missing or cannot be written to.
+    /// `path` is a folder, or its folder is missing or cannot be written to.
     pub fn create(path: &Path) -> io::Result<Self> {
         let path = match std::fs::metadata(path) {
             Ok(found) if found.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-            // Through links, so that they stay.
+            // Links are followed, so that they stay.
             Ok(found) if found.is_file() => path.canonicalize()?,
             Ok(_) => {
                 let file = OpenOptions::new().write(true).open(path)?;
-                return Ok(OutFile(Kind::Special(file)));
+                return Ok(OutFile(OutTarget::Special(file)));
             }
             Err(_) => path.to_owned(),
         };
@@ -43,22 +43,22 @@ impl OutFile {
         let file = tempfile::Builder::new()
             .prefix(".ds4-")
             .suffix(".part")
-            // As of any new file; the process's mask takes its share away.
+            // As for any new file; the process's umask applies.
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(folder)?;
-        Ok(OutFile(Kind::Temporary { file, path }))
+        Ok(OutFile(OutTarget::Temporary { file, path }))
     }
 
     /// Gives the file its name.
     ///
     /// # Errors
-    /// It cannot be renamed; nothing is left of it then.
+    /// It cannot be renamed; it is then removed.
     pub fn finish(self) -> io::Result<()> {
         match self.0 {
-            Kind::Temporary { file, path } => {
+            OutTarget::Temporary { file, path } => {
                 file.persist(path).map_err(|error| error.error)?;
             }
-            Kind::Special(mut file) => file.flush()?,
+            OutTarget::Special(mut file) => file.flush()?,
         }
         Ok(())
     }
@@ -67,15 +67,15 @@ impl OutFile {
 impl Write for OutFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
-            Kind::Temporary { file, .. } => file.write(bytes),
-            Kind::Special(file) => file.write(bytes),
+            OutTarget::Temporary { file, .. } => file.write(bytes),
+            OutTarget::Special(file) => file.write(bytes),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
-            Kind::Temporary { file, .. } => file.flush(),
-            Kind::Special(file) => file.flush(),
+            OutTarget::Temporary { file, .. } => file.flush(),
+            OutTarget::Special(file) => file.flush(),
         }
     }
 }

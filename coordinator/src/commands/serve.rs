@@ -5,26 +5,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bytesize::ByteSize;
 use clap::Args;
+use ds4_cli::{parse, print_line};
 use ds4_common::model::Fingerprint;
+use ds4_common::quantity::Bytes;
 use tokio::net::TcpListener;
 
 use super::join_args::{JoinArgs, Sharing};
-use super::model_args::{count, seconds, size};
+use super::metrics;
 use super::service::{Service, ServiceArgs};
 use super::stop::Stop;
-use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
+use crate::cluster::NodeState;
+use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
+
+const EXAMPLES: &str = "\
+Examples:
+  # The small reference model, to try everything out
+  ds4-coord serve
+
+  # A model whose experts are on two nodes, for the local network
+  ds4-coord serve -m V4-Flash-Q4.gguf --nodes 10.0.0.11:50051,10.0.0.12:50051 \\
+      --listen 0.0.0.0:8080 --tls-ca certs/ca.pem --tls-cert certs/coordinator.pem \\
+      --tls-key certs/coordinator.key";
 
 /// Where and how to serve.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct ServeArgs {
+    /// How HTTP is served.
+    #[command(flatten)]
+    pub http: HttpArgs,
+
+    /// What runs, and how requests are scheduled.
     #[command(flatten)]
     pub service: ServiceArgs,
 
+    /// Whether nodes get their slices here.
     #[command(flatten)]
     pub join: JoinArgs,
+}
 
+/// How HTTP is served.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpArgs {
     /// Address to listen on; port 0 takes a free one
     #[arg(
         long,
@@ -38,122 +62,155 @@ pub struct ServeArgs {
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
 
-    /// Origins of web pages elsewhere that may use the API, comma-separated; * is all of them
-    /// [default: none]
+    /// Origins whose web pages may use the API, comma-separated; * allows all [default: none]
     #[arg(long, env = "DS4_CORS", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors: Vec<String>,
 
-    /// Largest body of a request
-    #[arg(long, env = "DS4_BODY_LIMIT", default_value = "32MiB", value_name = "SIZE", value_parser = size)]
-    pub body_limit: ByteSize,
+    /// Largest request body
+    #[arg(
+        long,
+        env = "DS4_BODY_LIMIT",
+        default_value = "32MiB",
+        value_name = "SIZE"
+    )]
+    pub body_limit: Bytes,
 
-    /// Connections at the same time; more wait until one ends
-    #[arg(long, env = "DS4_MAX_CONNECTIONS", default_value_t = ConnectionLimits::default().connections, value_name = "N", value_parser = count(1 << 20))]
+    /// Connections at the same time; further ones wait until one closes
+    #[arg(
+        long,
+        env = "DS4_MAX_CONNECTIONS",
+        default_value_t = ConnectionLimits::default().connections,
+        value_name = "N",
+        value_parser = parse::count(1 << 20)
+    )]
     pub max_connections: usize,
 
-    /// Silence in a stream after which a sign of life is sent
+    /// Idle seconds before a keep-alive comment is sent
     #[arg(
         long,
         env = "DS4_KEEP_ALIVE",
         default_value_t = 5,
         value_name = "SECONDS",
-        value_parser = seconds()
+        value_parser = parse::seconds(1..=86_400)
     )]
     pub keep_alive: u64,
 
-    /// Time in which a stopping server finishes the requests that run
-    #[arg(long, env = "DS4_GRACE", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    /// Seconds in which a stopping server may finish running requests
+    #[arg(
+        long,
+        env = "DS4_GRACE",
+        default_value_t = 30,
+        value_name = "SECONDS",
+        value_parser = parse::seconds(0..=86_400)
+    )]
     pub grace: u64,
 }
 
 /// Serves until SIGTERM or ctrl-c.
 ///
 /// # Errors
-/// The model, a node or the address can't be used, or the engine stopped.
+/// The model, a node or the address cannot be used, or the engine stopped.
 pub async fn run(args: ServeArgs) -> Result<()> {
-    // Before anybody can know of the process, and ask it to end.
+    // Caught from the start, so that no early signal is lost.
     let mut stop = Stop::new()?;
-    let metrics = http::install_recorder()?;
-    // Before the model: a taken port should not cost a load.
-    let listener = TcpListener::bind(args.listen)
+    let recorder = metrics::install_recorder()?;
+    // Bound before the model is loaded: a port in use should not cost a load.
+    let listener = TcpListener::bind(args.http.listen)
         .await
-        .with_context(|| format!("--listen {}", args.listen))?;
+        .with_context(|| format!("cannot listen on {} (--listen)", args.http.listen))?;
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
     tracing::info!("listening on http://{address}, loading the model");
     if !address.ip().to_canonical().is_loopback() {
         tracing::warn!(
-            "the API on {address} asks for no password and is not encrypted: let only a proxy \
-             that does both, or a network of your own, reach it"
+            "the API on {address} has neither a password nor encryption: expose it only to a proxy \
+             that adds both, or to a private network"
         );
     }
     let site = Site::default();
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let limits = ConnectionLimits {
-        connections: args.max_connections,
+        connections: args.http.max_connections,
         ..ConnectionLimits::default()
     };
     let server = tokio::spawn(http::serve(listener, site.clone(), limits, async {
-        // A dropped sender means the same.
+        // A dropped sender means the same as a message.
         let _ = closing.await;
     }));
-    // Before the nodes are waited for: they may have to get their slices first.
+    // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
         sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
-        () = stop.asked() => return Ok(()),
+        () = stop.requested() => return Ok(()),
     };
-    // On a task of its own: the work between its waits would keep this one from seeing signals.
+    // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
     let start = tokio::spawn(async move { Service::start(&for_start).await });
     let service = tokio::select! {
-        service = start => service.context("loading ended abnormally")??,
-        () = stop.asked() => return Ok(()),
+        service = start => service.context("loading the model ended abnormally")??,
+        () = stop.requested() => return Ok(()),
     };
-    tokio::spawn(http::keep_up(metrics.clone()));
-    let app = App::new(
+    tokio::spawn(metrics::keep_up(recorder.clone()));
+    let mut app = App::new(
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(&args, &service)?,
         HttpSettings {
-            body_limit: usize::try_from(args.body_limit.as_u64()).unwrap_or(usize::MAX),
-            cors: args.cors.clone(),
-            keep_alive: Duration::from_secs(args.keep_alive),
+            body_limit: usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX),
+            cors: args.http.cors.clone(),
+            keep_alive: Duration::from_secs(args.http.keep_alive),
         },
-        metrics,
-    )
-    .with_cluster(service.cluster.clone());
+        recorder,
+    );
+    if let Some(table) = service.cluster.clone() {
+        app = app.with_nodes(move || {
+            let nodes = table.nodes();
+            NodeCounts {
+                up: nodes
+                    .iter()
+                    .filter(|node| matches!(node.state, NodeState::Up))
+                    .count(),
+                total: nodes.len(),
+            }
+        });
+    }
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,
         embedded_nodes = service.embedded.len(),
-        named_nodes = args.service.model.nodes.len(),
+        named_nodes = args.service.model.cluster.nodes.len(),
         "serving"
     );
     site.open(Arc::new(app));
-    println!("http://{address}");
+    if let Err(error) = print_line!("http://{address}") {
+        // The server serves on: its output may have no reader.
+        tracing::warn!(%error, "the address was not printed");
+    }
     let ended_by_itself = tokio::select! {
-        () = stop.asked() => false,
+        () = stop.requested() => false,
         () = service.scheduler.stopped() => true,
     };
-    tracing::info!("stopping: running requests have {} s", args.grace);
+    tracing::info!(
+        "stopping: running requests have {} s to finish",
+        args.http.grace
+    );
     drop(close);
     if let Some(sharing) = sharing {
         sharing.stop();
     }
     let finished = tokio::select! {
-        finished = service.scheduler.shut_down(Duration::from_secs(args.grace)) => finished,
-        // Whoever asks twice does not want to wait.
-        () = stop.asked() => service.scheduler.shut_down(Duration::ZERO).await,
+        finished = service.scheduler.shut_down(Duration::from_secs(args.http.grace)) => finished,
+        // A second signal means that there is no time to wait.
+        () = stop.requested() => service.scheduler.shut_down(Duration::ZERO).await,
     };
-    // Connections that stay open without a request do not keep the process.
+    // Idle connections do not keep the process alive.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
     for node in service.embedded {
         node.stop().await;
     }
     anyhow::ensure!(!ended_by_itself, "the engine has stopped");
     if !finished {
-        tracing::warn!("some requests were cut off");
+        tracing::warn!("the grace period ended before all requests were finished");
     }
     Ok(())
 }
@@ -168,6 +225,7 @@ fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {
         .map(|stem| stem.to_string_lossy().into_owned());
     Ok(ModelCard {
         id: args
+            .http
             .model_name
             .clone()
             .unwrap_or_else(|| model.name.clone()),
@@ -175,7 +233,11 @@ fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {
             .into_iter()
             .flatten()
             .collect(),
-        fingerprint: format!("{}-{}", fingerprint.short(), args.service.model.numerics),
+        fingerprint: format!(
+            "{}-{}",
+            fingerprint.short(),
+            args.service.model.engine.numerics
+        ),
         dialect: service.dialect,
     })
 }

@@ -1,63 +1,93 @@
-//! What `serve` and `chat` share: a scheduler over an engine, and the words of the model.
+//! What `serve` and `chat` share: a scheduler over an engine, and the model's vocabulary.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use bytesize::ByteSize;
 use clap::Args;
+use ds4_cli::parse;
 use ds4_common::memory_limit;
+use ds4_common::quantity::Bytes;
 use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
-use super::model_args::{ModelArgs, count, size, up_to};
+use super::model_args::ModelArgs;
 use crate::cluster::Table;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
 /// How requests are scheduled and prompts written.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Scheduling")]
 pub struct ServiceArgs {
+    /// What runs.
     #[command(flatten)]
     pub model: ModelArgs,
 
     /// Requests that run at the same time
-    #[arg(long, env = "DS4_MAX_SEQUENCES", default_value_t = 8, value_name = "N", value_parser = count(4096))]
+    #[arg(
+        long,
+        env = "DS4_MAX_SEQUENCES",
+        default_value_t = 8,
+        value_name = "N",
+        value_parser = parse::count(4096)
+    )]
     pub max_sequences: usize,
 
-    /// Requests that wait behind them; one more is refused
-    #[arg(long, env = "DS4_QUEUE", default_value_t = 64, value_name = "N", value_parser = up_to(1 << 20))]
+    /// Requests that may wait for a turn; further ones are refused
+    #[arg(
+        long,
+        env = "DS4_QUEUE",
+        default_value_t = 64,
+        value_name = "N",
+        value_parser = parse::up_to(1 << 20)
+    )]
     pub queue: usize,
 
-    /// Prompt tokens in one step: more read a prompt faster, fewer hold up answers less
-    #[arg(long, env = "DS4_CHUNK", default_value_t = 512, value_name = "TOKENS", value_parser = count(65_536))]
+    /// Prompt tokens per step: more speed up prompts, fewer delay running answers less
+    #[arg(
+        long,
+        env = "DS4_CHUNK",
+        default_value_t = 512,
+        value_name = "TOKENS",
+        value_parser = parse::count(65_536)
+    )]
     pub chunk: usize,
 
-    /// Memory for the KV caches of all running requests, such as 16GiB; requests wait until theirs
-    /// fits [default: half of the memory that is available at the start]
-    #[arg(long, env = "DS4_KV_MEMORY", value_name = "SIZE", value_parser = size)]
-    pub kv_memory: Option<ByteSize>,
+    /// Memory for the KV caches of all running requests, for example 16GiB; a request waits until
+    /// its cache fits [default: half of the memory available at the start]
+    #[arg(long, env = "DS4_KV_MEMORY", value_name = "SIZE")]
+    pub kv_memory: Option<Bytes>,
 
-    /// Prompt form that the weights were trained on: 0731 or preview [default: by the model's name]
+    /// Prompt format that the weights were trained on: 0731 or preview [default: by the model's
+    /// name]
     #[arg(long, env = "DS4_DIALECT", value_name = "NAME", value_parser = dialect)]
     pub dialect: Option<Dialect>,
 }
 
-/// A running scheduler.
+/// A running scheduler and what its users need to know.
 #[derive(Debug)]
 pub struct Service {
+    /// Runs requests on the engine.
     pub scheduler: Arc<Scheduler>,
+    /// Turns text into tokens and back.
     pub vocabulary: Arc<Vocabulary>,
+    /// How prompts are written.
     pub dialect: Dialect,
+    /// The model that runs.
     pub model: OpenModel,
+    /// Instruction set of the kernels.
     pub kernels: &'static str,
+    /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// How the expert nodes stand, if there are any.
+    /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<Table>>,
 }
 
 impl Service {
+    /// Opens the model, joins its experts, and starts the scheduler.
+    ///
     /// # Errors
-    /// Names what is wrong with the flags, the model or a node.
+    /// A flag, the model or a node cannot be used.
     pub async fn start(args: &ServiceArgs) -> Result<Self> {
         let Assembly {
             model,
@@ -73,18 +103,18 @@ impl Service {
             max_sequences: args.max_sequences,
             queue: args.queue,
             chunk: args.chunk,
-            kv_memory: kv_memory.as_u64(),
+            kv_memory: kv_memory.0,
             ..SchedulerLimits::default()
         };
         let context = engine.context();
         let scheduler = Scheduler::start(engine, Arc::clone(&vocabulary), limits)
-            .with_context(|| format!("nothing can be scheduled with --kv-memory {kv_memory}"))?;
+            .with_context(|| format!("--kv-memory {kv_memory} is too small for any request"))?;
         if scheduler.context() < context {
             tracing::warn!(
                 %kv_memory,
                 longest = scheduler.context(),
                 context,
-                "the memory for KV caches holds no sequence of the whole context"
+                "the memory for KV caches is too small for a sequence of the whole context"
             );
         }
         let scheduler = Arc::new(scheduler);
@@ -101,13 +131,13 @@ impl Service {
     }
 }
 
-/// Half of what is there: the other half is for weights, buffers and everybody else.
-fn default_kv_memory() -> ByteSize {
+/// Half of the available memory: the rest is for weights, buffers and other processes.
+fn default_kv_memory() -> Bytes {
     match memory_limit::available() {
-        Some(bytes) => ByteSize(bytes / 2),
+        Some(bytes) => Bytes(bytes / 2),
         None => {
-            tracing::warn!("the system does not tell its memory: --kv-memory is without a limit");
-            ByteSize(u64::MAX)
+            tracing::warn!("the system does not report its memory: --kv-memory has no limit");
+            Bytes(u64::MAX)
         }
     }
 }

@@ -1,36 +1,37 @@
-//! `ds4-coord share`: gives nodes their slices, and nothing else.
+//! `ds4-coord share`: sends nodes their slices, and does nothing else.
 
-use std::io::Write;
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_expert_node::tls_args::TlsArgs;
+use ds4_cli::{TlsArgs, parse, print_line};
 use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
 use super::cut_args::{CutArgs, LayoutArg};
-use super::model_args::{ModelFiles, count};
+use super::model_args::ModelFiles;
 use super::stop::Stop;
 use crate::share::{self, ShareSettings, SliceShare};
 
-/// What to give, and where.
-#[derive(Args, Debug)]
-pub struct ShareArgs {
-    #[command(flatten)]
-    pub files: ModelFiles,
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord share -m V4-Flash-Q4.gguf --nodes 4 --listen 10.0.0.10:50050 \\
+      --tls-ca certs/ca.pem --tls-cert certs/coordinator.pem --tls-key certs/coordinator.key";
 
+/// What to send, and where.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct ShareArgs {
+    /// How the model is cut.
     #[command(flatten)]
     pub cut: CutArgs,
 
+    /// In which order weights are sent.
     #[command(flatten)]
-    pub order: LayoutArg,
+    pub layout: LayoutArg,
 
-    #[command(flatten)]
-    pub tls: TlsArgs,
-
-    /// Address on which nodes get their slices; port 0 takes a free one
+    /// Address from which nodes fetch their slices; port 0 takes a free one
     #[arg(
         long,
         env = "DS4_JOIN_LISTEN",
@@ -39,14 +40,22 @@ pub struct ShareArgs {
     )]
     pub listen: SocketAddr,
 
-    /// Tensors that are on their way at once
+    /// Tensors sent to nodes at the same time
     #[arg(
         long,
         default_value_t = ShareSettings::default().fetches,
         value_name = "N",
-        value_parser = count(1024)
+        value_parser = parse::count(1024)
     )]
     pub fetches: usize,
+
+    /// Which model.
+    #[command(flatten)]
+    pub files: ModelFiles,
+
+    /// How connections are protected.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 /// Serves until SIGTERM or ctrl-c.
@@ -59,19 +68,17 @@ pub async fn run(args: ShareArgs) -> Result<()> {
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
         .await
-        .with_context(|| format!("--listen {}", args.listen))?;
+        .with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
-    let (files, cut, order) = (args.files.clone(), args.cut.clone(), args.order);
-    let open = move || cut.shares(OpenModel::open(&files)?.whole()?, order.layout);
+    let (files, cut, layout) = (args.files.clone(), args.cut.clone(), args.layout.layout);
+    let open = move || cut.shares(OpenModel::open(&files)?.whole()?, layout);
     let shares = tokio::task::spawn_blocking(open).await??;
-    // Whoever waits for this line may have gone.
-    let _ = writeln!(
-        std::io::stdout(),
-        "slices on {address} for {}",
-        shares.names()
-    );
+    if let Err(error) = print_line!("slices on {address} for {}", shares.names()) {
+        // Nodes are served all the same: the output may have no reader.
+        tracing::warn!(%error, "the address was not printed");
+    }
     let settings = ShareSettings {
         fetches: args.fetches,
     };
@@ -79,6 +86,6 @@ pub async fn run(args: ShareArgs) -> Result<()> {
     let incoming = security.incoming(listener, Peers::Members)?;
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
-        () = stop.asked() => Ok(()),
+        () = stop.requested() => Ok(()),
     }
 }

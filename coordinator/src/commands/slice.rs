@@ -1,9 +1,10 @@
-//! `ds4-coord slice`: one file a node.
+//! `ds4-coord slice`: cuts a model into one file per node.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use ds4_cli::print_line;
 use ds4_common::slice::{
     Slice, SliceHead, SliceWriter, WholeModel, copy_tensor, ensure_room, file_name,
 };
@@ -14,48 +15,60 @@ use super::model_args::ModelFiles;
 use super::progress::CopyBar;
 use crate::share::Share;
 
-/// What to cut, how, and where to.
-#[derive(Args, Debug)]
-pub struct SliceArgs {
-    #[command(flatten)]
-    pub files: ModelFiles,
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord slice -m V4-Flash-Q4.gguf --nodes 4 --out slices
+  ds4-coord slice -m V4-Flash-Q4.gguf --plan plan.toml --node b --out slices";
 
+/// What to cut, how, and where to write it.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct SliceArgs {
+    /// How the model is cut.
     #[command(flatten)]
     pub cut: CutArgs,
 
+    /// In which order weights are written.
     #[command(flatten)]
-    pub order: LayoutArg,
+    pub layout: LayoutArg,
 
-    /// Write the slice of this node alone
+    /// Write only the slice of this node
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
 
-    /// Folder for the slices, NAME.gguf each
+    /// Folder to write the slices to, as NAME.gguf
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
 
-    /// Replace files that are there but are other slices
+    /// Replace files that hold something else
     #[arg(long)]
     pub force: bool,
+
+    /// Which model.
+    #[command(flatten)]
+    pub files: ModelFiles,
 }
 
+/// Writes the slices that do not exist yet; an interrupted one is continued.
+///
 /// # Errors
-/// The cut does not fit the model, files are in the way, the disk is too small, or reading or
-/// writing fails.
+/// The cut does not fit the model, other files are in the way, the disk is too small, or reading
+/// or writing fails.
 pub fn run(args: &SliceArgs) -> Result<()> {
     let model = OpenModel::open(&args.files)?.whole()?;
-    let shares = args.cut.shares(model, args.order.layout)?;
+    let shares = args.cut.shares(model, args.layout.layout)?;
     let chosen = match &args.node {
         None => shares.all(),
         Some(node) => {
             let number = shares.find(node);
-            let number = number
-                .with_context(|| format!("there is no node {node}, but {}", shares.names()))?;
+            let number = number.with_context(|| {
+                format!("no node is named {node}; the cut has {}", shares.names())
+            })?;
             &shares.all()[number..=number]
         }
     };
     std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("the folder {} cannot be made", args.out.display()))?;
+        .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
     let wanted = wanted(args, chosen)?;
     let needed = wanted
         .iter()
@@ -65,18 +78,18 @@ pub fn run(args: &SliceArgs) -> Result<()> {
     write_all(shares.model(), &wanted)
 }
 
-/// The slices that are not there yet. What is there already is named and left alone.
+/// The slices that do not exist yet. Those that exist are named and left alone.
 fn wanted<'s>(args: &SliceArgs, shares: &'s [Share]) -> Result<Vec<(PathBuf, &'s Share)>> {
     let mut wanted = Vec::new();
     for share in shares {
         let path = args.out.join(file_name(&share.node)?);
-        if is_there(&path, &share.head) {
-            println!("{}: is there already", path.display());
+        if exists(&path, &share.head) {
+            print_line!("{}: already exists", path.display())?;
             continue;
         }
         if path.exists() && !args.force {
             bail!(
-                "{} is there and is another file; --force replaces it",
+                "{} exists and is another file; use --force to replace it",
                 path.display()
             );
         }
@@ -85,7 +98,7 @@ fn wanted<'s>(args: &SliceArgs, shares: &'s [Share]) -> Result<Vec<(PathBuf, &'s
     Ok(wanted)
 }
 
-fn is_there(path: &Path, head: &SliceHead) -> bool {
+fn exists(path: &Path, head: &SliceHead) -> bool {
     path.exists() && Slice::open(path).is_ok_and(|slice| slice.head().identity() == head.identity())
 }
 
@@ -93,7 +106,7 @@ fn is_there(path: &Path, head: &SliceHead) -> bool {
 /// fits into memory.
 fn write_all(model: &WholeModel, wanted: &[(PathBuf, &Share)]) -> Result<()> {
     let total = wanted.iter().map(|(_, share)| bytes(&share.head)).sum();
-    let mut found = CopyBar::new("checking what is there", total);
+    let mut found = CopyBar::new("checking existing parts", total);
     let mut writers = Vec::with_capacity(wanted.len());
     for (path, share) in wanted {
         let writer = SliceWriter::open(path, share.head.clone(), &mut |n| found.add(n))?;
@@ -114,15 +127,15 @@ fn write_all(model: &WholeModel, wanted: &[(PathBuf, &Share)]) -> Result<()> {
     let rate = bar.finish();
     for writer in writers {
         let head = writer.finish()?;
-        println!(
+        print_line!(
             "{}: {} bytes, {}",
             head.file().display(),
             head.file_bytes(),
             head.holdings()
-        );
+        )?;
     }
     if rate > 0.0 {
-        println!("{:.2} GB/s", rate / 1e9);
+        print_line!("{:.2} GB/s", rate / 1e9)?;
     }
     Ok(())
 }

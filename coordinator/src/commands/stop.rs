@@ -1,4 +1,4 @@
-//! The end of a process that serves.
+//! The signals that end a process that serves.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,15 +11,17 @@ pub(super) struct Stop {
 }
 
 impl Stop {
+    /// Catches the signals from here on.
     pub(super) fn new() -> Result<Self> {
-        let listen = |kind| signal(kind).context("signals can't be received");
+        let listen = |kind| signal(kind).context("cannot receive signals");
         Ok(Stop {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
         })
     }
 
-    pub(super) async fn asked(&mut self) {
+    /// Waits for the next signal.
+    pub(super) async fn requested(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

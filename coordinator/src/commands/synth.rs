@@ -4,39 +4,52 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use ds4_cli::{parse, print_line};
 use ds4_common::model::synthetic::{Recipe, presets, write};
 
 /// A known set of widths.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Preset {
-    /// DeepSeek V4 Flash, about 3.8 GB a layer.
+    /// DeepSeek V4 Flash, about 3.8 GB per layer
     Flash,
-    /// Widths of a test.
+    /// A few layers of tiny widths, for tests
     Tiny,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord synth --layers 4 --out flash4.gguf";
+
 /// What to write.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct SynthArgs {
+    /// File to write the model to
+    #[arg(long, value_name = "FILE.gguf")]
+    pub out: PathBuf,
+
     /// Widths of the model
-    #[arg(long, value_enum, default_value = "flash")]
+    #[arg(long, value_enum, default_value = "flash", value_name = "NAME")]
     pub preset: Preset,
 
     /// Layers of the flash preset
-    #[arg(long, default_value_t = 4)]
+    #[arg(
+        long,
+        default_value_t = 4,
+        value_name = "N",
+        value_parser = parse::count(1024)
+    )]
     pub layers: usize,
 
-    /// Equal seeds give equal files
-    #[arg(long, default_value_t = 1)]
+    /// Seed of the random weights; equal seeds give equal files
+    #[arg(long, default_value_t = 1, value_name = "NUMBER")]
     pub seed: u64,
-
-    /// Where to write the GGUF
-    #[arg(long, value_name = "FILE.gguf")]
-    pub out: PathBuf,
 }
 
+/// Writes the model and prints its size.
+///
 /// # Errors
-/// The file can't be written.
+/// The file cannot be written.
 pub fn run(args: &SynthArgs) -> Result<()> {
     let (name, hp) = match args.preset {
         Preset::Flash => ("synthetic-flash", presets::flash(args.layers)),
@@ -48,10 +61,10 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         ..Recipe::default()
     };
     let bytes = write(&args.out, &hp, &recipe)?;
-    println!(
+    print_line!(
         "{}: {bytes} bytes, {} layers",
         args.out.display(),
         hp.layers
-    );
+    )?;
     Ok(())
 }

@@ -1,9 +1,10 @@
-//! `ds4-coord verify`: whether slices are what was written.
+//! `ds4-coord verify`: checks slices against their hashes, and against their model.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Arg, Args};
+use ds4_cli::{ModelFlag, OutputError, print_line};
 use ds4_common::model::Fingerprint;
 use ds4_common::slice::{Slice, SliceError, verify};
 
@@ -11,55 +12,66 @@ use super::assembly::OpenModel;
 use super::model_args::ModelFiles;
 use super::progress::CopyBar;
 
+const EXAMPLES: &str = "\
+Examples:
+  ds4-coord verify slices/*.gguf
+  ds4-coord verify -m V4-Flash-Q4.gguf slices/node-0.gguf";
+
 /// What to check.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES, mut_arg("model", model_of_slices))]
 pub struct VerifyArgs {
-    /// Slices to read through
+    /// Slices to check
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 
-    /// Model that they must be slices of
-    #[arg(
-        short,
-        long,
-        env = "DS4_MODEL",
-        value_name = "FILE",
-        value_delimiter = ','
-    )]
-    pub model: Vec<PathBuf>,
+    /// The model of the slices.
+    #[command(flatten)]
+    pub model: ModelFlag,
 }
 
-/// Names everything that is wrong, file by file.
+/// One value, since slices may follow it.
+fn model_of_slices(flag: Arg) -> Arg {
+    flag.num_args(1)
+        .help("Model that the slices must be cut from [default: any]")
+}
+
+/// Prints everything that is wrong, file by file. Checks all files even if nothing reads along,
+/// since the exit code is for all of them.
 ///
 /// # Errors
-/// A file is wrong, or cannot be read.
+/// A file is damaged, cannot be read, or belongs to another model.
 pub fn run(args: &VerifyArgs) -> Result<()> {
-    let files = ModelFiles {
-        model: args.model.clone(),
-    };
-    let expected = match args.model.is_empty() {
+    let expected = match args.model.model.is_empty() {
         true => None,
-        false => Some(OpenModel::open(&files)?.whole()?.fingerprint()),
+        false => {
+            let files = ModelFiles::from(args.model.model.clone());
+            Some(OpenModel::open(&files)?.whole()?.fingerprint())
+        }
     };
-    let mut wrong = 0;
+    let mut damaged = 0;
     for file in &args.files {
-        match check(file, expected) {
-            Ok(summary) => println!("{}: {summary}", file.display()),
+        let printed = match check(file, expected) {
+            Ok(summary) => print_line!("{}: {summary}", file.display()),
             Err(errors) => {
-                wrong += 1;
-                for error in errors {
-                    println!("{error}");
-                }
+                damaged += 1;
+                errors.iter().try_for_each(|error| print_line!("{error}"))
             }
+        };
+        if let Err(error) = printed
+            && !OutputError::is_closed_pipe(&error)
+        {
+            return Err(error.into());
         }
     }
-    match wrong {
-        0 => Ok(()),
-        _ => bail!("{wrong} of {} files are wrong", args.files.len()),
+    match (damaged, args.files.len()) {
+        (0, _) => Ok(()),
+        (_, 1) => bail!("the slice failed verification"),
+        (_, all) => bail!("{damaged} of {all} slices failed verification"),
     }
 }
 
-/// A line about a sound slice, or all that is wrong with it.
+/// A summary of an intact slice, or everything that is wrong with it.
 fn check(file: &Path, expected: Option<Fingerprint>) -> Result<String, Vec<SliceError>> {
     let slice = Slice::open(file).map_err(|error| vec![error])?;
     let found = slice.head().fingerprint();
@@ -76,7 +88,7 @@ fn check(file: &Path, expected: Option<Fingerprint>) -> Result<String, Vec<Slice
     if faults.is_empty() {
         let (head, bytes) = (slice.head(), slice.weight_bytes());
         let tensors = head.tensors().len();
-        return Ok(format!("good, {tensors} tensors of {bytes} bytes"));
+        return Ok(format!("good, {tensors} tensors, {bytes} bytes"));
     }
     Err(faults.into_iter().map(|fault| fault.error(file)).collect())
 }

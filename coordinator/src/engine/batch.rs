@@ -2,22 +2,28 @@
 
 use super::rope::Rope;
 
-/// Where a chunk's rows lie.
+/// The rows of one chunk.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ChunkRows {
     /// Index of the chunk in the step.
     pub(crate) chunk: usize,
+    /// The chunk's first row in the batch.
     pub(crate) first: usize,
+    /// Rows of the chunk, one for each token.
     pub(crate) len: usize,
 }
 
 /// Tokens, positions and rotation angles of every row.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
+    /// In the order of their rows, which is that of the step.
     pub(crate) chunks: Vec<ChunkRows>,
+    /// Token id of every row.
     pub(crate) tokens: Vec<u32>,
+    /// Position of every row in its sequence.
     pub(crate) positions: Vec<usize>,
-    /// `(sin, cos)` of every row's pairs, for layers without and with compression.
+    /// `(sin, cos)` of every row's pairs, `(rows x rope_dims/2)`, for layers without and with
+    /// compression.
     plain_angles: Vec<(f32, f32)>,
     compressing_angles: Vec<(f32, f32)>,
 }
@@ -31,10 +37,12 @@ impl Batch {
         self.compressing_angles.clear();
     }
 
+    /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
         self.tokens.len()
     }
 
+    /// Appends the rows of chunk `chunk`, whose first token stands at `position`.
     pub(crate) fn push(&mut self, chunk: usize, position: usize, tokens: &[u32], ropes: &Ropes) {
         self.chunks.push(ChunkRows {
             chunk,
@@ -63,8 +71,8 @@ impl Batch {
         &all[row * pairs..(row + 1) * pairs]
     }
 
-    /// Drops the chunks for which `keep` is false; `moved(from, to, len)` is told of every run of
-    /// rows that stays, in order.
+    /// Drops the chunks for which `keep` is false, and calls `moved(from, to, len)` for every run
+    /// of rows that stays, in order.
     pub(crate) fn retain(
         &mut self,
         keep: impl Fn(usize) -> bool,
@@ -94,7 +102,7 @@ impl Batch {
     }
 }
 
-/// Both kinds of rotary frequencies.
+/// The rotary frequencies of layers without and with compression.
 #[derive(Debug)]
 pub(crate) struct Ropes {
     pub(crate) plain: Rope,

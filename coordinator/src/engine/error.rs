@@ -1,35 +1,69 @@
+//! Why the engine refuses a step or fails in one.
+
 use ds4_common::kernels::ShapeError;
 use ds4_common::model::ModelError;
 
-use super::ExpertError;
+use super::expert_backend::ExpertError;
 
 /// Why a step or the construction of an engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// A weight tensor does not have the shape of a matrix of its type.
     #[error("tensor {tensor}: {problem}")]
-    Weight { tensor: String, problem: ShapeError },
-    #[error("tensor {tensor}: {reason}")]
-    Values { tensor: String, reason: String },
-    #[error("{streams} hyper-connection streams are more than the {limit} that fit")]
-    Streams { streams: usize, limit: usize },
-    #[error("token {token} is outside of the vocabulary of {vocab}")]
-    Token { token: u32, vocab: usize },
-    #[error("{tokens} tokens after position {position} exceed the context of {context}")]
+    Weight {
+        /// Name of the tensor in the file.
+        tensor: String,
+        /// How the shape, the type and the bytes disagree.
+        problem: ShapeError,
+    },
+    /// The model has more residual streams than the mixing state has room for.
+    #[error("the model has {streams} hyper-connection streams; at most {limit} are supported")]
+    Streams {
+        /// Streams of the model.
+        streams: usize,
+        /// Most streams of any model that the engine runs.
+        limit: usize,
+    },
+    /// A token id is not below the size of the vocabulary.
+    #[error("token id {token} is outside the vocabulary of {vocab} tokens")]
+    Token {
+        /// The first such id of the chunk.
+        token: u32,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+    /// A chunk would make its sequence longer than the engine's context.
+    #[error("{tokens} tokens after position {position} exceed the context of {context} tokens")]
     Context {
+        /// Tokens of the sequence before the step.
         position: usize,
+        /// Tokens of the chunk.
         tokens: usize,
+        /// Most tokens of a sequence.
         context: usize,
     },
-    #[error("a context of {wanted} tokens exceeds the model's limit of {limit}")]
-    ContextLimit { wanted: usize, limit: usize },
-    #[error("a chunk without tokens")]
+    /// The configured context is longer than the model's.
+    #[error("a context of {wanted} tokens exceeds the model's limit of {limit} tokens")]
+    ContextLimit {
+        /// The configured context in tokens.
+        wanted: usize,
+        /// The model's context in tokens.
+        limit: usize,
+    },
+    /// A chunk has no tokens.
+    #[error("a chunk has no tokens")]
     EmptyChunk,
-    #[error("the sequence was left unfinished by an earlier failed or cancelled step")]
+    /// An earlier step of the sequence failed or was cancelled, so that its layers stand at
+    /// different positions.
+    #[error("the sequence cannot continue: an earlier step of it failed or was cancelled")]
     BrokenSequence,
+    /// The model's tensors could not be read.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The routed experts of a layer could not be computed.
     #[error(transparent)]
     Experts(#[from] ExpertError),
-    #[error("the engine's threads could not be started: {0}")]
-    Threads(String),
+    /// The pool of compute threads could not be started.
+    #[error("failed to start the engine's threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
 }

@@ -1,10 +1,9 @@
 //! One step through all layers.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::math::{rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
@@ -12,48 +11,56 @@ use rayon::prelude::*;
 
 use super::attention::{AttentionLayer, AttentionScratch};
 use super::batch::{Batch, Ropes};
-use super::compute::Compute;
+use super::dense::DenseOps;
+use super::error::EngineError;
+use super::expert_backend::{ExpertBackend, ExpertError};
 use super::hyper_connection::{
     HcConstants, MAX_STREAMS, Mixing, mix_in, mix_out, mixing, norm_streams,
 };
 use super::kv_cache::LayerCache;
 use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
 use super::operand::Operand;
-use super::weights::{FfnWeights, HcWeights, Layer, Weights};
-use super::{
-    Chunk, ChunkOutput, EngineError, ExpertBackend, ExpertError, LogitsWanted, Stage, StageTimes,
-};
+use super::stage::{Stage, StageTimes};
+use super::step::{Chunk, ChunkOutput, LogitsWanted};
+use super::weights::{EngineWeights, FfnWeights, HcWeights, LayerWeights};
 
 /// Buffers of a step, kept between steps. All are row-major over the batch's rows.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
+pub(super) struct StepScratch {
+    /// The rows of the step that were not cancelled.
     batch: Batch,
-    /// `rows x streams x hidden`.
+    /// The residual, `(rows x streams x hidden)`.
     streams: Vec<f32>,
+    /// The residual, normed over all streams of a row, `(rows x streams*hidden)`.
     hc_input: Operand,
+    /// Mixing logits, `(rows x streams*(2+streams))`; at the head `(rows x streams)`.
     hc_logits: Vec<f32>,
+    /// One for each row.
     mixings: Vec<Mixing>,
-    /// Sublayer input before and after its norm, `rows x hidden`.
+    /// Sublayer input before its norm, `(rows x hidden)`.
     mixed: Vec<f32>,
+    /// Sublayer input after its norm, `(rows x hidden)`.
     normed: Operand,
-    /// Sublayer output.
+    /// Sublayer output, `(rows x hidden)`.
     output: Vec<f32>,
     attention: AttentionScratch,
+    /// `(rows x experts)`.
     router_logits: Vec<f32>,
     shared: SharedScratch,
+    /// Sums over the routed experts, `(rows x hidden)`.
     routed: Vec<f32>,
-    /// Wanted rows x vocab.
+    /// `(wanted rows x vocab)`.
     pub(super) logits: Vec<f32>,
 }
 
 /// Everything a step reads and the scratch it writes.
 pub(super) struct Forward<'a> {
     pub(super) hp: &'a HyperParams,
-    pub(super) weights: &'a Weights,
+    pub(super) weights: &'a EngineWeights,
     pub(super) ropes: &'a Ropes,
-    pub(super) compute: Compute,
+    pub(super) dense: DenseOps,
     pub(super) experts: &'a dyn ExpertBackend,
-    pub(super) scratch: &'a mut Scratch,
+    pub(super) scratch: &'a mut StepScratch,
     pub(super) times: &'a mut StageTimes,
 }
 
@@ -126,9 +133,9 @@ impl Forward<'_> {
 
     fn drop_cancelled(&mut self, chunks: &[Chunk<'_>], outputs: &mut [ChunkOutput]) {
         for (chunk, output) in chunks.iter().zip(outputs.iter_mut()) {
-            output.cancelled |= chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
+            output.cancelled |= chunk.is_cancelled();
         }
-        let Scratch { batch, streams, .. } = &mut *self.scratch;
+        let StepScratch { batch, streams, .. } = &mut *self.scratch;
         if batch
             .chunks
             .iter()
@@ -146,7 +153,7 @@ impl Forward<'_> {
     fn attention(
         &mut self,
         index: usize,
-        layer: &Layer,
+        layer: &LayerWeights,
         chunks: &mut [Chunk<'_>],
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
@@ -154,12 +161,12 @@ impl Forward<'_> {
         self.times.lap(Stage::HyperConnections, mark);
         let attention = AttentionLayer {
             hp: self.hp,
-            compute: self.compute,
+            dense: self.dense,
             ropes: self.ropes,
             weights: &layer.attention,
             ratio: self.hp.compress_ratios[index],
         };
-        let Scratch {
+        let StepScratch {
             batch,
             normed,
             attention: scratch,
@@ -169,7 +176,7 @@ impl Forward<'_> {
         let mut caches: Vec<&mut LayerCache> = Vec::with_capacity(batch.chunks.len());
         let mut remaining = chunks.iter_mut().enumerate();
         for rows in &batch.chunks {
-            // Both lists ascend, so each chunk is found by walking on.
+            // Both lists ascend, so one pass over the chunks finds them all.
             if let Some((_, chunk)) = remaining.find(|(i, _)| *i == rows.chunk) {
                 caches.push(&mut chunk.sequence.layers[index]);
             }
@@ -185,7 +192,7 @@ impl Forward<'_> {
     fn feed_forward(
         &mut self,
         index: usize,
-        layer: &Layer,
+        layer: &LayerWeights,
         chunks: &[Chunk<'_>],
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
@@ -195,7 +202,7 @@ impl Forward<'_> {
         self.times.lap(Stage::Router, mark);
         let pending = self.experts.begin(Arc::new(batch))?;
         self.times.lap(Stage::RoutedExperts, mark);
-        let Scratch {
+        let StepScratch {
             batch,
             normed,
             shared,
@@ -204,12 +211,14 @@ impl Forward<'_> {
             ..
         } = &mut *self.scratch;
         let clamp = self.hp.clamp_shared[index];
-        shared_expert(self.compute, &layer.ffn, clamp, normed, shared, output)?;
+        shared_expert(self.dense, &layer.ffn, clamp, normed, shared, output)?;
         self.times.lap(Stage::SharedExpert, mark);
         routed.resize(output.len(), 0.0);
-        // The wait ends early only if it is for nobody: one chunk that stays needs the sum.
-        let gone = |chunk: &Chunk<'_>| chunk.cancelled.is_some_and(|c| c.load(Ordering::Relaxed));
-        let give_up = || batch.chunks.iter().all(|rows| gone(&chunks[rows.chunk]));
+        // The wait ends early only if all chunks were cancelled: one that stays needs the sum.
+        let give_up = || {
+            let mut of_step = batch.chunks.iter().map(|rows| &chunks[rows.chunk]);
+            of_step.all(Chunk::is_cancelled)
+        };
         pending.finish(&give_up, routed)?;
         self.times.lap(Stage::RoutedExperts, mark);
         let hidden = self.hp.hidden;
@@ -224,23 +233,23 @@ impl Forward<'_> {
 
     /// Chooses experts for every row and packs the call.
     fn route(&mut self, index: usize, ffn: &FfnWeights) -> Result<ExpertBatch, EngineError> {
-        let Scratch {
+        let StepScratch {
             batch,
             normed,
             router_logits,
             ..
         } = &mut *self.scratch;
-        self.compute.linear(&ffn.router, normed, router_logits)?;
-        let used = self.hp.experts_used;
+        self.dense.linear(&ffn.router, normed, router_logits)?;
+        let experts_used = self.hp.experts_used;
         let mut routes = vec![
             Route {
                 expert: 0,
                 weight: 0.0
             };
-            batch.rows() * used
+            batch.rows() * experts_used
         ];
         routes
-            .par_chunks_exact_mut(used)
+            .par_chunks_exact_mut(experts_used)
             .zip(router_logits.par_chunks_exact(self.hp.experts))
             .zip(&batch.tokens)
             .for_each_init(
@@ -251,21 +260,22 @@ impl Forward<'_> {
             );
         let [gate, up] = ffn
             .routed_types
-            .map(|ty| self.compute.numerics.activation_format(ty));
-        // Gate and up of different kinds would need two layouts: send the plain values then.
+            .map(|ty| self.dense.numerics.activation_format(ty));
+        // Gate and up of different types would need two formats: send the plain values then.
         let input = if gate == up {
-            ExpertInput::from_activations(normed.in_format(self.compute.kernels, gate))
+            ExpertInput::from_activations(normed.in_format(self.dense.kernels, gate))
         } else {
             ExpertInput::F32(normed.values().to_vec())
         };
-        Ok(ExpertBatch {
+        let fields = BatchFields {
             layer: index,
             tokens: batch.rows(),
-            used,
             routes,
             input,
-            round: self.compute.numerics.rounds_activations(),
-        })
+            round: self.dense.numerics.rounds_activations(),
+        };
+        let batch = ExpertBatch::new(MoeShape::of(self.hp), fields);
+        Ok(batch.map_err(ExpertError::from)?)
     }
 
     /// Streams to the sublayer's normed input; keeps what [`Self::mix_out`] needs.
@@ -273,7 +283,7 @@ impl Forward<'_> {
         let (hp, hidden) = (self.hp, self.hp.hidden);
         let rows = self.scratch.batch.rows();
         self.stream_logits(hc, rows)?;
-        let Scratch {
+        let StepScratch {
             streams,
             hc_logits,
             mixings,
@@ -300,7 +310,7 @@ impl Forward<'_> {
             .zip(inputs)
             .for_each(|(((mix, mixed), normed), (streams, logits))| {
                 *mix = mixing(logits, &constants);
-                self.compute.kernels.vectorised(|| {
+                self.dense.kernels.vectorised(|| {
                     mix_in(streams, &mix.pre[..hp.streams], mixed);
                     rms_norm(mixed, norm, hp.rms_eps, normed);
                 });
@@ -310,7 +320,7 @@ impl Forward<'_> {
 
     /// The mixing logits of every row: a matrix over all its streams, normed together.
     fn stream_logits(&mut self, hc: &HcWeights, rows: usize) -> Result<(), EngineError> {
-        let Scratch {
+        let StepScratch {
             streams,
             hc_input,
             hc_logits,
@@ -323,14 +333,14 @@ impl Forward<'_> {
             .zip(streams.par_chunks(width))
             .for_each(|(out, streams)| {
                 let norm = || norm_streams(streams, self.hp.rms_eps, out);
-                self.compute.kernels.vectorised(norm);
+                self.dense.kernels.vectorised(norm);
             });
-        self.compute.linear(&hc.function, hc_input, hc_logits)
+        self.dense.linear(&hc.function, hc_input, hc_logits)
     }
 
     /// The sublayer's output back to the streams.
     fn mix_out(&mut self) {
-        let Scratch {
+        let StepScratch {
             streams,
             output,
             mixings,
@@ -343,7 +353,7 @@ impl Forward<'_> {
             .zip(mixings.par_iter())
             .for_each(|((streams, y), mix)| {
                 let mix = || mix_out(streams, y, mix, count);
-                self.compute.kernels.vectorised(mix);
+                self.dense.kernels.vectorised(mix);
             });
     }
 
@@ -355,7 +365,7 @@ impl Forward<'_> {
     ) -> Result<(), EngineError> {
         let (hp, vocab) = (self.hp, self.hp.vocab);
         let width = hp.streams * hp.hidden;
-        let Scratch {
+        let StepScratch {
             batch,
             streams,
             logits,
@@ -387,7 +397,7 @@ impl Forward<'_> {
         let hc = &self.weights.head_hc;
         let width = hp.streams * hp.hidden;
         self.stream_logits(hc, rows)?;
-        let Scratch {
+        let StepScratch {
             streams,
             hc_logits,
             mixed,
@@ -411,6 +421,6 @@ impl Forward<'_> {
                 mix_in(streams, &pre[..hp.streams], mixed);
                 rms_norm(mixed, &self.weights.output_norm, hp.rms_eps, normed);
             });
-        self.compute.linear(&self.weights.output, normed, logits)
+        self.dense.linear(&self.weights.output, normed, logits)
     }
 }

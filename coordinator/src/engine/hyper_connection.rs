@@ -1,26 +1,34 @@
-//! Hyper-connections: the residual is `streams` parallel rows; each sublayer reads a mix of them
-//! and writes its output back to all, with the streams mixed by a doubly stochastic matrix.
+//! Hyper-connections: the residual consists of `streams` parallel rows; each sublayer reads a mix
+//! of them and adds its output to all, while a doubly stochastic matrix mixes the streams.
 
 use ds4_common::math::{exp, rms_scale, sigmoid};
 
-/// Streams that the fixed-size mixing state is made for; larger counts are refused at load.
+/// Streams that the fixed-size mixing state has room for; models with more are refused at load.
 pub(crate) const MAX_STREAMS: usize = 8;
 
-/// What a sublayer's output needs to enter the streams: kept from mix-in to mix-out.
+/// Mixing coefficients of one token around one sublayer, kept from mix-in to mix-out.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Mixing {
+    /// Weight of every stream in the sublayer's input.
     pub(crate) pre: [f32; MAX_STREAMS],
+    /// Weight of the sublayer's output in every stream.
     pub(crate) post: [f32; MAX_STREAMS],
+    /// Weight of stream `r` in the new stream `c`, at `[r][c]`.
     pub(crate) streams: [[f32; MAX_STREAMS]; MAX_STREAMS],
 }
 
 /// Constants of one hyper-connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HcConstants<'a> {
+    /// Factors of the mixing logits: pre, post, streams.
     pub(crate) scale: &'a [f32],
+    /// Offsets of the mixing logits, `streams * (2 + streams)`.
     pub(crate) base: &'a [f32],
+    /// Number of streams, at most [`MAX_STREAMS`].
     pub(crate) streams: usize,
+    /// Sinkhorn iterations.
     pub(crate) iterations: usize,
+    /// Added to the weights of the input, and to divisors.
     pub(crate) epsilon: f32,
 }
 
@@ -51,7 +59,8 @@ pub(crate) fn mixing(m: &[f32], c: &HcConstants<'_>) -> Mixing {
     mix
 }
 
-/// Row softmax, then alternating column and row normalisation, columns last.
+/// Makes the matrix doubly stochastic: row softmax, then alternating column and row normalisation,
+/// columns last.
 fn sinkhorn(a: &mut [[f32; MAX_STREAMS]; MAX_STREAMS], n: usize, iterations: usize, epsilon: f32) {
     for row in a.iter_mut().take(n) {
         let row = &mut row[..n];
@@ -104,7 +113,7 @@ pub(crate) fn mix_out(streams: &mut [f32], y: &[f32], mix: &Mixing, count: usize
     }
 }
 
-/// Columns that [`mix_out`] treats together, so that they are vectors.
+/// Columns that [`mix_out`] processes together, so that they fill vectors.
 const COLUMNS: usize = 16;
 
 #[inline(always)]

@@ -1,13 +1,16 @@
 //! The forward pass: chunks of tokens in, logits out. Synchronous; no sockets, no runtime.
 //!
 //! A step takes chunks of several sequences: prefill and decode mix, and each weight is read once
-//! for all rows. What a row computes depends on its own sequence alone, to the bit.
+//! for all rows. A row's result depends on its own sequence alone, to the bit.
+//!
+//! `dense` is the door to the matrices that the coordinator multiplies itself, `expert_backend` the
+//! door to the routed experts.
 
 mod attention;
-mod backend;
 mod batch;
-mod compute;
+mod dense;
 mod error;
+mod expert_backend;
 mod forward;
 mod hyper_connection;
 mod kv_cache;
@@ -16,40 +19,42 @@ mod numerics;
 mod operand;
 mod rope;
 mod stage;
+mod stage_work;
+mod step;
 mod weights;
-mod work;
 
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::threads::Threads;
 
-pub use backend::{ExpertBackend, ExpertError, PendingExperts};
 pub use error::EngineError;
+pub use expert_backend::{ExpertBackend, ExpertError, PendingExperts};
 pub use kv_cache::Sequence;
 pub use numerics::Numerics;
 pub use stage::{Stage, StageTimes};
-pub use work::StageWork;
+pub use stage_work::StageWork;
+pub use step::{Chunk, ChunkOutput, LogitsWanted, StepOutput};
 
 use batch::Ropes;
-use compute::Compute;
-use forward::{Forward, Scratch};
+use dense::DenseOps;
+use forward::{Forward, StepScratch};
 use rope::Rope;
-use weights::Weights;
+use weights::EngineWeights;
 
 /// How an engine computes.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineConfig {
+    /// The instruction set that multiplies.
     pub kernels: Kernels,
+    /// The roundings between the products.
     pub numerics: Numerics,
-    /// Compute threads; 0 takes one for each core.
+    /// Compute threads; 0 means one per core.
     pub threads: usize,
-    /// Whether each compute thread stays on a core of its own.
+    /// Whether each compute thread is pinned to a core of its own.
     pub pin: bool,
-    /// Longest sequence in tokens; 0 takes the model's own limit.
+    /// Longest sequence in tokens; 0 means the model's own limit.
     pub context: usize,
 }
 
@@ -57,7 +62,7 @@ impl EngineConfig {
     /// Longest sequence in tokens of an engine for this model.
     ///
     /// # Errors
-    /// More is asked for than positions mean something to the model.
+    /// `context` exceeds the model's limit.
     pub fn context_of(&self, hp: &HyperParams) -> Result<usize, EngineError> {
         match self.context {
             0 => Ok(hp.context),
@@ -70,62 +75,16 @@ impl EngineConfig {
     }
 }
 
-/// Which rows of a chunk the caller wants logits of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitsWanted {
-    None,
-    Last,
-    All,
-}
-
-/// Consecutive tokens of one sequence.
-#[derive(Debug)]
-pub struct Chunk<'a> {
-    pub sequence: &'a mut Sequence,
-    pub tokens: &'a [u32],
-    pub logits: LogitsWanted,
-    /// Looked at before every layer: once true, the chunk's rows leave the batch.
-    pub cancelled: Option<&'a AtomicBool>,
-}
-
-/// Logits of one step, valid until the next.
-#[derive(Debug)]
-pub struct StepOutput<'a> {
-    logits: &'a [f32],
-    chunks: &'a [ChunkOutput],
-}
-
-#[derive(Clone, Debug, Default)]
-struct ChunkOutput {
-    /// Elements of the logits buffer.
-    logits: Range<usize>,
-    cancelled: bool,
-}
-
-impl StepOutput<'_> {
-    /// The wanted rows of chunk `index`, `rows x vocab`; empty if it was cancelled.
-    #[must_use]
-    pub fn logits(&self, index: usize) -> &[f32] {
-        &self.logits[self.chunks[index].logits.clone()]
-    }
-
-    /// Whether chunk `index` was cancelled on the way; its sequence is broken then.
-    #[must_use]
-    pub fn cancelled(&self, index: usize) -> bool {
-        self.chunks[index].cancelled
-    }
-}
-
 /// A loaded model with its threads and buffers.
 pub struct Engine {
     hp: HyperParams,
-    weights: Weights,
+    weights: EngineWeights,
     ropes: Ropes,
-    compute: Compute,
+    dense: DenseOps,
     context: usize,
     experts: Arc<dyn ExpertBackend>,
     pool: rayon::ThreadPool,
-    scratch: Scratch,
+    scratch: StepScratch,
     outputs: Vec<ChunkOutput>,
     times: StageTimes,
 }
@@ -133,12 +92,15 @@ pub struct Engine {
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine")
-            .field("compute", &self.compute)
+            .field("dense", &self.dense)
             .finish_non_exhaustive()
     }
 }
 
 impl Engine {
+    /// An engine for the model whose tensors are given, without any sequence. Routed experts are
+    /// left to `experts`.
+    ///
     /// # Errors
     /// A tensor does not fit its use, the context exceeds the model's, or threads could not be
     /// started.
@@ -148,19 +110,18 @@ impl Engine {
         experts: Arc<dyn ExpertBackend>,
         config: &EngineConfig,
     ) -> Result<Self, EngineError> {
-        let weights = Weights::new(&hp, tensors)?;
+        let weights = EngineWeights::new(&hp, tensors)?;
         let pool = Threads::new(config.threads, config.pin)
             .pool()
             .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .map_err(|e| EngineError::Threads(e.to_string()))?;
+            .build()?;
         let context = config.context_of(&hp)?;
         Ok(Engine {
             ropes: Ropes {
                 plain: Rope::window_only(&hp),
                 compressing: Rope::compressing(&hp),
             },
-            compute: Compute {
+            dense: DenseOps {
                 kernels: config.kernels,
                 numerics: config.numerics,
             },
@@ -169,12 +130,13 @@ impl Engine {
             context,
             experts,
             pool,
-            scratch: Scratch::default(),
+            scratch: StepScratch::default(),
             outputs: Vec::new(),
             times: StageTimes::default(),
         })
     }
 
+    /// Tokens of the vocabulary: the length of a row of logits.
     #[must_use]
     pub fn vocab(&self) -> usize {
         self.hp.vocab
@@ -186,30 +148,49 @@ impl Engine {
         self.context
     }
 
+    /// An empty sequence, to be passed to this engine's steps only.
     #[must_use]
     pub fn new_sequence(&self) -> Sequence {
-        Sequence::new(&self.hp, self.compute.numerics)
+        Sequence::new(&self.hp, self.dense.numerics)
     }
 
-    /// Bytes that a sequence takes at most, by its tokens, if no step adds more than `chunk` of
-    /// them to it.
+    /// The most bytes that a sequence occupies, as a function of its length in tokens, if no step
+    /// appends more than `chunk` of them.
     pub fn sequence_bytes(&self, chunk: usize) -> impl Fn(usize) -> u64 + Send + Sync + 'static {
-        let (hp, numerics) = (self.hp.clone(), self.compute.numerics);
+        let (hp, numerics) = (self.hp.clone(), self.dense.numerics);
         move |tokens| Sequence::most_bytes(&hp, numerics, tokens, chunk)
     }
 
-    /// Time spent in each stage since the engine was made.
+    /// Time spent in each stage since the engine was built.
     #[must_use]
     pub fn times(&self) -> &StageTimes {
         &self.times
     }
 
-    /// Advances every chunk's sequence by its tokens.
+    /// The mapped weights of a stage, without the routed experts and without the indexer's, which
+    /// only long sequences read. The head's are multiplied only for rows that want logits.
+    #[must_use]
+    pub fn work(&self, stage: Stage) -> StageWork {
+        self.weights.work(stage)
+    }
+
+    /// The mapped weights that every step reads, without the routed experts: one slice per matrix.
+    #[must_use]
+    pub fn dense_bytes(&self) -> Vec<&[u8]> {
+        self.weights.dense_bytes()
+    }
+
+    /// Runs `probe` on the engine's threads.
+    pub fn on_threads<R: Send>(&self, probe: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(probe)
+    }
+
+    /// Appends every chunk's tokens to its sequence and computes the wanted logits.
     ///
     /// # Errors
-    /// A chunk is refused before any work if it is empty, names a token outside of the vocabulary,
-    /// exceeds the context, or its sequence is broken; nothing has changed then. If experts can't
-    /// be computed, all sequences of the step are broken.
+    /// A chunk is refused before any work if it is empty, has a token outside the vocabulary,
+    /// exceeds the context, or its sequence is broken; no sequence has changed then. If the experts
+    /// of a layer cannot be computed, all sequences of the step are broken.
     pub fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<StepOutput<'_>, EngineError> {
         for chunk in chunks.iter() {
             self.check(chunk)?;
@@ -220,17 +201,14 @@ impl Engine {
             hp: &self.hp,
             weights: &self.weights,
             ropes: &self.ropes,
-            compute: self.compute,
+            dense: self.dense,
             experts: &*self.experts,
             scratch: &mut self.scratch,
             times: &mut self.times,
         };
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;
-        Ok(StepOutput {
-            logits: &self.scratch.logits,
-            chunks: &self.outputs,
-        })
+        Ok(StepOutput::new(&self.scratch.logits, &self.outputs))
     }
 
     fn check(&self, chunk: &Chunk<'_>) -> Result<(), EngineError> {

@@ -1,10 +1,12 @@
+//! Which values the forward pass rounds.
+
 use std::fmt;
 use std::str::FromStr;
 
 use ds4_common::quant::{ActivationFormat, GgmlType};
 
-/// What is rounded on the way. The default is what the model was trained with and what the
-/// kernels are made for; the others compare the engine with others to tighter bounds.
+/// What the forward pass rounds. The default is what the model was trained with and what the
+/// kernels are made for; the others allow comparisons with other engines to tighter bounds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Numerics {
     /// Weights dequantised, nothing rounded.
@@ -17,17 +19,19 @@ pub enum Numerics {
 }
 
 impl Numerics {
+    /// Whether cache and index rows are rounded, and cache rows stored as f16.
     #[must_use]
     pub fn rounds_cache(self) -> bool {
         self != Numerics::F32
     }
 
+    /// Whether activations are quantised before a product with quantised weights.
     #[must_use]
     pub fn rounds_activations(self) -> bool {
         self == Numerics::Full
     }
 
-    /// The layout in which an activation meets a weight of type `ty`.
+    /// The format in which activations are multiplied with weights of type `ty`.
     #[must_use]
     pub fn activation_format(self, ty: GgmlType) -> ActivationFormat {
         if self.rounds_activations() {
@@ -56,7 +60,7 @@ impl FromStr for Numerics {
             "f32" => Ok(Numerics::F32),
             "cache" => Ok(Numerics::Cache),
             "full" => Ok(Numerics::Full),
-            other => Err(format!("'{other}' is none of f32, cache, full")),
+            other => Err(format!("expected f32, cache or full, not '{other}'")),
         }
     }
 }

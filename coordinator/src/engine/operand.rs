@@ -1,31 +1,35 @@
-//! An activation matrix that meets weights of several types: each layout is made at most once.
+//! An activation matrix that is multiplied with weights of several types: each format that they
+//! need is made at most once.
 
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::quant::ActivationFormat;
 
-/// `rows x cols` activations, quantised on demand and once per layout.
+/// Activations `(rows x cols)`, quantised on demand and once per format.
 #[derive(Debug, Default)]
 pub(crate) struct Operand {
     plain: Activations,
-    q8: Layout,
-    q8k: Layout,
+    q8: FormattedActivations,
+    q8k: FormattedActivations,
 }
 
+/// The plain values in a quantised format.
 #[derive(Debug, Default)]
-struct Layout {
+struct FormattedActivations {
     activations: Activations,
+    /// Whether they were made of the present plain values.
     ready: bool,
 }
 
 impl Operand {
-    /// Room for `rows x cols` new values, which the caller fills. Layouts made of the old ones
-    /// are dropped, their memory is kept.
+    /// Room for new values `(rows x cols)`, which the caller fills. Formats made of the old ones
+    /// are invalid; their memory is kept.
     pub(crate) fn values_mut(&mut self, cols: usize, rows: usize) -> &mut [f32] {
         self.q8.ready = false;
         self.q8k.ready = false;
         self.plain.plain_mut(rows, cols)
     }
 
+    /// The plain values, row-major.
     pub(crate) fn values(&self) -> &[f32] {
         self.plain.plain()
     }
@@ -34,32 +38,33 @@ impl Operand {
         self.plain.rows()
     }
 
-    /// Makes the layout of `format` unless it is there.
+    /// Converts the values to `format` unless that was done.
     pub(crate) fn prepare(&mut self, kernels: Kernels, format: ActivationFormat) {
-        let layout = match format {
+        let formatted = match format {
             ActivationFormat::F32 => return,
             ActivationFormat::Q8 => &mut self.q8,
             ActivationFormat::Q8K => &mut self.q8k,
         };
-        if !layout.ready {
-            layout
+        if !formatted.ready {
+            formatted
                 .activations
                 .set_with(kernels, format, self.plain.cols(), self.plain.plain());
-            layout.ready = true;
+            formatted.ready = true;
         }
     }
 
-    /// The layout of `format`, which [`Operand::prepare`] made for these values.
+    /// The values in `format`, which [`Operand::prepare`] made.
     pub(crate) fn prepared(&self, format: ActivationFormat) -> &Activations {
-        let layout = match format {
+        let formatted = match format {
             ActivationFormat::F32 => return &self.plain,
             ActivationFormat::Q8 => &self.q8,
             ActivationFormat::Q8K => &self.q8k,
         };
-        debug_assert!(layout.ready, "{format:?} was not prepared");
-        &layout.activations
+        debug_assert!(formatted.ready, "{format:?} was not prepared");
+        &formatted.activations
     }
 
+    /// The values in `format`, converted if that was not done.
     pub(crate) fn in_format(&mut self, kernels: Kernels, format: ActivationFormat) -> &Activations {
         self.prepare(kernels, format);
         self.prepared(format)

@@ -7,18 +7,19 @@ use ds4_common::model::{HyperParams, Yarn};
 /// Frequencies of one kind of layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Rope {
+    /// Radians per position, one for each pair.
     frequencies: Vec<f32>,
 }
 
 impl Rope {
-    /// Layers that attend to the window alone: plain frequencies.
+    /// For layers that attend to the window alone: plain frequencies.
     pub(crate) fn window_only(hp: &HyperParams) -> Self {
         Rope {
             frequencies: frequencies(hp.rope_dims, f64::from(hp.rope_base), None),
         }
     }
 
-    /// Layers that compress: a larger base, interpolated by YaRN without a magnitude factor.
+    /// For layers that compress: a larger base, interpolated by YaRN without a magnitude factor.
     pub(crate) fn compressing(hp: &HyperParams) -> Self {
         let base = f64::from(hp.compress_rope_base);
         Rope {
@@ -26,6 +27,7 @@ impl Rope {
         }
     }
 
+    /// Values of a row that are rotated.
     pub(crate) fn dims(&self) -> usize {
         2 * self.frequencies.len()
     }
@@ -51,7 +53,7 @@ fn frequencies(dims: usize, base: f64, yarn: Option<&Yarn>) -> Vec<f32> {
         .collect()
 }
 
-/// 0 where a pair turns fast enough to be left alone, 1 where it is interpolated in full.
+/// 0 where a pair turns fast enough to keep its frequency, 1 where it is fully interpolated.
 fn yarn_ramp(pair: usize, dims: usize, base: f64, yarn: &Yarn) -> f64 {
     let context = f64::from(yarn.original_context as f32);
     let turns_at = |beta: f32| {

@@ -1,5 +1,6 @@
-//! What every handler can see.
+//! The state that all handlers share.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,13 +8,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::error::ApiError;
-use crate::cluster::Table;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, Vocabulary};
 
-/// A name that stands for the model without thinking.
+/// The name under which the model answers without thinking, unless a request turns it on.
 pub const CHAT_ALIAS: &str = "deepseek-chat";
-/// A name that stands for the model with thinking.
+/// The name under which the model answers with thinking, unless a request turns it off.
 pub const REASONER_ALIAS: &str = "deepseek-reasoner";
 
 /// The model as clients know it.
@@ -23,9 +23,9 @@ pub struct ModelCard {
     pub id: String,
     /// Other names under which it is served, besides [`CHAT_ALIAS`] and [`REASONER_ALIAS`].
     pub aliases: Vec<String>,
-    /// Tells apart models and builds whose answers may differ.
+    /// Differs between models and settings whose answers may differ.
     pub fingerprint: String,
-    /// The prompt form that the weights were trained on.
+    /// The prompt format that the weights were trained on.
     pub dialect: Dialect,
 }
 
@@ -47,19 +47,19 @@ impl ModelCard {
         names
     }
 
-    /// Whether the model may be called `asked`; a request that names none means this one.
-    pub(super) fn check(&self, asked: Option<&str>) -> Result<(), ApiError> {
+    /// Refuses a name that is not the model's; a request without a name gets this model.
+    pub(super) fn check(&self, requested: Option<&str>) -> Result<(), ApiError> {
         let names = self.names();
-        match asked {
-            Some(asked) if !names.iter().any(|name| name == asked) => {
-                Err(ApiError::unknown_model(asked, &names))
+        match requested {
+            Some(requested) if !names.iter().any(|name| name == requested) => {
+                Err(ApiError::unknown_model(requested, &names))
             }
             _ => Ok(()),
         }
     }
 }
 
-/// Whether a model of this name thinks unless told otherwise.
+/// Whether a model of this name thinks unless the request decides.
 pub(super) fn thinks_by_default(model: Option<&str>) -> bool {
     model != Some(CHAT_ALIAS)
 }
@@ -67,12 +67,12 @@ pub(super) fn thinks_by_default(model: Option<&str>) -> bool {
 /// Settings of the HTTP side.
 #[derive(Clone, Debug)]
 pub struct HttpSettings {
-    /// Bytes that a request's body may have.
+    /// Most bytes of a request's body.
     pub body_limit: usize,
-    /// Origins of web pages elsewhere that may use the API; `*` is all of them.
+    /// Origins whose web pages may use the API besides this server's own; `*` stands for all.
     pub cors: Vec<String>,
-    /// Silence in a stream after which a comment is sent, so that no proxy takes a long prompt for
-    /// a dead server.
+    /// Idle time of a stream before a keep-alive comment is sent, so that proxies do not mistake a
+    /// long prompt for a dead server.
     pub keep_alive: Duration,
 }
 
@@ -86,22 +86,41 @@ impl Default for HttpSettings {
     }
 }
 
-/// The state behind the routes.
-#[derive(Debug)]
+/// How many expert nodes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeCounts {
+    /// Nodes that are connected and serve.
+    pub up: usize,
+    /// Nodes that are known, whatever their state.
+    pub total: usize,
+}
+
+type CountNodes = Box<dyn Fn() -> NodeCounts + Send + Sync>;
+
+/// The state that all handlers share.
 pub struct App {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) vocabulary: Arc<Vocabulary>,
     pub(super) card: ModelCard,
     pub(super) settings: HttpSettings,
     pub(super) metrics: PrometheusHandle,
-    /// How the expert nodes stand, if there are any.
-    pub(super) cluster: Option<Arc<Table>>,
+    /// Start of the server in seconds since 1970.
     pub(super) started: u64,
-    ids: Ids,
+    count_nodes: Option<CountNodes>,
+    ids: AnswerIds,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App")
+            .field("card", &self.card)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 impl App {
-    /// Joins the parts.
+    /// The state of a server that has no expert nodes to report.
     #[must_use]
     pub fn new(
         scheduler: Arc<Scheduler>,
@@ -110,26 +129,32 @@ impl App {
         settings: HttpSettings,
         metrics: PrometheusHandle,
     ) -> Self {
-        let (started, ids) = (unix_seconds(), Ids::new());
         App {
             scheduler,
             vocabulary,
             card,
             settings,
             metrics,
-            cluster: None,
-            started,
-            ids,
+            started: unix_seconds(),
+            count_nodes: None,
+            ids: AnswerIds::new(),
         }
     }
 
-    /// Lets health tell of the expert nodes.
+    /// Makes the health route report the numbers that `count` returns.
     #[must_use]
-    pub fn with_cluster(self, cluster: Option<Arc<Table>>) -> Self {
-        App { cluster, ..self }
+    pub fn with_nodes(self, count: impl Fn() -> NodeCounts + Send + Sync + 'static) -> Self {
+        App {
+            count_nodes: Some(Box::new(count)),
+            ..self
+        }
     }
 
-    /// A name for an answer that no other answer has.
+    pub(super) fn node_counts(&self) -> Option<NodeCounts> {
+        self.count_nodes.as_ref().map(|count| count())
+    }
+
+    /// An id that no other answer has.
     pub(super) fn next_id(&self) -> String {
         self.ids.next()
     }
@@ -141,18 +166,17 @@ pub(super) fn unix_seconds() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Numbers answers from a start that differs from process to process.
-#[derive(Debug)]
-struct Ids {
+/// Numbers answers from a start that differs between processes.
+struct AnswerIds {
     base: u64,
     count: AtomicU64,
 }
 
-impl Ids {
+impl AnswerIds {
     fn new() -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let nanos = now.map_or(0, |time| time.as_nanos() as u64);
-        Ids {
+        AnswerIds {
             base: nanos ^ (u64::from(std::process::id()) << 48),
             count: AtomicU64::new(0),
         }

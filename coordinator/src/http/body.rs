@@ -1,15 +1,17 @@
-//! Reads a request's body as JSON, within its bounds of size and time.
+//! JSON bodies: requests are read within bounds of size and time, responses carry text that was
+//! serialised before.
 
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde_json::Value;
 
 use super::error::ApiError;
 
-/// A body that has not come by then does not come.
+/// A body must arrive within this time.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(super) async fn read_json(body: Body, limit: usize) -> Result<Value, ApiError> {
@@ -25,6 +27,11 @@ pub(super) async fn read_json(body: Body, limit: usize) -> Result<Value, ApiErro
     })
 }
 
+/// A response of JSON text.
+pub(super) fn json_response(json: String) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], json).into_response()
+}
+
 async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
     let mut bytes = Vec::new();
     let mut stream = body.into_data_stream();
@@ -32,7 +39,7 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
         let frame = frame
             .map_err(|error| ApiError::invalid(format!("the body could not be read: {error}")))?;
         if bytes.len() + frame.len() > limit {
-            let message = format!("the body is larger than the {limit} bytes allowed");
+            let message = format!("the body exceeds the limit of {limit} bytes");
             return Err(ApiError::status(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body_too_large",

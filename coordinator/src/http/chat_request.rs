@@ -21,8 +21,8 @@ pub(super) struct ChatRequest {
 }
 
 impl ChatRequest {
-    /// Reads the body. `default_thinking` is asked with the model's name, because some names
-    /// stand for a way of thinking.
+    /// Reads the body. `default_thinking` gets the model's name, because some names imply whether
+    /// the model thinks.
     pub(super) fn read(
         body: &Value,
         default_thinking: impl Fn(Option<&str>) -> bool,
@@ -32,16 +32,17 @@ impl ChatRequest {
         let options = Options::read(&body)?;
         let mut tools = read_tools(&body)?;
         let tool_choice = read_tool_choice(&body, &mut tools)?;
-        let asked = read_thinking(&body)?;
-        let thinking = match asked {
+        let requested = read_thinking(&body)?;
+        let thinking = match requested {
             Some(thinking) => thinking,
-            // Reasoning would come before the call that is required.
+            // Reasoning would precede the required call.
             None if tool_choice == ToolChoice::Required => Thinking::Off,
             None if default_thinking(model.as_deref()) => Thinking::On(None),
             None => Thinking::Off,
         };
         if tool_choice == ToolChoice::Required && thinking.is_on() {
-            let message = "a required tool call and thinking exclude each other: turn one off";
+            let message =
+                "a required tool call cannot be combined with thinking: turn one of them off";
             return Err(ApiError::unsupported("tool_choice", message));
         }
         Ok(ChatRequest {
@@ -86,7 +87,7 @@ fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
         None | Some("function") => {}
         Some(other) => {
             let message = format!(
-                "only tools of type `function` are known, not `{}`",
+                "only tools of type `function` are supported, not `{}`",
                 shortened(other)
             );
             return Err(ApiError::unsupported(tool.path_of("type"), message));
@@ -99,7 +100,7 @@ fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
     })
 }
 
-/// A choice of one function by name leaves only that tool on offer and requires a call.
+/// A choice of one function by name removes the other tools and requires a call.
 fn read_tool_choice(body: &Object<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoice, ApiError> {
     const EXPECTED: &str = "\"auto\", \"none\", \"required\" or an object that names a function";
     let Some(field) = body.get("tool_choice") else {
@@ -126,14 +127,14 @@ fn read_tool_choice(body: &Object<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoi
         _ => return Err(field.wrong(EXPECTED)),
     };
     if choice == ToolChoice::Required && tools.is_empty() {
-        let message = "`tool_choice` requires a tool call but there are no tools";
+        let message = "`tool_choice` requires a tool call, but the request has no tools";
         return Err(ApiError::invalid_field("tool_choice", message));
     }
     Ok(choice)
 }
 
-/// What the request says about thinking, if anything. `thinking` decides whether,
-/// `reasoning_effort` how hard; the other spellings are those of other servers.
+/// What the request says about thinking, if anything. `thinking` decides whether the model thinks,
+/// `reasoning_effort` how hard; the other fields are those of other servers.
 fn read_thinking(body: &Object<'_>) -> Result<Option<Thinking>, ApiError> {
     let effort = match body.get("reasoning_effort") {
         None => None,
@@ -179,8 +180,8 @@ fn read_response_format(body: &Object<'_>) -> Result<ResponseFormat, ApiError> {
         "json_object" => Ok(ResponseFormat::JsonObject),
         "json_schema" => Err(ApiError::unsupported(
             kind.path,
-            "a `response_format` of `json_schema` cannot be guaranteed: use `json_object` and put the schema into \
-             the prompt",
+            "a `response_format` of `json_schema` cannot be guaranteed: use `json_object` and put \
+             the schema into the prompt",
         )),
         _ => Err(kind.wrong("\"text\" or \"json_object\"")),
     }
@@ -190,7 +191,7 @@ fn read_logprobs(body: &Object<'_>) -> Result<Option<usize>, ApiError> {
     let wanted = body.bool("logprobs")?.unwrap_or(false);
     let top = body.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
     if !wanted && top.is_some_and(|top| top > 0) {
-        let message = "`top_logprobs` needs `logprobs` to be true";
+        let message = "`top_logprobs` requires `logprobs` to be true";
         return Err(ApiError::invalid_field("top_logprobs", message));
     }
     Ok(wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))

@@ -1,67 +1,28 @@
 //! Chat answers as JSON, whole or in chunks.
 
-use std::sync::Arc;
-
 use serde_json::{Map, Value, json};
 
-use super::app::{App, unix_seconds};
+use super::answer_head::AnswerHead;
 use super::options::Streaming;
 use super::stream::ChunkWriter;
-use super::usage::{chat_logprob, usage_json};
+use super::token_json::{chat_logprob, usage_json};
 use crate::prompt::OutputEvent;
-use crate::scheduler::{Drawn, Finish, Usage};
+use crate::scheduler::{GeneratedToken, GenerationSummary, TokenUsage};
 
-/// What every piece of one answer repeats.
-#[derive(Debug)]
-pub(super) struct Heading {
-    pub(super) app: Arc<App>,
-    id: String,
-    created: u64,
-}
-
-impl Heading {
-    pub(super) fn new(app: Arc<App>) -> Self {
-        Heading {
-            id: app.next_id(),
-            created: unix_seconds(),
-            app,
-        }
-    }
-
-    /// An object that begins with the heading. `prefix` tells the routes' ids apart.
-    pub(super) fn object(&self, prefix: &str, kind: &str) -> Map<String, Value> {
-        Map::from_iter([
-            ("id".into(), format!("{prefix}-{}", self.id).into()),
-            ("object".into(), kind.into()),
-            ("created".into(), self.created.into()),
-            ("model".into(), self.app.card.id.as_str().into()),
-            (
-                "system_fingerprint".into(),
-                self.app.card.fingerprint.as_str().into(),
-            ),
-        ])
-    }
-
-    /// The calls of one message sort by their ids, which prompts rely on.
-    fn call_id(&self, index: usize) -> String {
-        format!("call_{index:03}_{}", self.id)
-    }
-}
-
-/// Log-probabilities gathered until they are sent.
+/// Log-probabilities of tokens whose chunk is not yet written.
 #[derive(Debug, Default)]
-struct Gathered {
+struct PendingLogprobs {
     content: Vec<Value>,
     reasoning: Vec<Value>,
 }
 
-impl Gathered {
-    fn push(&mut self, heading: &Heading, drawn: &Drawn) {
-        let Some(logprobs) = &drawn.logprobs else {
+impl PendingLogprobs {
+    fn push(&mut self, head: &AnswerHead, token: &GeneratedToken) {
+        let Some(logprobs) = &token.logprobs else {
             return;
         };
-        let entry = chat_logprob(&heading.app.vocabulary, drawn.token, logprobs);
-        if drawn.reasoning {
+        let entry = chat_logprob(&head.app.vocabulary, token.token, logprobs);
+        if token.reasoning {
             &mut self.reasoning
         } else {
             &mut self.content
@@ -82,30 +43,31 @@ impl Gathered {
     }
 }
 
-/// Gathers a whole answer.
+/// Collects a whole answer.
 #[derive(Debug)]
-pub(super) struct WholeAnswer {
-    heading: Heading,
+pub(super) struct WholeChat {
+    head: AnswerHead,
     content: String,
     reasoning: String,
+    /// Name and arguments of each tool call.
     calls: Vec<(String, String)>,
-    logprobs: Gathered,
+    logprobs: PendingLogprobs,
 }
 
-impl WholeAnswer {
-    pub(super) fn new(heading: Heading) -> Self {
-        WholeAnswer {
-            heading,
+impl WholeChat {
+    pub(super) fn new(head: AnswerHead) -> Self {
+        WholeChat {
+            head,
             content: String::new(),
             reasoning: String::new(),
             calls: Vec::new(),
-            logprobs: Gathered::default(),
+            logprobs: PendingLogprobs::default(),
         }
     }
 
-    pub(super) fn drawn(&mut self, drawn: Drawn) {
-        self.logprobs.push(&self.heading, &drawn);
-        self.extend(drawn.deltas);
+    pub(super) fn push(&mut self, token: GeneratedToken) {
+        self.logprobs.push(&self.head, &token);
+        self.extend(token.deltas);
     }
 
     fn extend(&mut self, deltas: Vec<OutputEvent>) {
@@ -124,7 +86,12 @@ impl WholeAnswer {
         }
     }
 
-    pub(super) fn finished(mut self, deltas: Vec<OutputEvent>, finish: &Finish) -> Value {
+    /// The answer as JSON.
+    pub(super) fn finish(
+        mut self,
+        deltas: Vec<OutputEvent>,
+        summary: &GenerationSummary,
+    ) -> String {
         self.extend(deltas);
         let mut message = Map::from_iter([("role".to_owned(), Value::from("assistant"))]);
         let no_content = self.content.is_empty() && !self.calls.is_empty();
@@ -140,46 +107,43 @@ impl WholeAnswer {
         if !self.calls.is_empty() {
             let call = |(index, (name, arguments)): (usize, &(String, String))| {
                 let function = json!({"name": name, "arguments": arguments});
-                json!({"id": self.heading.call_id(index), "type": "function", "function": function})
+                json!({"id": self.head.call_id(index), "type": "function", "function": function})
             };
             message.insert(
                 "tool_calls".into(),
                 self.calls.iter().enumerate().map(call).collect(),
             );
         }
-        let choice = json!({
+        let choices = json!([{
             "index": 0,
             "message": message,
             "logprobs": self.logprobs.take(),
-            "finish_reason": finish.reason.as_str(),
-        });
-        let mut answer = self.heading.object("chatcmpl", "chat.completion");
-        answer.insert("choices".into(), json!([choice]));
-        answer.insert("usage".into(), usage_json(finish.usage));
-        Value::Object(answer)
+            "finish_reason": summary.reason.as_str(),
+        }]);
+        self.head.object(&choices, Some(&usage_json(summary.usage)))
     }
 }
 
 /// Writes an answer in chunks.
 #[derive(Debug)]
-pub(super) struct AnswerChunks {
-    heading: Heading,
+pub(super) struct ChatChunks {
+    head: AnswerHead,
     streaming: Streaming,
     role_sent: bool,
-    logprobs: Gathered,
+    logprobs: PendingLogprobs,
 }
 
-impl AnswerChunks {
-    pub(super) fn new(heading: Heading, streaming: Streaming) -> Self {
-        AnswerChunks {
-            heading,
+impl ChatChunks {
+    pub(super) fn new(head: AnswerHead, streaming: Streaming) -> Self {
+        ChatChunks {
+            head,
             streaming,
             role_sent: false,
-            logprobs: Gathered::default(),
+            logprobs: PendingLogprobs::default(),
         }
     }
 
-    fn chunks(&mut self, deltas: Vec<OutputEvent>, usage: Usage) -> Vec<Value> {
+    fn chunks(&mut self, deltas: Vec<OutputEvent>, usage: TokenUsage) -> Vec<String> {
         let mut chunks = Vec::with_capacity(deltas.len());
         if !self.role_sent {
             self.role_sent = true;
@@ -200,7 +164,7 @@ impl AnswerChunks {
             OutputEvent::Content(text) => json!({"content": text}),
             OutputEvent::CallStart { index, name } => json!({"tool_calls": [{
                 "index": index,
-                "id": self.heading.call_id(index),
+                "id": self.head.call_id(index),
                 "type": "function",
                 "function": {"name": name, "arguments": ""},
             }]}),
@@ -211,52 +175,39 @@ impl AnswerChunks {
         })
     }
 
-    fn chunk(&mut self, delta: Value, finish: Value, usage: Usage) -> Value {
-        let choice = json!({
+    fn chunk(&mut self, delta: Value, finish: Value, usage: TokenUsage) -> String {
+        let choices = json!([{
             "index": 0,
             "delta": delta,
             "logprobs": self.logprobs.take(),
             "finish_reason": finish,
-        });
-        let mut chunk = self.heading.object("chatcmpl", "chat.completion.chunk");
-        chunk.insert("choices".into(), json!([choice]));
-        note_usage(&mut chunk, self.streaming, usage);
-        Value::Object(chunk)
+        }]);
+        let usage = self.streaming.usage_of_chunk(usage);
+        self.head.object(&choices, usage.as_ref())
     }
 }
 
-impl ChunkWriter for AnswerChunks {
-    fn drawn(&mut self, drawn: Drawn) -> Vec<Value> {
-        // Before the chunks, so that the token's own chunk carries it; a token whose text is held
-        // back leaves it to the next chunk.
-        if !self.role_sent {
-            let mut chunks = self.chunks(Vec::new(), drawn.usage);
-            self.logprobs.push(&self.heading, &drawn);
-            chunks.extend(self.chunks(drawn.deltas, drawn.usage));
-            return chunks;
-        }
-        self.logprobs.push(&self.heading, &drawn);
-        self.chunks(drawn.deltas, drawn.usage)
-    }
-
-    fn finished(&mut self, deltas: Vec<OutputEvent>, finish: &Finish) -> Vec<Value> {
-        let mut chunks = self.chunks(deltas, finish.usage);
-        chunks.push(self.chunk(json!({}), finish.reason.as_str().into(), finish.usage));
-        if self.streaming.include_usage {
-            let mut chunk = self.heading.object("chatcmpl", "chat.completion.chunk");
-            chunk.insert("choices".into(), json!([]));
-            chunk.insert("usage".into(), usage_json(finish.usage));
-            chunks.push(Value::Object(chunk));
-        }
+impl ChunkWriter for ChatChunks {
+    fn token(&mut self, token: GeneratedToken) -> Vec<String> {
+        // The role's chunk comes first, without log-probabilities. Those of a token whose text is
+        // held back go to the next chunk.
+        let mut chunks = if self.role_sent {
+            Vec::new()
+        } else {
+            self.chunks(Vec::new(), token.usage)
+        };
+        self.logprobs.push(&self.head, &token);
+        chunks.extend(self.chunks(token.deltas, token.usage));
         chunks
     }
-}
 
-/// The usage field of a chunk that is not the last.
-pub(super) fn note_usage(chunk: &mut Map<String, Value>, streaming: Streaming, usage: Usage) {
-    if streaming.continuous_usage {
-        chunk.insert("usage".into(), usage_json(usage));
-    } else if streaming.include_usage {
-        chunk.insert("usage".into(), Value::Null);
+    fn finish(&mut self, deltas: Vec<OutputEvent>, summary: &GenerationSummary) -> Vec<String> {
+        let mut chunks = self.chunks(deltas, summary.usage);
+        chunks.push(self.chunk(json!({}), summary.reason.as_str().into(), summary.usage));
+        if self.streaming.include_usage {
+            let usage = usage_json(summary.usage);
+            chunks.push(self.head.object(&json!([]), Some(&usage)));
+        }
+        chunks
     }
 }

@@ -6,9 +6,9 @@ use super::error::ApiError;
 use super::fields::{Field, Object};
 use super::options::{MAX_TOP_LOGPROBS, Options};
 
-/// What is to be completed.
+/// The text or the token ids to be completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Prompt {
+pub(super) enum CompletionPrompt {
     Text(String),
     Tokens(Vec<u32>),
 }
@@ -17,28 +17,22 @@ pub(super) enum Prompt {
 #[derive(Debug)]
 pub(super) struct CompletionRequest {
     pub(super) model: Option<String>,
-    pub(super) prompt: Prompt,
+    pub(super) prompt: CompletionPrompt,
     pub(super) logprobs: Option<usize>,
     pub(super) options: Options,
 }
 
-/// What the API promises when the client names no limit.
+/// The limit that OpenAI's API documents for requests without one.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
 impl CompletionRequest {
     pub(super) fn read(body: &Value) -> Result<Self, ApiError> {
         let body = Object::root(body)?;
         if body.bool("echo")? == Some(true) {
-            return Err(ApiError::unsupported(
-                "echo",
-                "`echo` is not supported here",
-            ));
+            return Err(ApiError::unsupported("echo", "`echo` is not supported"));
         }
         if body.str("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::unsupported(
-                "suffix",
-                "`suffix` is not supported here",
-            ));
+            return Err(ApiError::unsupported("suffix", "`suffix` is not supported"));
         }
         let mut options = Options::read(&body)?;
         options.max_tokens.get_or_insert(DEFAULT_MAX_TOKENS);
@@ -52,8 +46,8 @@ impl CompletionRequest {
     }
 }
 
-fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
-    // A list of one prompt is a batch of one, which some clients always send.
+fn read_prompt(field: &Field<'_>) -> Result<CompletionPrompt, ApiError> {
+    // Some clients always send a list of prompts: a list of one is accepted.
     if let Value::Array(values) = field.value
         && let [Value::String(_) | Value::Array(_)] = values.as_slice()
         && let [only] = field.array()?.as_slice()
@@ -63,9 +57,9 @@ fn read_prompt(field: &Field<'_>) -> Result<Prompt, ApiError> {
     read_one(field)
 }
 
-fn read_one(field: &Field<'_>) -> Result<Prompt, ApiError> {
+fn read_one(field: &Field<'_>) -> Result<CompletionPrompt, ApiError> {
     let fields = match field.value {
-        Value::String(text) => return Ok(Prompt::Text(text.clone())),
+        Value::String(text) => return Ok(CompletionPrompt::Text(text.clone())),
         Value::Array(_) => field.array()?,
         _ => return Err(field.wrong("a string or a list of token ids")),
     };
@@ -73,14 +67,15 @@ fn read_one(field: &Field<'_>) -> Result<Prompt, ApiError> {
         .iter()
         .any(|entry| matches!(entry.value, Value::String(_) | Value::Array(_)))
     {
-        let message = "several prompts in one request are not supported: send one request each";
+        let message =
+            "multiple prompts in one request are not supported: send one request per prompt";
         return Err(ApiError::unsupported(field.path.clone(), message));
     }
     let id = |entry: &Field<'_>| {
         let id = entry.integer(0..=i64::from(u32::MAX))?;
         u32::try_from(id).map_err(|_| entry.wrong("a token id"))
     };
-    Ok(Prompt::Tokens(
+    Ok(CompletionPrompt::Tokens(
         fields.iter().map(id).collect::<Result<_, _>>()?,
     ))
 }

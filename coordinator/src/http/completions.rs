@@ -2,27 +2,28 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::answer_head::AnswerHead;
 use super::app::App;
-use super::body::read_json;
+use super::body::{json_response, read_json};
 use super::chat::on_blocking_thread;
-use super::chat_response::{Heading, note_usage};
-use super::completion_request::{CompletionRequest, Prompt};
+use super::completion_request::{CompletionPrompt, CompletionRequest};
 use super::error::ApiError;
-use super::meter::{Meter, Route};
 use super::options::Streaming;
+use super::request_metrics::{GenerateRoute, RequestMeter};
 use super::stream::{self, ChunkWriter};
-use super::usage::{CompletionLogprobs, usage_json};
-use crate::prompt::{self, OutputEvent};
-use crate::scheduler::{Drawn, Event, Finish, GenerateRequest, Generation, Reading, Usage};
+use super::token_json::{CompletionLogprobs, usage_json};
+use crate::prompt::{OutputEvent, RenderedPrompt};
+use crate::scheduler::{
+    AnswerFormat, GeneratedToken, Generation, GenerationEvent, GenerationSummary, TokenUsage,
+};
 
 pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Response {
-    let mut meter = Meter::new(Route::Completions);
+    let mut meter = RequestMeter::new(GenerateRoute::Completions);
     let (mut generation, streaming) = match begin(&app, body).await {
         Ok(begun) => begun,
         Err(error) => {
@@ -31,23 +32,24 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
         }
     };
     let keep_alive = app.settings.keep_alive;
-    let mut text = Text::new(Heading::new(app), streaming);
+    let head = AnswerHead::new(app, "cmpl", "text_completion");
+    let mut writer = CompletionWriter::new(head, streaming);
     if streaming.stream {
-        return stream::respond(generation, text, meter, keep_alive);
+        return stream::respond(generation, writer, meter, keep_alive);
     }
     let mut whole = String::new();
     loop {
         match generation.next_event().await {
-            Event::Token(drawn) => {
-                text.note(&drawn);
-                push_text(&mut whole, drawn.deltas);
+            GenerationEvent::Token(token) => {
+                writer.note(&token);
+                push_text(&mut whole, token.deltas);
             }
-            Event::Finished { deltas, finish } => {
+            GenerationEvent::Finished { deltas, summary } => {
                 push_text(&mut whole, deltas);
                 meter.succeeded();
-                return Json(text.whole(&whole, &finish)).into_response();
+                return json_response(writer.whole(&whole, &summary));
             }
-            Event::Failed(error) => {
+            GenerationEvent::Failed(error) => {
                 let error = ApiError::from(error);
                 meter.failed(&error);
                 return error.into_response();
@@ -66,28 +68,23 @@ async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), Ap
     } = CompletionRequest::read(&body)?;
     app.card.check(model.as_deref())?;
     app.scheduler.check_room()?;
+    let streaming = options.streaming;
     let prompt = match prompt {
-        Prompt::Tokens(tokens) => tokens,
-        Prompt::Text(text) => {
+        CompletionPrompt::Tokens(tokens) => tokens,
+        CompletionPrompt::Text(text) => {
             let app = Arc::clone(app);
             let work = move || {
-                let prompt = prompt::Prompt::completion(&text);
+                let prompt = RenderedPrompt::completion(&text);
                 Ok(app.vocabulary.tokenizer.encode_segments(&prompt.segments))
             };
             on_blocking_thread(work).await?
         }
     };
-    let generation = app.scheduler.submit(GenerateRequest {
-        prompt,
-        max_tokens: options.max_tokens,
-        sampling: options.sampling,
-        stop: options.stop,
-        ignore_eos: options.ignore_eos,
-        logprobs,
-        reading: Reading::Plain,
-    });
-    let generation = generation.map_err(|error| ApiError::from(error).about("prompt"))?;
-    Ok((generation, options.streaming))
+    let generation = app
+        .scheduler
+        .submit(options.into_request(prompt, AnswerFormat::Text, logprobs))
+        .map_err(|error| ApiError::from(error).about("prompt"))?;
+    Ok((generation, streaming))
 }
 
 fn push_text(whole: &mut String, deltas: Vec<OutputEvent>) {
@@ -100,80 +97,75 @@ fn push_text(whole: &mut String, deltas: Vec<OutputEvent>) {
 
 /// Writes a completion, whole or in chunks.
 #[derive(Debug)]
-struct Text {
-    heading: Heading,
+struct CompletionWriter {
+    head: AnswerHead,
     streaming: Streaming,
     logprobs: CompletionLogprobs,
     /// Characters of the tokens so far.
     offset: usize,
 }
 
-impl Text {
-    fn new(heading: Heading, streaming: Streaming) -> Self {
-        Text {
-            heading,
+impl CompletionWriter {
+    fn new(head: AnswerHead, streaming: Streaming) -> Self {
+        CompletionWriter {
+            head,
             streaming,
             logprobs: CompletionLogprobs::default(),
             offset: 0,
         }
     }
 
-    fn note(&mut self, drawn: &Drawn) {
-        if let Some(logprobs) = &drawn.logprobs {
-            let vocabulary = &self.heading.app.vocabulary;
+    fn note(&mut self, token: &GeneratedToken) {
+        if let Some(logprobs) = &token.logprobs {
+            let vocabulary = &self.head.app.vocabulary;
             self.offset += self
                 .logprobs
-                .push(vocabulary, drawn.token, logprobs, self.offset);
+                .push(vocabulary, token.token, logprobs, self.offset);
         }
     }
 
-    fn object(&mut self, text: &str, finish: Value) -> Map<String, Value> {
+    fn choices(&mut self, text: &str, finish: Value) -> Value {
         let logprobs = if self.logprobs.is_empty() {
             Value::Null
         } else {
             self.logprobs.take()
         };
-        let mut object = self.heading.object("cmpl", "text_completion");
-        let choice =
-            json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish});
-        object.insert("choices".into(), json!([choice]));
-        object
+        json!([{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}])
     }
 
-    fn whole(mut self, text: &str, finish: &Finish) -> Value {
-        let mut object = self.object(text, finish.reason.as_str().into());
-        object.insert("usage".into(), usage_json(finish.usage));
-        Value::Object(object)
+    fn whole(mut self, text: &str, summary: &GenerationSummary) -> String {
+        let choices = self.choices(text, summary.reason.as_str().into());
+        self.head.object(&choices, Some(&usage_json(summary.usage)))
     }
 
-    fn chunks(&mut self, deltas: Vec<OutputEvent>, usage: Usage) -> Vec<Value> {
+    fn chunk(&mut self, text: &str, finish: Value, usage: TokenUsage) -> String {
+        let choices = self.choices(text, finish);
+        let usage = self.streaming.usage_of_chunk(usage);
+        self.head.object(&choices, usage.as_ref())
+    }
+
+    fn chunks(&mut self, deltas: Vec<OutputEvent>, usage: TokenUsage) -> Vec<String> {
         let mut text = String::new();
         push_text(&mut text, deltas);
         if text.is_empty() {
             return Vec::new();
         }
-        let mut chunk = self.object(&text, Value::Null);
-        note_usage(&mut chunk, self.streaming, usage);
-        vec![Value::Object(chunk)]
+        vec![self.chunk(&text, Value::Null, usage)]
     }
 }
 
-impl ChunkWriter for Text {
-    fn drawn(&mut self, drawn: Drawn) -> Vec<Value> {
-        self.note(&drawn);
-        self.chunks(drawn.deltas, drawn.usage)
+impl ChunkWriter for CompletionWriter {
+    fn token(&mut self, token: GeneratedToken) -> Vec<String> {
+        self.note(&token);
+        self.chunks(token.deltas, token.usage)
     }
 
-    fn finished(&mut self, deltas: Vec<OutputEvent>, finish: &Finish) -> Vec<Value> {
-        let mut chunks = self.chunks(deltas, finish.usage);
-        let mut last = self.object("", finish.reason.as_str().into());
-        note_usage(&mut last, self.streaming, finish.usage);
-        chunks.push(Value::Object(last));
+    fn finish(&mut self, deltas: Vec<OutputEvent>, summary: &GenerationSummary) -> Vec<String> {
+        let mut chunks = self.chunks(deltas, summary.usage);
+        chunks.push(self.chunk("", summary.reason.as_str().into(), summary.usage));
         if self.streaming.include_usage {
-            let mut usage = self.heading.object("cmpl", "text_completion");
-            usage.insert("choices".into(), json!([]));
-            usage.insert("usage".into(), usage_json(finish.usage));
-            chunks.push(Value::Object(usage));
+            let usage = usage_json(summary.usage);
+            chunks.push(self.head.object(&json!([]), Some(&usage)));
         }
         chunks
     }

@@ -1,6 +1,6 @@
-//! Reads fields out of a JSON body so that every complaint names the field by its path.
+//! Reads fields out of a JSON body so that every error names the field by its path.
 //!
-//! `null` counts as absent everywhere, because clients serialise their unset options so.
+//! `null` counts as absent everywhere, because clients serialise unset options as `null`.
 
 use std::ops::RangeInclusive;
 
@@ -8,14 +8,14 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// A JSON object and where it stands in the body.
+/// A JSON object and its path in the body.
 #[derive(Clone, Debug)]
 pub(super) struct Object<'a> {
     map: &'a Map<String, Value>,
     path: String,
 }
 
-/// A value that is there and not null.
+/// A value that is present and not null.
 #[derive(Clone, Debug)]
 pub(super) struct Field<'a> {
     pub(super) value: &'a Value,
@@ -101,7 +101,7 @@ impl<'a> Object<'a> {
 }
 
 impl<'a> Field<'a> {
-    /// An error saying what the field must be.
+    /// The error for a field that is not what it must be.
     pub(super) fn wrong(&self, expected: &str) -> ApiError {
         let message = format!(
             "the field `{}` must be {expected}, not {}",
@@ -154,7 +154,7 @@ impl<'a> Field<'a> {
     }
 
     pub(super) fn integer(&self, range: RangeInclusive<i64>) -> Result<i64, ApiError> {
-        // Some clients write whole numbers as 64.0.
+        // Some clients write integers as 64.0.
         let whole = |x: f64| (x.fract() == 0.0 && x.abs() < 9.0e15).then_some(x as i64);
         let integer = self
             .value
@@ -163,10 +163,10 @@ impl<'a> Field<'a> {
         match integer {
             Some(integer) if range.contains(&integer) => Ok(integer),
             _ if *range.end() == i64::MAX => {
-                Err(self.wrong(&format!("a whole number of at least {}", range.start())))
+                Err(self.wrong(&format!("an integer of at least {}", range.start())))
             }
             _ => Err(self.wrong(&format!(
-                "a whole number from {} to {}",
+                "an integer from {} to {}",
                 range.start(),
                 range.end()
             ))),
@@ -186,7 +186,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// The kind of value, or the value itself where it is short.
+/// The value itself where it is short, otherwise its type.
 fn describe(value: &Value) -> String {
     match value {
         Value::Bool(_) | Value::Number(_) => value.to_string(),
@@ -202,7 +202,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn complaints_name_the_path_and_what_was_there() {
+    fn errors_name_the_path_and_the_value_found() {
         let body = json!({"messages": [{"content": "a"}, {"content": 5}], "top_p": 1.5});
         let root = Object::root(&body).unwrap();
         let second = root

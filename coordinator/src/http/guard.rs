@@ -1,9 +1,9 @@
-//! What happens to every request before and after its handler: request ids, and the rule which
-//! web pages may use the API.
+//! What happens to every request before and after its handler: request ids, and the check which web
+//! pages may use the API.
 //!
-//! A browser sends along where a page comes from. Pages served from here may do everything; pages
-//! from elsewhere may do nothing unless the operator named them, because any page on the web could
-//! otherwise use the model of whoever visits it.
+//! Browsers send the origin of the page that makes a request. Pages of this server may use the API;
+//! pages of other origins may not unless the operator named them, because any page on the web could
+//! otherwise use the model through its visitors' browsers.
 
 use std::sync::Arc;
 
@@ -42,8 +42,8 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
                 ApiError::status(
                     StatusCode::FORBIDDEN,
                     "origin_not_allowed",
-                    "pages from this origin may not use the API; the server's --cors option \
-                     names those that may",
+                    "web pages from this origin may not use the API; the server's --cors flag \
+                     names the origins that may",
                 )
                 .into_response()
             }
@@ -56,7 +56,7 @@ pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: N
     response
 }
 
-/// The scheme is left aside: behind a proxy that ends TLS the page is https and this is http.
+/// Ignores the scheme: behind a proxy that ends TLS the page is https and this server http.
 fn is_same_origin(origin: &HeaderValue, headers: &HeaderMap) -> bool {
     let host = headers
         .get(header::HOST)

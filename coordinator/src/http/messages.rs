@@ -68,7 +68,7 @@ fn read_call(field: Field<'_>) -> Result<ToolCall, ApiError> {
             value: Value::String(text),
             ..
         }) => text.clone(),
-        // Not what the API says, but what some clients send, and its meaning is plain.
+        // Not in OpenAI's API, but some clients send an object, and its meaning is clear.
         Some(Field {
             value: object @ Value::Object(_),
             ..
@@ -100,7 +100,7 @@ fn read_content(field: &Field<'_>) -> Result<String, ApiError> {
         match part.require("type")?.str()? {
             "text" | "input_text" | "output_text" => texts.push(part.require("text")?.str()?),
             other => {
-                let message = format!("this model reads text only, not `{}`", shortened(other));
+                let message = format!("this model accepts only text, not `{}`", shortened(other));
                 return Err(ApiError::unsupported(path, message));
             }
         }

@@ -4,22 +4,34 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Object;
+use super::token_json::usage_json;
 use crate::sampling::SamplingParams;
-use crate::scheduler::random_seed;
+use crate::scheduler::{AnswerFormat, GenerateRequest, TokenUsage, random_seed};
 
-/// Stop texts that one request may give.
+/// Most stop texts of one request.
 const MAX_STOPS: usize = 16;
-/// Alternatives that may be asked for beside each token.
+/// Most alternatives that are reported with each token.
 pub(super) const MAX_TOP_LOGPROBS: i64 = 20;
 
 /// How the answer is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Streaming {
     pub(super) stream: bool,
-    /// A last chunk tells the usage.
+    /// Whether a last chunk reports the usage.
     pub(super) include_usage: bool,
-    /// Every chunk tells the usage so far.
+    /// Whether every chunk reports the usage so far.
     pub(super) continuous_usage: bool,
+}
+
+impl Streaming {
+    /// The `usage` field of a chunk that is not the last.
+    pub(super) fn usage_of_chunk(self, usage: TokenUsage) -> Option<Value> {
+        if self.continuous_usage {
+            Some(usage_json(usage))
+        } else {
+            self.include_usage.then_some(Value::Null)
+        }
+    }
 }
 
 /// The checked shared fields.
@@ -34,7 +46,7 @@ pub(super) struct Options {
 
 impl Options {
     pub(super) fn read(body: &Object<'_>) -> Result<Self, ApiError> {
-        refuse_what_is_not_served(body)?;
+        refuse_unsupported(body)?;
         Ok(Options {
             max_tokens: max_tokens(body)?,
             sampling: sampling(body)?,
@@ -42,6 +54,23 @@ impl Options {
             ignore_eos: body.bool("ignore_eos")?.unwrap_or(false),
             streaming: streaming(body)?,
         })
+    }
+
+    /// The request for an answer to `prompt`.
+    pub(super) fn into_request(
+        self,
+        prompt: Vec<u32>,
+        format: AnswerFormat,
+        logprobs: Option<usize>,
+    ) -> GenerateRequest {
+        GenerateRequest {
+            max_tokens: self.max_tokens,
+            sampling: self.sampling,
+            stop: self.stop,
+            ignore_eos: self.ignore_eos,
+            logprobs,
+            ..GenerateRequest::new(prompt, format)
+        }
     }
 }
 
@@ -64,7 +93,7 @@ fn sampling(body: &Object<'_>) -> Result<SamplingParams, ApiError> {
         params.top_p = top_p as f32;
     }
     if let Some(top_k) = body.integer("top_k", -1..=i64::from(u32::MAX))? {
-        // Both 0 and -1 are in use for "no limit".
+        // Clients send either 0 or -1 for "no limit".
         params.top_k = u32::try_from(top_k).unwrap_or(0);
     }
     if let Some(min_p) = body.number("min_p", 0.0..=1.0)? {
@@ -96,7 +125,7 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, ApiError> {
     fields
         .iter()
         .map(|field| match field.str()? {
-            "" => Err(field.wrong("a string that is not empty")),
+            "" => Err(field.wrong("a non-empty string")),
             stop => Ok(stop.to_owned()),
         })
         .collect()
@@ -115,9 +144,9 @@ fn streaming(body: &Object<'_>) -> Result<Streaming, ApiError> {
     Ok(streaming)
 }
 
-/// Fields of the API whose effect this server does not have are refused unless they are set to
-/// what happens anyway: an answer that ignored them would be wrong in a way nobody notices.
-fn refuse_what_is_not_served(body: &Object<'_>) -> Result<(), ApiError> {
+/// Refuses fields of the API that this server does not implement, unless their value changes
+/// nothing: an answer that silently ignored them would be wrong without a sign of it.
+fn refuse_unsupported(body: &Object<'_>) -> Result<(), ApiError> {
     for (key, neutral) in [
         ("n", 1.0),
         ("best_of", 1.0),
@@ -130,14 +159,14 @@ fn refuse_what_is_not_served(body: &Object<'_>) -> Result<(), ApiError> {
             None => return Err(field.wrong("a number")),
             Some(value) if value == neutral => {}
             Some(_) => {
-                let message = format!("`{key}` is not supported here except as {neutral}");
+                let message = format!("`{key}` is not supported: only {neutral} is accepted");
                 return Err(ApiError::unsupported(key, message));
             }
         }
     }
     match body.get("logit_bias") {
         Some(field) if field.value.as_object().is_none_or(|bias| !bias.is_empty()) => Err(
-            ApiError::unsupported("logit_bias", "`logit_bias` is not supported here"),
+            ApiError::unsupported("logit_bias", "`logit_bias` is not supported"),
         ),
         _ => Ok(()),
     }

@@ -1,5 +1,5 @@
-//! Connections: how many there may be, how long one may take to say what it wants, what answers
-//! it, and how all of them end.
+//! Connections: how many may be open, how long a client may take to send a request, which routes
+//! answer it, and how all connections end.
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
@@ -16,13 +16,14 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 
 use super::app::App;
+use super::routes::{loading_routes, routes};
 
-/// How much clients may take without having asked for anything.
+/// Limits on clients that have not yet sent a request.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     /// Connections at the same time; more wait in the listener's backlog.
     pub connections: usize,
-    /// Time for the head of a request, which an idle connection has as well.
+    /// Longest time for the head of a request, and for an idle connection.
     pub header_timeout: Duration,
 }
 
@@ -35,7 +36,7 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// What answers requests: that the model is loading, until there is an [`App`].
+/// What answers requests: the error that the model is loading, until there is an [`App`].
 #[derive(Clone, Debug)]
 pub struct Site {
     loading: Router,
@@ -45,25 +46,25 @@ pub struct Site {
 impl Default for Site {
     fn default() -> Self {
         Site {
-            loading: super::status::while_loading(),
+            loading: loading_routes(),
             app: Arc::default(),
         }
     }
 }
 
 impl Site {
-    /// The model is there: requests get to `app` from now on. Only the first call counts.
+    /// Hands all later requests to `app`, whose model is loaded. Only the first call has an effect.
     pub fn open(&self, app: Arc<App>) {
-        self.app.get_or_init(|| super::router(app));
+        self.app.get_or_init(|| routes(app));
     }
 
-    fn router(&self) -> Router {
+    fn routes(&self) -> Router {
         self.app.get().unwrap_or(&self.loading).clone()
     }
 }
 
-/// Serves until `shutdown` resolves, then takes no new connection and ends when the last
-/// response has been sent.
+/// Serves until `shutdown` resolves, then accepts no connection and returns when the last response
+/// was sent.
 pub async fn serve(
     listener: TcpListener,
     site: Site,
@@ -83,13 +84,13 @@ pub async fn serve(
         };
         let site = site.clone();
         let answer = service_fn(move |request: hyper::Request<Incoming>| {
-            TowerToHyperService::new(site.router()).call(request)
+            TowerToHyperService::new(site.routes()).call(request)
         });
         let connection = http.serve_connection(TokioIo::new(connection), answer);
         let connection = ending.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection broke");
+                tracing::debug!(%error, "a connection failed");
             }
         });
     }

@@ -1,19 +1,17 @@
-//! The routes that only tell something.
+//! The handlers that only report: page, health, metrics, models.
 
 use std::sync::Arc;
 
+use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::app::App;
+use super::app::{App, NodeCounts};
 use super::error::ApiError;
-use crate::cluster::NodeState;
-use crate::scheduler::Health;
+use crate::scheduler::SchedulerState;
 
 const PAGE: &str = include_str!("chat_page.html");
 
@@ -31,10 +29,10 @@ pub(super) async fn page() -> impl IntoResponse {
 
 pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
     let status = app.scheduler.status();
-    let (code, word) = match status.health {
-        Health::Serving => (StatusCode::OK, "ok"),
-        Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
-        Health::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+    let (code, word) = match status.state {
+        SchedulerState::Serving => (StatusCode::OK, "ok"),
+        SchedulerState::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        SchedulerState::Stopped => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
     };
     let mut body = json!({
         "status": word,
@@ -42,25 +40,17 @@ pub(super) async fn health(State(app): State<Arc<App>>) -> Response {
         "running": status.running,
         "waiting": status.waiting,
     });
-    if let Some(cluster) = &app.cluster {
-        let nodes = cluster.nodes();
-        let up = nodes.iter().filter(|n| matches!(n.state, NodeState::Up));
-        body["nodes"] = json!({"up": up.count(), "total": nodes.len()});
+    if let Some(NodeCounts { up, total }) = app.node_counts() {
+        body["nodes"] = json!({"up": up, "total": total});
     }
     (code, Json(body)).into_response()
 }
 
-/// The routes of a server whose model is still loading: balancers and scripts that wait for it
-/// find a server that says so rather than none.
-pub(super) fn while_loading() -> Router {
-    let health = || async {
-        let error = ApiError::loading();
-        let body = Json(json!({"status": "loading"}));
-        (error.status, error.retry_after(), body)
-    };
-    Router::new()
-        .route("/health", get(health))
-        .fallback(async || ApiError::loading())
+/// Health before there is an [`App`].
+pub(super) async fn loading_health() -> impl IntoResponse {
+    let error = ApiError::loading();
+    let body = Json(json!({"status": "loading"}));
+    (error.status, error.retry_after(), body)
 }
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
@@ -82,7 +72,7 @@ pub(super) async fn model(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    // What is not text is no model's name either.
+    // A path that is not UTF-8 names no model.
     let id = id.map_or_else(|_| "\u{fffd}".to_owned(), |Path(id)| id);
     app.card.check(Some(&id))?;
     Ok(Json(entry(&app, &id)))

@@ -1,102 +1,99 @@
 //! Answers as server-sent events.
 //!
-//! The response begins as soon as the request is taken. While nothing comes of it, comments keep
-//! the connection alive by the clock.
-//! Dropping the response drops the generation, which stops the work.
+//! The response begins as soon as the request is admitted. While it is silent, comments keep the
+//! connection alive. Dropping the response drops the generation, which stops its work.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, header};
-use axum::response::sse::{Event as Message, KeepAlive, Sse};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{self, Stream};
-use serde_json::Value;
 
 use super::error::ApiError;
-use super::meter::Meter;
+use super::request_metrics::RequestMeter;
 use crate::prompt::OutputEvent;
-use crate::scheduler::{Drawn, Event, Finish, Generation};
+use crate::scheduler::{GeneratedToken, Generation, GenerationEvent, GenerationSummary};
 
 /// Turns the events of a generation into the JSON objects of a stream.
 pub(super) trait ChunkWriter: Send + 'static {
-    fn drawn(&mut self, drawn: Drawn) -> Vec<Value>;
-    fn finished(&mut self, deltas: Vec<OutputEvent>, finish: &Finish) -> Vec<Value>;
+    fn token(&mut self, token: GeneratedToken) -> Vec<String>;
+    fn finish(&mut self, deltas: Vec<OutputEvent>, summary: &GenerationSummary) -> Vec<String>;
 }
 
 pub(super) fn respond(
     generation: Generation,
     writer: impl ChunkWriter,
-    meter: Meter,
+    meter: RequestMeter,
     keep_alive: Duration,
 ) -> Response {
-    let lines = Lines {
+    let events = SseEvents {
         generation,
         writer,
         meter,
         ready: VecDeque::new(),
         over: false,
     };
-    let sse = Sse::new(lines.into_stream())
+    let sse = Sse::new(events.into_stream())
         .keep_alive(KeepAlive::new().interval(keep_alive).text("waiting"));
     let mut response = sse.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx would otherwise collect the stream before it passes anything on.
+    // nginx would otherwise buffer the stream.
     let unbuffered = HeaderName::from_static("x-accel-buffering");
     headers.insert(unbuffered, HeaderValue::from_static("no"));
     response
 }
 
-struct Lines<W> {
+struct SseEvents<W> {
     generation: Generation,
     writer: W,
-    meter: Meter,
-    ready: VecDeque<Message>,
+    meter: RequestMeter,
+    /// Written but not yet sent.
+    ready: VecDeque<SseEvent>,
+    /// Whether the last event is among those that are ready or sent.
     over: bool,
 }
 
-impl<W: ChunkWriter> Lines<W> {
-    fn into_stream(self) -> impl Stream<Item = Result<Message, Infallible>> {
-        stream::unfold(self, |mut lines| async move {
-            let message = lines.next().await?;
-            Some((Ok(message), lines))
+impl<W: ChunkWriter> SseEvents<W> {
+    fn into_stream(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+        stream::unfold(self, |mut events| async move {
+            let event = events.next().await?;
+            Some((Ok(event), events))
         })
     }
 
-    async fn next(&mut self) -> Option<Message> {
+    async fn next(&mut self) -> Option<SseEvent> {
         loop {
-            if let Some(message) = self.ready.pop_front() {
-                return Some(message);
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
             }
             if self.over {
                 return None;
             }
             let chunks = match self.generation.next_event().await {
-                Event::Token(drawn) => self.writer.drawn(drawn),
-                Event::Finished { deltas, finish } => {
+                GenerationEvent::Token(token) => self.writer.token(token),
+                GenerationEvent::Finished { deltas, summary } => {
                     self.over = true;
                     self.meter.succeeded();
-                    self.writer.finished(deltas, &finish)
+                    self.writer.finish(deltas, &summary)
                 }
-                Event::Failed(error) => {
+                GenerationEvent::Failed(error) => {
                     self.over = true;
                     let error = ApiError::from(error);
                     self.meter.failed(&error);
-                    let message = Message::default()
-                        .event("error")
-                        .data(error.body().to_string());
-                    self.ready.push_back(message);
+                    let event = SseEvent::default().event("error");
+                    self.ready.push_back(event.data(error.body().to_string()));
                     Vec::new()
                 }
             };
-            let messages = chunks
-                .iter()
-                .map(|chunk| Message::default().data(chunk.to_string()));
-            self.ready.extend(messages);
+            let chunks = chunks.into_iter();
+            self.ready
+                .extend(chunks.map(|chunk| SseEvent::default().data(chunk)));
             if self.over {
-                self.ready.push_back(Message::default().data("[DONE]"));
+                self.ready.push_back(SseEvent::default().data("[DONE]"));
             }
         }
     }

@@ -1,26 +1,30 @@
 //! What to do when a model does not fit.
 
-use super::cluster::{Cluster, NodeNumbers, default_reserve};
+use super::cluster_spec::{ClusterSpec, NodeNumbers, default_reserve};
 use super::demand::Demand;
 use super::file::MAX_NODES;
-use super::planner::{Copies, fits};
+use super::replicas::{ExtraReplicas, fits};
 
-/// A model that the nodes have no room for.
+/// The nodes have no room for a model: how much is missing, and what would be enough.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoFit {
+    /// The model's name.
     pub model: String,
+    /// How many nodes the plan was for.
     pub nodes: usize,
-    /// Bytes of the routed experts, all copies counted.
+    /// Bytes of the routed experts, times the number of replicas that were required.
     pub needed: u64,
-    /// Bytes that weights may take on the nodes, together.
+    /// Bytes that weights may take, summed over the nodes.
     pub room: u64,
-    pub copies: usize,
-    /// The fewest machines like the largest one that would have to join.
+    /// Required replicas of each tile besides the first.
+    pub extra_replicas: usize,
+    /// The smallest number of further nodes that is enough, if each is like the largest one, and
+    /// the memory of such a node in bytes.
     pub more_nodes: Option<(usize, u64)>,
-    /// Bytes of memory that every node would have to have more.
+    /// Bytes of further memory that are enough if every node gets them.
     pub more_each: Option<u64>,
-    /// Copies that would fit.
-    pub fewer_copies: Option<usize>,
+    /// The largest number of extra replicas that fits into the nodes as they are.
+    pub fewer_replicas: Option<usize>,
 }
 
 impl std::error::Error for NoFit {}
@@ -33,20 +37,20 @@ impl std::fmt::Display for NoFit {
         } else {
             ("s", "have")
         };
-        write!(f, "{} does not fit: its routed experts are ", self.model)?;
+        write!(f, "{} does not fit: its routed experts take ", self.model)?;
         write!(f, "{:.1} GB", gigabytes(self.needed))?;
-        if self.copies > 0 {
-            write!(f, " in {} copies", self.copies + 1)?;
+        if self.extra_replicas > 0 {
+            write!(f, " with {} replicas of each tile", self.extra_replicas + 1)?;
         }
         let nodes = self.nodes;
         let room = gigabytes(self.room);
         write!(
             f,
-            ", the {nodes} node{plural} {verb} room for {room:.1} GB of weights"
+            "; the {nodes} node{plural} {verb} room for {room:.1} GB of weights"
         )?;
         match self.needed.checked_sub(self.room) {
             Some(short) if short > 0 => write!(f, ", {:.1} GB short", gigabytes(short))?,
-            _ => write!(f, ", but not where copies could go")?,
+            _ => write!(f, ", but not for whole tiles on different nodes")?,
         }
         let mut ways = Vec::new();
         if let Some((count, memory)) = self.more_nodes {
@@ -57,29 +61,27 @@ impl std::fmt::Display for NoFit {
         if let Some(bytes) = self.more_each {
             ways.push(format!("{:.1} GB more on every node", gigabytes(bytes)));
         }
-        if let Some(copies) = self.fewer_copies {
-            ways.push(format!("--replicas {copies}"));
+        if let Some(replicas) = self.fewer_replicas {
+            ways.push(format!("--replicas {replicas}"));
         }
         if ways.is_empty() {
             return Ok(());
         }
-        write!(f, "; what would fit: {}", ways.join(", or "))
+        write!(f, "; it would fit with {}", ways.join(", or "))
     }
 }
 
-/// The finest step in which memory is suggested.
+/// Suggested memory is a multiple of this many bytes.
 const STEP: u64 = 100_000_000;
 
-pub(super) fn no_fit(demand: &Demand, cluster: &Cluster, copies: Copies) -> Box<NoFit> {
-    let count = match copies {
-        Copies::AsFit => 0,
-        Copies::Exactly(count) => count,
+/// Finds out by how much the model does not fit and what would be enough.
+pub(super) fn no_fit(demand: &Demand, cluster: &ClusterSpec, extra: ExtraReplicas) -> Box<NoFit> {
+    let count = match extra {
+        // Replicas that are optional need not fit.
+        ExtraReplicas::AsFit => 0,
+        ExtraReplicas::Exactly(count) => count,
     };
-    let wanted = match copies {
-        // A copy where it fits is no demand.
-        Copies::AsFit => Copies::Exactly(0),
-        exactly => exactly,
-    };
+    let wanted = ExtraReplicas::Exactly(count);
     let nodes = &cluster.nodes;
     let largest = nodes.iter().max_by_key(|n| n.room).filter(|n| n.room > 0);
     let more_nodes = largest.and_then(|largest| {
@@ -107,17 +109,17 @@ pub(super) fn no_fit(demand: &Demand, cluster: &Cluster, copies: Copies) -> Box<
         nodes: nodes.len(),
         needed,
         room: nodes.iter().map(|n| n.room).sum(),
-        copies: count,
+        extra_replicas: count,
         more_nodes,
         more_each,
-        fewer_copies: (0..count)
+        fewer_replicas: (0..count)
             .rev()
-            .find(|&fewer| fits(demand, nodes, Copies::Exactly(fewer))),
+            .find(|&fewer| fits(demand, nodes, ExtraReplicas::Exactly(fewer))),
     })
 }
 
-/// The room of a node with more memory, if what is kept free of weights grows as it does by
-/// default.
+/// The room of a node with `more` bytes of memory. A default reserve grows with the memory, a given
+/// one stays.
 fn grown_room(node: &NodeNumbers, more: u64) -> u64 {
     let reserve = node.memory - node.room;
     let by_default = default_reserve(node.memory) == reserve || node.room == 0;
@@ -130,7 +132,7 @@ fn grown_room(node: &NodeNumbers, more: u64) -> u64 {
     memory.saturating_sub(reserve)
 }
 
-/// The smallest number from 1 to `most` that is enough, if more is never less.
+/// The smallest number from 1 to `most` that is enough, provided that every larger one is too.
 fn smallest(most: u64, enough: impl Fn(u64) -> bool) -> Option<u64> {
     if most == 0 || !enough(most) {
         return None;

@@ -1,4 +1,4 @@
-//! What a model asks of the machines that serve it, in bytes, operations and messages.
+//! What a model requires of the machines that serve it: bytes, operations and messages.
 
 use std::sync::Arc;
 
@@ -6,46 +6,51 @@ use ds4_common::model::{Amount, ExpertBudget, Fingerprint, HyperParams, WeightBu
 use ds4_common::quant::{ActivationFormat, GgmlType};
 use ds4_common::tiles::{BLOCK_WIDTH, Grid, TileRect};
 
-/// A model, as far as a planner has to know it.
+/// A model as the planner sees it.
 #[derive(Clone, Debug)]
 pub struct Demand {
+    /// The model's name, for people.
     pub name: String,
-    /// Absent without a model file.
+    /// Identifies the weights; absent if the plan is made without a model file.
     pub fingerprint: Option<Fingerprint>,
+    /// The tiles of one layer.
     pub grid: Grid,
-    /// Width of a layer's input and of a reply's row.
+    /// Values of a layer's input, and of each row of a reply.
     pub hidden: usize,
-    /// Experts that a token uses.
-    pub used: usize,
+    /// Routed experts for each token.
+    pub experts_used: usize,
+    /// The layers in order.
     pub layers: Vec<LayerDemand>,
-    /// What follows the last layer.
+    /// Weights of the output head, which follows the last layer.
     pub head: Amount,
-    /// Weights that the coordinator keeps in memory.
+    /// Bytes of the weights that the coordinator keeps in memory: all but the routed experts.
     pub dense_bytes: u64,
 }
 
-/// One layer.
+/// The weights of one layer.
 #[derive(Clone, Debug)]
 pub struct LayerDemand {
-    /// What the coordinator reads before a token's experts are known.
+    /// What the coordinator reads before the router has chosen the experts.
     pub dense: Amount,
-    /// What it reads while the nodes work.
+    /// The shared expert, which the coordinator computes while the nodes work.
     pub shared: Amount,
+    /// The routed experts; layers with equal ones share the value.
     pub tiles: Arc<TileCosts>,
 }
 
-/// The tiles of one layer.
+/// Sizes of the tiles of one layer, which are the same for all its experts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TileCosts {
-    /// Bytes of one expert's tile, block by block.
+    /// Bytes of one expert's tile, one entry for each block.
     pub bytes: Vec<u64>,
-    /// Its weights.
+    /// Number of weights in one expert's tile, one entry for each block.
     pub values: Vec<u64>,
-    /// Bytes of one token's activations on the wire.
+    /// Bytes of one token's activations in a request.
     pub input: u64,
 }
 
 impl Demand {
+    /// The demand of a model of shape `hp` whose tensors have the sizes of `budget`.
     #[must_use]
     pub fn new(
         name: String,
@@ -71,31 +76,31 @@ impl Demand {
             fingerprint,
             grid: Grid::of(hp.experts, hp.expert_width),
             hidden: hp.hidden,
-            used: hp.experts_used,
+            experts_used: hp.experts_used,
             layers,
             head: budget.head,
             dense_bytes: budget.dense_bytes(),
         }
     }
 
-    /// Bytes of all routed experts.
+    /// Bytes of all routed experts of all layers.
     #[must_use]
     pub fn routed_bytes(&self) -> u64 {
         let whole = self.grid.whole();
         self.layers.iter().map(|l| l.tiles.rect_bytes(whole)).sum()
     }
 
-    /// Bytes that one token makes the coordinator read.
+    /// Bytes of weights that the coordinator reads for one token.
     #[must_use]
     pub fn dense_bytes_a_token(&self) -> u64 {
         let layer = |l: &LayerDemand| l.dense.bytes + l.shared.bytes;
         self.layers.iter().map(layer).sum::<u64>() + self.head.bytes
     }
 
-    /// Bytes of the experts that one token uses.
+    /// Bytes of the routed experts that are read for one token.
     #[must_use]
     pub fn routed_bytes_a_token(&self) -> u64 {
-        self.routed_bytes() / u64::from(self.grid.experts) * self.used as u64
+        self.routed_bytes() / u64::from(self.grid.experts) * self.experts_used as u64
     }
 }
 
@@ -120,18 +125,19 @@ impl TileCosts {
         }
     }
 
-    /// Bytes of one expert's tiles in the rectangle's blocks.
+    /// Bytes of one expert's tiles in the blocks of `rect`.
     #[must_use]
     pub fn strip_bytes(&self, rect: TileRect) -> u64 {
         strip(&self.bytes, rect)
     }
 
-    /// Weights of one expert's tiles in the rectangle's blocks.
+    /// Number of weights in one expert's tiles in the blocks of `rect`.
     #[must_use]
     pub fn strip_values(&self, rect: TileRect) -> u64 {
         strip(&self.values, rect)
     }
 
+    /// Bytes of all tiles of `rect`.
     #[must_use]
     pub fn rect_bytes(&self, rect: TileRect) -> u64 {
         self.strip_bytes(rect) * u64::from(rect.experts.len())

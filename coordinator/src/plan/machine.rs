@@ -1,61 +1,63 @@
-//! What is known of a machine, measured or given.
+//! The properties of a machine, measured or given.
 
 use serde::{Deserialize, Serialize};
 
-use super::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
-/// Characters of a node's name.
+/// The most characters of a node's name, as in a DNS label.
 const MAX_NAME: usize = 63;
 
-/// One expert node's machine. What is absent is assumed.
+/// The machine of one expert node. [`super::Assumptions`] fill in what is absent, except the
+/// memory, which a plan requires.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Machine {
-    /// Unique in its cluster; names the node's slice too.
+pub struct NodeMachine {
+    /// The node's name, unique in its cluster; its slice file has the same name.
     pub name: String,
-    /// `host:port` of its expert node.
+    /// `host:port` at which the expert node listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
-    /// Memory that the node may use, its own needs included.
+    /// Bytes of memory that the node may use, for weights and everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
-    /// Weights that the node reads from memory in a second.
+    /// Bytes a second that weights are read from memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// Rate of its network link.
+    /// Bits a second of the network link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<BitRate>,
-    /// Round trip between it and the coordinator.
+    /// Round trip to the coordinator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt: Option<Nanos>,
-    /// Operations that its kernels do on many tokens.
+    /// Operations a second that the kernels reach on many tokens; a multiply-add counts as two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<OpRate>,
 }
 
-/// The coordinator's machine. What is absent is assumed.
+/// The coordinator's machine. [`super::Assumptions`] fill in what is absent, except the memory,
+/// without which a plan reckons with the disk where nodes are lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoordinatorMachine {
-    /// As for a node.
+    /// Bytes of memory, for the model and everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
-    /// As for a node.
+    /// Bytes a second that weights are read from memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// As for a node; all nodes' messages pass it.
+    /// Bits a second of the network link, which the messages of all nodes share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<BitRate>,
-    /// As for a node.
+    /// Operations a second that the kernels reach on many tokens; a multiply-add counts as two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<OpRate>,
-    /// Bytes a second that it reads from the disk with its model file.
+    /// Bytes a second that are read from the disk with the model file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bandwidth>,
 }
 
-/// Whether `name` can name a node, and with that a file, in every place where names appear:
-/// letters, digits, `-`, `_` and `.`, a letter or digit first.
+/// Whether `name` is a valid node name, which is safe in file names, flags and tables: 1 to 63
+/// ASCII letters, digits, `-`, `_` and `.`, with a letter or digit first.
 #[must_use]
 pub fn is_name(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

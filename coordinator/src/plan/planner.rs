@@ -2,190 +2,181 @@
 
 use std::collections::BTreeSet;
 
-use ds4_common::tiles::{Holdings, TileError, TileRect};
-use ds4_expert_node::tiles::GridCut;
+use ds4_common::tiles::{GridCut, Holdings, TileError, TileRect};
 
 use super::advice::{self, NoFit};
-use super::cluster::{Cluster, NodeNumbers};
+use super::cluster_spec::{ClusterSpec, default_reserve};
 use super::demand::Demand;
 use super::file::{PlanFile, PlanModel, PlanNode};
-use super::place::{self, Part, Placement};
-use super::predict::{Step, Work, first_token, step};
-use super::replicas::{self, union};
+use super::placement::{self, PlacedRect, Placement};
+use super::predict::{LayerLoad, StepTime, first_token, predict_step};
+use super::replicas::{self, ExtraReplicas, union};
 
 #[cfg(test)]
 mod tests;
 
-/// Prompt tokens of one step.
+/// Prompt tokens of one prefill step in predictions.
 pub const CHUNK: usize = 512;
 
-/// Prompt of which the time to the first token is predicted.
+/// Tokens of the prompt for which the time to the first token is predicted.
 pub const PROMPT: usize = 1000;
 
-/// A finer cut has to be so much faster than a coarse one, which has fewer rectangles.
+/// A finer cut, which has more rectangles, is taken only if its step needs less than this share of
+/// the coarser one's time.
 const WORTH: f64 = 0.98;
 
-/// How copies are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copies {
-    /// One more of each tile as far as there is memory.
-    AsFit,
-    /// So many more of every tile, or there is no plan.
-    Exactly(usize),
-}
-
-/// Who holds what, and what is to be expected of it.
+/// Which nodes hold which tiles, and what to expect of the cluster.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct PlacementPlan {
+    /// The model.
     pub demand: Demand,
-    pub cluster: Cluster,
+    /// The machines.
+    pub cluster: ClusterSpec,
+    /// All replicas of all tiles, layer by layer.
     pub placement: Placement,
+    /// The same, node by node.
     pub nodes: Vec<NodeShare>,
-    /// The even cut that the first holders are, if they are one.
+    /// The cut into equal rectangles that the primary replicas follow, if they follow one.
     pub cut: Option<GridCut>,
-    /// Tiles of all layers, and how many of them have a second holder.
+    /// Number of tiles, of all layers.
     pub tiles: u64,
-    pub copied: u64,
-    pub decode: Step,
-    /// Of a full chunk.
-    pub prefill: Step,
-    /// Seconds to the first token of [`PROMPT`] tokens.
+    /// How many of them have a second replica.
+    pub replicated_tiles: u64,
+    /// A step of one token.
+    pub decode: StepTime,
+    /// A step of [`CHUNK`] tokens.
+    pub prefill: StepTime,
+    /// Seconds from the arrival of a prompt of [`PROMPT`] tokens to the first token.
     pub first_token: f64,
-    /// One a node.
-    pub losses: Vec<Loss>,
+    /// The loss of each node, by node.
+    pub losses: Vec<NodeLoss>,
 }
 
-/// One node's part of a plan.
+/// What one node holds.
 #[derive(Clone, Debug)]
 pub struct NodeShare {
-    /// Everything that it holds.
+    /// All its tiles.
     pub holdings: Holdings,
-    /// What it stands by for, of that.
+    /// The tiles among them for which it only stands by.
     pub replicas: Holdings,
-    /// Bytes of what it computes as long as all is well.
-    pub first_bytes: u64,
+    /// Bytes of the tiles that it computes while all nodes are up.
+    pub primary_bytes: u64,
+    /// Bytes of the tiles for which it stands by.
     pub replica_bytes: u64,
 }
 
-/// What it means that one node is gone.
+/// What happens if one node is lost.
 #[derive(Clone, Debug)]
-pub struct Loss {
-    /// Nodes that take over.
-    pub heirs: Vec<usize>,
-    /// Tiles that only the coordinator's file has then, and their bytes.
+pub struct NodeLoss {
+    /// Indices of the nodes that take over, ascending.
+    pub successors: Vec<usize>,
+    /// Number of tiles that no other node holds, so that only the coordinator's file has them.
     pub uncovered: u64,
+    /// Their bytes.
     pub uncovered_bytes: u64,
-    /// Whether the coordinator can keep them in memory; else it reads them from its disk.
+    /// Whether these tiles fit into the coordinator's memory; otherwise it reads them from its
+    /// disk in every step.
     pub cached: bool,
-    pub decode: Step,
+    /// A step of one token without the node.
+    pub decode: StepTime,
 }
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
+    /// The nodes have too little memory.
     #[error(transparent)]
     NoFit(#[from] Box<NoFit>),
+    /// The tiles that the planner chose are not a valid set, which would be a defect of it.
     #[error(transparent)]
     Tiles(#[from] TileError),
 }
 
+/// Places a model on a cluster and predicts what comes of it.
+///
 /// # Errors
-/// The model does not fit into the nodes; says by how much, and what would help.
-pub fn plan(demand: Demand, cluster: Cluster, copies: Copies) -> Result<Plan, PlanError> {
-    let placement = best(&demand, &cluster, copies);
-    let placement = placement.ok_or_else(|| advice::no_fit(&demand, &cluster, copies))?;
+/// [`PlanError::NoFit`] if the nodes have no room for the model and the replicas that `extra`
+/// requires; it tells by how much, and what would be enough.
+pub fn plan(
+    demand: Demand,
+    cluster: ClusterSpec,
+    extra: ExtraReplicas,
+) -> Result<PlacementPlan, PlanError> {
+    let placement = fastest(&demand, &cluster, extra);
+    let placement = placement.ok_or_else(|| advice::no_fit(&demand, &cluster, extra))?;
     describe(demand, cluster, placement)
 }
 
-/// Whether there is any placement, speed aside.
-pub(super) fn fits(demand: &Demand, nodes: &[NodeNumbers], copies: Copies) -> bool {
-    place::candidates(demand, nodes)
-        .into_iter()
-        .any(|mut placement| add_copies(&mut placement, demand, nodes, copies))
-}
-
-/// The fastest placement with its copies.
-fn best(demand: &Demand, cluster: &Cluster, copies: Copies) -> Option<Placement> {
+/// The placement whose step of one token is fastest, with its replicas.
+fn fastest(demand: &Demand, cluster: &ClusterSpec, extra: ExtraReplicas) -> Option<Placement> {
     let disk = cluster.coordinator.disk;
     let mut chosen: Option<(f64, Placement)> = None;
-    for mut placement in place::candidates(demand, &cluster.nodes) {
-        let seconds = step(
-            demand,
-            cluster,
-            &works(demand, &placement, cluster.nodes.len(), None),
-            1,
-            disk,
-        )
-        .seconds;
+    for mut placement in placement::candidates(demand, &cluster.nodes) {
+        let loads = layer_loads(demand, &placement, cluster.nodes.len(), None);
+        let seconds = predict_step(demand, cluster, &loads, 1, disk).seconds;
         if chosen
             .as_ref()
             .is_some_and(|(best, _)| seconds > best * WORTH)
         {
             continue;
         }
-        if add_copies(&mut placement, demand, &cluster.nodes, copies) {
+        if replicas::add(&mut placement, demand, &cluster.nodes, extra) {
             chosen = Some((seconds, placement));
         }
     }
     chosen.map(|(_, placement)| placement)
 }
 
-/// Whether all copies that were asked for have found a place.
-fn add_copies(
-    placement: &mut Placement,
+/// Who computes the tiles of each layer if the node `lost` is gone: the next replica of each, or
+/// the coordinator where there is none.
+fn layer_loads(
     demand: &Demand,
-    nodes: &[NodeNumbers],
-    copies: Copies,
-) -> bool {
-    let count = match copies {
-        Copies::AsFit => 1,
-        Copies::Exactly(count) => count,
-    };
-    replicas::add(placement, demand, nodes, count);
-    let complete = |part: &Part| part.holders.len() > count;
-    copies == Copies::AsFit || placement.iter().flatten().all(complete)
-}
-
-/// Who computes each layer, with `lost` gone: the next holders, or else the coordinator.
-fn works(demand: &Demand, placement: &Placement, count: usize, lost: Option<usize>) -> Vec<Work> {
-    let layer = |parts: &Vec<Part>| {
-        let mut work = Work {
-            nodes: vec![Vec::new(); count],
+    placement: &Placement,
+    nodes: usize,
+    lost: Option<usize>,
+) -> Vec<LayerLoad> {
+    let layer = |placed: &Vec<PlacedRect>| {
+        let mut load = LayerLoad {
+            nodes: vec![Vec::new(); nodes],
             local: Vec::new(),
         };
-        for part in parts {
-            match part.holders.iter().find(|h| Some(**h) != lost) {
-                Some(&node) => work.nodes[node].push(part.rect),
-                None => work.local.push(part.rect),
+        for PlacedRect { rect, replicas } in placed {
+            match replicas.iter().find(|node| Some(**node) != lost) {
+                Some(&node) => load.nodes[node].push(*rect),
+                None => load.local.push(*rect),
             }
         }
-        // Copies cut a node's tiles into parts with other successors; it is asked for all at once.
-        for rects in &mut work.nodes {
+        // Replicas cut a node's tiles into rectangles, but one call covers them all.
+        for rects in &mut load.nodes {
             *rects = union(demand.grid, rects);
         }
-        work
+        load
     };
     placement.iter().map(layer).collect()
 }
 
-fn describe(demand: Demand, cluster: Cluster, placement: Placement) -> Result<Plan, PlanError> {
-    let all_there = works(&demand, &placement, cluster.nodes.len(), None);
-    let disk = cluster.coordinator.disk;
-    let decode = step(&demand, &cluster, &all_there, 1, disk);
-    let prefill = step(&demand, &cluster, &all_there, CHUNK, disk);
-    let first_token = first_token(&demand, &cluster, &all_there, PROMPT, CHUNK, disk);
+fn describe(
+    demand: Demand,
+    cluster: ClusterSpec,
+    placement: Placement,
+) -> Result<PlacementPlan, PlanError> {
     let count = cluster.nodes.len();
+    let loads = layer_loads(&demand, &placement, count, None);
+    let disk = cluster.coordinator.disk;
+    let decode = predict_step(&demand, &cluster, &loads, 1, disk);
+    let prefill = predict_step(&demand, &cluster, &loads, CHUNK, disk);
+    let first_token = first_token(&demand, &cluster, &loads, PROMPT, CHUNK, disk);
     let shares = (0..count).map(|node| share(&demand, &placement, node));
     let nodes = shares.collect::<Result<Vec<_>, TileError>>()?;
     let losses = (0..count)
         .map(|node| loss(&demand, &cluster, &placement, node))
         .collect();
-    let parts = || placement.iter().flatten();
-    let copied = parts().filter(|p| p.holders.len() > 1);
-    Ok(Plan {
-        cut: even_cut(&demand, &all_there),
-        tiles: parts().map(|p| p.rect.tiles()).sum(),
-        copied: copied.map(|p| p.rect.tiles()).sum(),
+    let placed = || placement.iter().flatten();
+    let replicated = placed().filter(|p| p.replicas.len() > 1);
+    Ok(PlacementPlan {
+        cut: even_cut(&demand, &loads),
+        tiles: placed().map(|p| p.rect.tiles()).sum(),
+        replicated_tiles: replicated.map(|p| p.rect.tiles()).sum(),
         nodes,
         decode,
         prefill,
@@ -199,67 +190,70 @@ fn describe(demand: Demand, cluster: Cluster, placement: Placement) -> Result<Pl
 
 fn share(demand: &Demand, placement: &Placement, node: usize) -> Result<NodeShare, TileError> {
     let grid = demand.grid;
-    let (mut first_bytes, mut replica_bytes) = (0, 0);
+    let (mut primary_bytes, mut replica_bytes) = (0, 0);
     let mut held = Vec::with_capacity(placement.len());
-    let mut copies = Vec::with_capacity(placement.len());
-    for (parts, layer) in placement.iter().zip(&demand.layers) {
+    let mut standing_by = Vec::with_capacity(placement.len());
+    for (placed, layer) in placement.iter().zip(&demand.layers) {
         let (mut all, mut stand_by) = (Vec::new(), Vec::new());
-        for part in parts.iter().filter(|p| p.holders.contains(&node)) {
-            let bytes = layer.tiles.rect_bytes(part.rect);
-            all.push(part.rect);
-            if part.holders[0] == node {
-                first_bytes += bytes;
+        for PlacedRect { rect, replicas } in placed {
+            if !replicas.contains(&node) {
+                continue;
+            }
+            let bytes = layer.tiles.rect_bytes(*rect);
+            all.push(*rect);
+            if replicas[0] == node {
+                primary_bytes += bytes;
             } else {
                 replica_bytes += bytes;
-                stand_by.push(part.rect);
+                stand_by.push(*rect);
             }
         }
         held.push(union(grid, &all));
-        copies.push(union(grid, &stand_by));
+        standing_by.push(union(grid, &stand_by));
     }
     Ok(NodeShare {
         holdings: Holdings::new(grid, held)?,
-        replicas: Holdings::new(grid, copies)?,
-        first_bytes,
+        replicas: Holdings::new(grid, standing_by)?,
+        primary_bytes,
         replica_bytes,
     })
 }
 
-fn loss(demand: &Demand, cluster: &Cluster, placement: &Placement, node: usize) -> Loss {
-    let mut heirs = BTreeSet::new();
+fn loss(demand: &Demand, cluster: &ClusterSpec, placement: &Placement, node: usize) -> NodeLoss {
+    let mut successors = BTreeSet::new();
     let (mut uncovered, mut uncovered_bytes) = (0, 0);
-    for (parts, layer) in placement.iter().zip(&demand.layers) {
-        for part in parts.iter().filter(|p| p.holders[0] == node) {
-            match part.holders.get(1) {
-                Some(&heir) => {
-                    heirs.insert(heir);
+    for (placed, layer) in placement.iter().zip(&demand.layers) {
+        for PlacedRect { rect, replicas } in placed.iter().filter(|p| p.replicas[0] == node) {
+            match replicas.get(1) {
+                Some(&next) => {
+                    successors.insert(next);
                 }
                 None => {
-                    uncovered += part.rect.tiles();
-                    uncovered_bytes += layer.tiles.rect_bytes(part.rect);
+                    uncovered += rect.tiles();
+                    uncovered_bytes += layer.tiles.rect_bytes(*rect);
                 }
             }
         }
     }
     let own = &cluster.coordinator;
     let cached = own.memory.is_some_and(|memory| {
-        demand.dense_bytes + uncovered_bytes + super::cluster::default_reserve(memory) <= memory
+        demand.dense_bytes + uncovered_bytes + default_reserve(memory) <= memory
     });
     let bandwidth = if cached { own.bandwidth } else { own.disk };
-    let works = works(demand, placement, cluster.nodes.len(), Some(node));
-    Loss {
-        heirs: heirs.into_iter().collect(),
+    let loads = layer_loads(demand, placement, cluster.nodes.len(), Some(node));
+    NodeLoss {
+        successors: successors.into_iter().collect(),
         uncovered,
         uncovered_bytes,
         cached,
-        decode: step(demand, cluster, &works, 1, bandwidth),
+        decode: predict_step(demand, cluster, &loads, 1, bandwidth),
     }
 }
 
-/// The cut whose rectangles the nodes have, one each and in every layer.
-fn even_cut(demand: &Demand, works: &[Work]) -> Option<GridCut> {
-    let (first, rest) = works.split_first()?;
-    if rest.iter().any(|work| work != first) {
+/// The cut whose rectangles the nodes have, one each, the same in every layer.
+fn even_cut(demand: &Demand, loads: &[LayerLoad]) -> Option<GridCut> {
+    let (first, rest) = loads.split_first()?;
+    if rest.iter().any(|load| load != first) {
         return None;
     }
     let one_each = first.nodes.iter().all(|rects| rects.len() == 1);
@@ -271,8 +265,8 @@ fn even_cut(demand: &Demand, works: &[Work]) -> Option<GridCut> {
     (one_each && cut == rects).then_some(GridCut { groups, strips })
 }
 
-impl Plan {
-    /// The plan as a file.
+impl PlacementPlan {
+    /// The part of the plan that a file keeps: the model, the machines and their tiles.
     #[must_use]
     pub fn file(&self) -> PlanFile {
         let nodes = self.nodes.iter().zip(&self.cluster.nodes);

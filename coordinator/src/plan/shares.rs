@@ -1,19 +1,20 @@
-//! How much of a layer each node gets: equal times for all, within what each can hold.
+//! How much of a layer each node gets: all nodes take the same time, as far as their memory
+//! allows it.
 
 /// What limits a node's share of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Speed {
-    /// Time that a share of 1 takes.
+    /// Seconds that a share of 1 takes.
     pub(super) whole: f64,
-    /// Time that comes on top of any share.
+    /// Seconds that come on top of any share.
     pub(super) delay: f64,
-    /// The largest share that there is memory for.
+    /// The largest share that fits into the memory, from 0 to 1.
     pub(super) cap: f64,
 }
 
-/// Shares of a whole, such that the last node to finish finishes as early as possible. They add up
-/// to 1, or to less where the caps do.
-pub(super) fn level(speeds: &[Speed]) -> Vec<f64> {
+/// Shares of a layer such that the last node to finish does so as early as possible. They add up
+/// to 1, or to the sum of the caps if that is less.
+pub(super) fn equal_times(speeds: &[Speed]) -> Vec<f64> {
     let at = |time: f64| -> Vec<f64> {
         speeds
             .iter()
@@ -26,7 +27,7 @@ pub(super) fn level(speeds: &[Speed]) -> Vec<f64> {
     if sum(&at(high)) <= 1.0 {
         return at(high);
     }
-    // Enough to use up the bits of a double.
+    // 64 halvings use up the 53 bits of a double.
     for _ in 0..64 {
         let middle = f64::midpoint(low, high);
         if sum(&at(middle)) < 1.0 {
@@ -38,8 +39,9 @@ pub(super) fn level(speeds: &[Speed]) -> Vec<f64> {
     at(high)
 }
 
-/// Whole numbers near `targets` that add up to `total`, none above `room`; `None` where the room
-/// is too small. What rounding leaves goes to those who are furthest below their target.
+/// Whole numbers near `targets` that add up to `total`, none above its `room`; `None` if the room
+/// is too small. What rounding down leaves goes to the entries that are furthest below their
+/// target.
 pub(super) fn round(targets: &[f64], room: &[u32], total: u32) -> Option<Vec<u32>> {
     let mut shares: Vec<u32> = targets
         .iter()
@@ -79,15 +81,15 @@ mod tests {
     #[test]
     fn equal_nodes_share_equally_and_fast_ones_take_more() {
         let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9);
-        assert!(close(&level(&[speed(2.0, 0.1, 1.0); 4]), &[0.25; 4]));
-        let uneven = level(&[speed(1.0, 0.0, 1.0), speed(3.0, 0.0, 1.0)]);
+        assert!(close(&equal_times(&[speed(2.0, 0.1, 1.0); 4]), &[0.25; 4]));
+        let uneven = equal_times(&[speed(1.0, 0.0, 1.0), speed(3.0, 0.0, 1.0)]);
         assert!(close(&uneven, &[0.75, 0.25]), "{uneven:?}");
-        let capped = level(&[speed(1.0, 0.0, 0.5), speed(3.0, 0.0, 1.0)]);
+        let capped = equal_times(&[speed(1.0, 0.0, 0.5), speed(3.0, 0.0, 1.0)]);
         assert!(close(&capped, &[0.5, 0.5]), "{capped:?}");
-        // A node that is further away than the work takes gets none.
-        let far = level(&[speed(1.0, 0.0, 1.0), speed(1.0, 5.0, 1.0)]);
+        // A node whose delay exceeds the time of the whole gets nothing.
+        let far = equal_times(&[speed(1.0, 0.0, 1.0), speed(1.0, 5.0, 1.0)]);
         assert!(close(&far, &[1.0, 0.0]), "{far:?}");
-        assert!(close(&level(&[speed(1.0, 0.0, 0.3); 2]), &[0.3; 2]));
+        assert!(close(&equal_times(&[speed(1.0, 0.0, 0.3); 2]), &[0.3; 2]));
     }
 
     #[test]
@@ -117,11 +119,11 @@ mod tests {
         }
 
         #[test]
-        fn levels_are_shares_of_one(
+        fn equal_times_are_shares_of_one(
             nodes in prop::collection::vec((0.01f64..10.0, 0.0f64..3.0, 0.0f64..1.0), 1..33),
         ) {
             let speeds: Vec<Speed> = nodes.iter().map(|&(w, d, c)| speed(w, d, c)).collect();
-            let shares = level(&speeds);
+            let shares = equal_times(&speeds);
             let sum: f64 = shares.iter().sum();
             let caps: f64 = speeds.iter().map(|s| s.cap).sum();
             prop_assert!(shares.iter().zip(&speeds).all(|(s, n)| (0.0..=n.cap).contains(s)));

@@ -12,7 +12,7 @@ pub(super) fn flash() -> Demand {
     Demand::new("flash".into(), None, &hp, &budget)
 }
 
-/// A model of some kilobytes whose last block is narrow.
+/// A model of a few kilobytes; unless `width` is a multiple of 256 its last block is narrow.
 pub(super) fn small(layers: usize, experts: usize, width: usize) -> Demand {
     let mut hp = presets::tiny();
     hp.layers = layers;

@@ -1,9 +1,12 @@
-//! Byte pair merging of one word.
+//! Byte pair encoding of one piece of text.
+//!
+//! Source: R. Sennrich, B. Haddow, A. Birch, "Neural machine translation of rare words with subword
+//! units", ACL 2016, on bytes instead of characters.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-/// What joining two tokens gives.
+/// A merge rule: the result of joining two tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Merge {
     /// Lower ranks are joined first.
@@ -27,36 +30,36 @@ impl Merges {
     }
 }
 
-/// A token of the word, linked to its neighbours.
+/// A token of the word, with the indices of its neighbours.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct LinkedToken {
     token: u32,
     previous: usize,
     next: usize,
 }
 
-/// No neighbour; also marks a link that was joined into the one before it.
+/// The index of a neighbour that does not exist.
 const NONE: usize = usize::MAX;
 
-/// A pair that may be joined. Ordered by rank, then by place.
+/// A pair that may be joined, ordered by rank, then by place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: u32,
     at: usize,
-    /// The two tokens when the candidate was made: it is stale once one of them has changed.
+    /// The two tokens when the candidate was queued. It is stale once one of them has changed.
     pair: (u32, u32),
 }
 
 /// Merges words; keeps its buffers from one word to the next.
 #[derive(Debug, Default)]
 pub(super) struct Merger {
-    links: Vec<Link>,
+    tokens: Vec<LinkedToken>,
     queue: BinaryHeap<Reverse<Candidate>>,
 }
 
 impl Merger {
-    /// Appends to `out` what remains of `word` after joining, again and again, the neighbours of
-    /// lowest rank, the leftmost first.
+    /// Joins the neighbours of lowest rank, the leftmost first, until no pair can be joined, and
+    /// appends the tokens that remain of `word` to `out`.
     ///
     /// O(n log n): each join leaves one token less and adds at most two candidates.
     pub(super) fn merge(
@@ -66,12 +69,13 @@ impl Merger {
         out: &mut Vec<u32>,
     ) {
         let length = word.len();
-        self.links.clear();
-        self.links.extend(word.enumerate().map(|(i, token)| Link {
-            token,
-            previous: i.wrapping_sub(1),
-            next: if i + 1 < length { i + 1 } else { NONE },
-        }));
+        self.tokens.clear();
+        self.tokens
+            .extend(word.enumerate().map(|(i, token)| LinkedToken {
+                token,
+                previous: i.wrapping_sub(1),
+                next: if i + 1 < length { i + 1 } else { NONE },
+            }));
         self.queue.clear();
         for at in 0..length {
             self.consider(merges, at);
@@ -80,20 +84,20 @@ impl Merger {
             self.join(merges, candidate);
         }
         out.extend(
-            self.links
+            self.tokens
                 .iter()
-                .filter(|link| link.token != JOINED)
-                .map(|link| link.token),
+                .filter(|linked| linked.token != JOINED)
+                .map(|linked| linked.token),
         );
     }
 
     /// Queues the pair that starts at `at`, if it can be joined.
     fn consider(&mut self, merges: &Merges, at: usize) {
-        let Link { token, next, .. } = self.links[at];
+        let LinkedToken { token, next, .. } = self.tokens[at];
         if next == NONE {
             return;
         }
-        let pair = (token, self.links[next].token);
+        let pair = (token, self.tokens[next].token);
         if let Some(merge) = merges.get(pair.0, pair.1) {
             self.queue.push(Reverse(Candidate {
                 rank: merge.rank,
@@ -104,26 +108,26 @@ impl Merger {
     }
 
     fn join(&mut self, merges: &Merges, Candidate { at, pair, .. }: Candidate) {
-        let Link {
+        let LinkedToken {
             token,
             previous,
             next,
-        } = self.links[at];
-        if token != pair.0 || next == NONE || self.links[next].token != pair.1 {
+        } = self.tokens[at];
+        if token != pair.0 || next == NONE || self.tokens[next].token != pair.1 {
             return;
         }
         let Some(merge) = merges.get(pair.0, pair.1) else {
             return;
         };
-        let after = self.links[next].next;
-        self.links[at] = Link {
+        let after = self.tokens[next].next;
+        self.tokens[at] = LinkedToken {
             token: merge.token,
             previous,
             next: after,
         };
-        self.links[next].token = JOINED;
+        self.tokens[next].token = JOINED;
         if after != NONE {
-            self.links[after].previous = at;
+            self.tokens[after].previous = at;
         }
         self.consider(merges, at);
         if previous != NONE {
@@ -132,8 +136,8 @@ impl Merger {
     }
 }
 
-/// Stands in the place of a token that was joined into the one before it. Vocabularies are
-/// shorter than this.
+/// Marks a token that was joined into the one before it. No vocabulary is long enough to contain
+/// this id.
 const JOINED: u32 = u32::MAX;
 
 #[cfg(test)]

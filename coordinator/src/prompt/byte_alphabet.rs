@@ -1,7 +1,9 @@
-//! The printable stand-ins for bytes in which byte-level vocabularies are written.
+//! The printable characters that stand for bytes in byte-level vocabularies.
 //!
 //! Bytes that print as themselves in Latin-1 stand for themselves; the other 68, in ascending
 //! order, are U+0100 and the characters that follow it.
+//!
+//! Source: `bytes_to_unicode` in OpenAI's `gpt-2/src/encoder.py`.
 
 /// The character that stands for `byte`.
 pub(super) fn to_char(byte: u8) -> char {
@@ -17,10 +19,10 @@ fn prints(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)
 }
 
-/// Reads stand-ins back.
+/// The inverse of [`to_char`].
 #[derive(Debug)]
 pub(super) struct ByteAlphabet {
-    /// The byte of each character below U+0144.
+    /// For each character below U+0144 the byte that it stands for.
     bytes: [Option<u8>; 0x144],
 }
 
@@ -38,7 +40,7 @@ impl ByteAlphabet {
         self.bytes.get(c as usize).copied().flatten()
     }
 
-    /// The bytes that `text` stands for; `None` if it has any other character.
+    /// The bytes that `text` stands for; `None` if it contains a character that stands for none.
     pub(super) fn decode(&self, text: &str) -> Option<Vec<u8>> {
         text.chars().map(|c| self.byte(c)).collect()
     }

@@ -1,8 +1,8 @@
-//! The strings that structure prompts and answers. All are protocol constants of the models.
+//! The strings that structure prompts and answers. The models were trained on them.
 
-/// Begin of the prompt.
+/// Begins a prompt.
 pub const BOS: &str = "<｜begin▁of▁sentence｜>";
-/// End of an assistant turn.
+/// Ends an assistant turn.
 pub const EOS: &str = "<｜end▁of▁sentence｜>";
 /// Opens a user turn.
 pub const USER: &str = "<｜User｜>";

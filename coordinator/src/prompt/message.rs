@@ -1,7 +1,7 @@
-//! What a conversation is made of, free of any wire format.
+//! A conversation, independent of any API.
 //!
 //! The HTTP layer fills these types from a request; [`super::template`] turns them into prompt
-//! text. Nothing here is specific to one API.
+//! text.
 
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -11,12 +11,12 @@ use thiserror::Error;
 pub enum Message {
     /// Instructions. All system messages are gathered at the head of the prompt.
     System {
-        /// The text.
+        /// The instructions; an empty text is left out.
         content: String,
     },
-    /// What the user said.
+    /// A turn of the user, joined with the turns of the user next to it.
     User {
-        /// The text.
+        /// What the user wrote.
         content: String,
     },
     /// What the model answered in an earlier turn.
@@ -25,22 +25,22 @@ pub enum Message {
         content: String,
         /// The reasoning that preceded it, if the client kept it.
         reasoning: Option<String>,
-        /// The tools it called.
+        /// The calls that the answer ended with.
         tool_calls: Vec<ToolCall>,
-        /// The model shall continue this message instead of starting a new one. Only heeded on
-        /// the last message.
+        /// Whether the model continues this message instead of starting a new one. Ignored except
+        /// in the last message.
         prefix: bool,
     },
     /// The result of a tool call.
     Tool {
-        /// The text that the tool returned.
+        /// What the tool returned.
         content: String,
-        /// The id of the call that this answers.
+        /// The `id` of the [`ToolCall`] that this answers.
         call_id: Option<String>,
     },
-    /// A note that the model shall see as the newest one.
+    /// A note that the model sees as the most recent one.
     LatestReminder {
-        /// The text.
+        /// What the note says.
         content: String,
     },
 }
@@ -82,15 +82,16 @@ impl Message {
 /// A tool call of an earlier assistant message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolCall {
-    /// Names the call, so that results find it. Calls are rendered in the order of their ids.
+    /// Identifies the call, so that results can refer to it. Calls are rendered in the order of
+    /// their ids.
     pub id: String,
-    /// The tool.
+    /// Name of the tool.
     pub name: String,
-    /// A JSON object as text. Anything else is rendered as one string argument.
+    /// The text of a JSON object; any other text is rendered as one string argument.
     pub arguments: String,
 }
 
-/// A tool that the model may call.
+/// A tool that the model may call: its `name`, and maybe `description` and `parameters`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tool {
     function: Map<String, Value>,
@@ -105,10 +106,10 @@ pub enum ToolError {
     /// The name is missing, not a string, or empty.
     #[error("a tool's `function.name` must be a non-empty string")]
     Name,
-    /// The description is there and not a string.
+    /// The description is not a string.
     #[error("the description of tool `{0}` must be a string")]
     Description(String),
-    /// The parameters are there and not an object.
+    /// The parameters are not an object.
     #[error("the parameters of tool `{0}` must be an object (a JSON schema)")]
     Parameters(String),
 }
@@ -116,6 +117,9 @@ pub enum ToolError {
 impl Tool {
     /// Takes the `function` object of an OpenAI-style tool definition:
     /// `{"name", "description"?, "parameters"?}`. Other fields are kept.
+    ///
+    /// # Errors
+    /// [`ToolError`] for the first field that is missing or of the wrong type.
     pub fn from_function(function: Value) -> Result<Self, ToolError> {
         let Value::Object(function) = function else {
             return Err(ToolError::NotAnObject);
@@ -147,7 +151,7 @@ impl Tool {
             .unwrap_or_default()
     }
 
-    /// The three fields that the model is shown, in that order, with defaults for missing ones.
+    /// The three fields that the model sees, in this order, with defaults for missing ones.
     pub(super) fn essentials(&self) -> Value {
         let field = |key: &str, default: Value| match self.function.get(key) {
             None | Some(Value::Null) => default,
@@ -179,28 +183,28 @@ pub enum ToolChoice {
     Required,
 }
 
-/// The shape that the answer shall have.
+/// The form of the answer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum ResponseFormat {
     /// Free text.
     #[default]
     Text,
-    /// Some JSON object.
+    /// Any JSON object.
     JsonObject,
-    /// JSON that follows this schema.
+    /// JSON that conforms to this schema.
     JsonSchema(Value),
 }
 
-/// How hard the model shall think.
+/// How much the model reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effort {
     /// Briefly.
     Low,
-    /// Between low and high; the models know no such step and take it as [`Effort::High`].
+    /// Rendered as [`Effort::High`]: the models have no level between low and high.
     Medium,
     /// The usual effort.
     High,
-    /// As [`Effort::High`].
+    /// Rendered as [`Effort::High`].
     XHigh,
     /// As long as it takes.
     Max,
@@ -209,9 +213,9 @@ pub enum Effort {
 /// Whether the model reasons before it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thinking {
-    /// It answers at once.
+    /// The model answers at once.
     Off,
-    /// It reasons first. Without an effort the dialect's default holds.
+    /// The model reasons first, with the dialect's default effort unless one is given.
     On(Option<Effort>),
 }
 
@@ -222,7 +226,7 @@ impl Default for Thinking {
 }
 
 impl Thinking {
-    /// Reads the value of a `reasoning_effort` field: `none`, `minimal`, `low`, `medium`, `high`,
+    /// The meaning of a `reasoning_effort` field: `none`, `minimal`, `low`, `medium`, `high`,
     /// `xhigh` or `max`; any other name gives `None`.
     pub fn from_effort_name(name: &str) -> Option<Self> {
         Some(match name {
@@ -236,7 +240,7 @@ impl Thinking {
         })
     }
 
-    /// Whether it is on.
+    /// Whether the model reasons first.
     pub fn is_on(self) -> bool {
         matches!(self, Self::On(_))
     }
@@ -249,16 +253,16 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// The tools on offer.
     pub tools: Vec<Tool>,
-    /// Whether they may be called.
+    /// Whether the model may, must or must not call them.
     pub tool_choice: ToolChoice,
-    /// Whether and how hard the model thinks.
+    /// Whether the model reasons first, and how much.
     pub thinking: Thinking,
-    /// The shape of the answer.
+    /// The form of the answer.
     pub response_format: ResponseFormat,
 }
 
 impl Conversation {
-    /// Whether the tools are shown to the model, and therefore looked for in its answer.
+    /// Whether the tools are shown to the model, so that its answer may contain calls.
     pub fn offers_tools(&self) -> bool {
         !self.tools.is_empty() && self.tool_choice != ToolChoice::None
     }

@@ -1,11 +1,11 @@
-//! From a conversation to token ids, and from token ids back to an answer.
+//! From a conversation to token ids, and from generated token ids to an answer.
 //!
 //! ```text
 //! Conversation ─ template ─► segments ─ tokenizer ─► ids
 //! ids ─ tokenizer, stream_decoder ─► text ─ output_parser ─► reasoning, content, calls
 //! ```
 //!
-//! Pure code: no I/O, no clock, no threads.
+//! Pure functions and state machines: no I/O, no clock, no threads.
 
 mod bpe;
 mod byte_alphabet;
@@ -27,9 +27,9 @@ mod unicode;
 pub use message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice, ToolError,
 };
-pub use output::{Ended, FinishReason, OutputEvent, Progress, Start};
+pub use output::{AnswerStart, Continuation, Ended, FinishReason, OutputEvent};
 pub use output_parser::OutputParser;
 pub use segment::{Author, Segment};
 pub use stream_decoder::StreamDecoder;
-pub use template::{Dialect, Prompt, render};
+pub use template::{Dialect, RenderedPrompt, render};
 pub use tokenizer::{ChatTokens, Tokenizer, TokenizerError};

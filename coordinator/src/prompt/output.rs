@@ -1,83 +1,83 @@
-//! What the parser of answers is told and what it tells.
+//! What goes into the parser of answers and what comes out of it.
 
-/// What the model writes first; the prompt decides it.
+/// What the model writes first, as the prompt left it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Text without any structure: all of it is content.
+pub enum AnswerStart {
+    /// Plain completion: all text is content, without any markers.
     Plain,
-    /// Reasoning; newlines at its beginning are dropped.
+    /// Reasoning. Newlines at its beginning are dropped.
     Reasoning,
-    /// The rest of a reasoning that the prompt began.
+    /// The rest of the reasoning, which the prompt began.
     ReasoningContinued,
-    /// The answer; newlines at its beginning are dropped.
+    /// The content of the answer. Newlines at its beginning are dropped.
     Content,
-    /// The rest of an answer that the prompt began.
+    /// The rest of the content, which the prompt began.
     ContentContinued,
-    /// Calls of a block that the prompt opened.
+    /// Tool calls, in a block that the prompt opened.
     ToolCalls,
 }
 
-/// A part of an answer. Neighbours of one kind belong together.
+/// A part of an answer. Successive events of one kind continue the same text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutputEvent {
-    /// More reasoning.
+    /// More text of the reasoning.
     Reasoning(String),
-    /// More of the answer.
+    /// More text of the content.
     Content(String),
     /// A tool call begins.
     CallStart {
-        /// Counts the calls of the answer from 0.
+        /// Position among the answer's calls, from 0.
         index: usize,
-        /// The tool.
+        /// Name of the tool.
         name: String,
     },
-    /// More of a call's arguments.
+    /// More text of a call's arguments.
     CallArguments {
-        /// The call.
+        /// Position among the answer's calls, from 0.
         index: usize,
-        /// The next piece of a JSON object's text.
+        /// The next part of the text of a JSON object.
         json: String,
     },
-    /// A tool call is complete. Without this event its arguments are cut off, which leaves their
-    /// JSON open, so that nobody takes it for the whole.
+    /// A tool call is complete. Without this event its arguments were cut off: their JSON stays
+    /// open, so that it cannot be mistaken for complete arguments.
     CallEnd {
-        /// The call.
+        /// Position among the answer's calls, from 0.
         index: usize,
     },
 }
 
-/// Whether the model should go on.
+/// Whether the model should generate more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Progress {
-    /// It should.
+pub enum Continuation {
+    /// The answer goes on.
     Continue,
-    /// A stop string was found; more text would be ignored.
+    /// A stop string was found; further text would be ignored.
     Stopped,
 }
 
-/// How the text ended.
+/// Why no more text comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// The model ended its turn, or a stop string was found.
     Stop,
-    /// The limit of tokens was reached.
+    /// The token limit was reached.
     Length,
 }
 
-/// Why the answer ended, in the words of the chat API.
+/// Why the answer ended, as the chat API distinguishes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model had said everything, or a stop string was found.
+    /// The model ended its turn, or a stop string was found.
     Stop,
-    /// It was cut off.
+    /// The token limit was reached.
     Length,
-    /// It waits for the results of its calls.
+    /// The model waits for the results of its tool calls.
     ToolCalls,
 }
 
 impl FinishReason {
-    /// The name in the chat API.
+    /// The value of `finish_reason` in the chat API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",

@@ -1,116 +1,117 @@
-//! An answer's text to reasoning, content and tool calls, delta by delta.
+//! Splits an answer's text into reasoning, content and tool calls, delta by delta.
 //!
-//! Markers are recognised by their text. The reference does the same, and a model that spells
-//! `</think>` in ordinary tokens means it; so special tokens are decoded to their names before
-//! they come here. How the text is cut into deltas makes no difference to the concatenated
-//! events. Text is never lost: what looked like a block of calls and is none comes back as text,
-//! and stray text inside a call is passed on as content. Only markers and the newlines around
-//! them disappear.
+//! Markers are recognised by their text, as in DeepSeek's own parser: a model that spells
+//! `</think>` in ordinary tokens means the marker. Special tokens therefore arrive here as their
+//! names. How the text is cut into deltas makes no difference to the concatenated events. No text
+//! is lost: what looked like a block of calls and is not comes out as content, and so does stray
+//! text inside a call. Only markers and the newlines around them disappear.
 
 use serde::de::IgnoredAny;
 
 use super::markers::END_THINK;
-use super::output::{Ended, FinishReason, OutputEvent, Progress, Start};
+use super::output::{AnswerStart, Continuation, Ended, FinishReason, OutputEvent};
 use super::stop_filter::{StopFilter, overlap};
 use super::tags::{Found, Spelling, Tag, ValueEnd, literal};
 
+/// What the text that comes next is part of.
 #[derive(Clone, Debug)]
-enum State {
+enum Section {
+    /// Content in which no marker means anything.
     Plain,
     Reasoning,
     Content,
-    /// In a block, before or after a call.
+    /// A block of calls, before or after a call.
     Between(Spelling),
-    /// In a call, before or after an argument.
+    /// A call, before or after an argument.
     Call(Spelling),
-    /// In an argument that is text.
+    /// An argument that is text.
     Text(Spelling),
-    /// In an argument that is JSON; what has come of it.
+    /// An argument that is JSON, and what has come of it.
     Json(Spelling, String),
 }
 
-/// What a step did with the text at hand.
-enum Step {
-    /// Dealt with so many bytes of it; none if only the state changed.
-    Used(usize),
-    /// Cannot tell before more has come.
-    Wait,
+/// How much of the text at hand was consumed.
+enum Consumed {
+    /// So many bytes; 0 if only the section changed.
+    Bytes(usize),
+    /// Nothing can be said before more text has come.
+    NeedMore,
 }
 
 /// Parses one answer.
 #[derive(Clone, Debug)]
 pub struct OutputParser {
-    state: State,
+    section: Section,
     tools_offered: bool,
     stops: StopFilter,
-    /// Text that no step could deal with yet.
+    /// Text that was not consumed yet.
     unread: String,
-    /// Blanks that disappear if a marker follows.
+    /// Blanks that are dropped if a marker follows.
     gap: String,
-    /// Whether blanks disappear here anyway: newlines at the beginning of a text, any blanks
+    /// Whether blanks are dropped whatever follows: newlines at the beginning of a text, any blanks
     /// after a tag inside a call.
     drop_blanks: bool,
     calls_started: usize,
     calls_complete: usize,
-    /// Arguments of the current call.
+    /// Number of arguments of the current call so far.
     arguments: usize,
 }
 
 impl OutputParser {
-    /// A parser at the beginning of an answer. Calls are only looked for if tools were offered;
-    /// `stops` end the content, not the reasoning and not calls.
-    pub fn new(start: Start, tools_offered: bool, stops: Vec<String>) -> Self {
-        let state = match start {
-            Start::Plain => State::Plain,
-            Start::Reasoning | Start::ReasoningContinued => State::Reasoning,
-            Start::Content | Start::ContentContinued => State::Content,
-            Start::ToolCalls => State::Between(Spelling::Dsml),
+    /// A parser at the beginning of an answer. Calls are recognised only if tools were offered. The
+    /// strings in `stops` end the content; reasoning and calls may contain them.
+    pub fn new(start: AnswerStart, tools_offered: bool, stops: Vec<String>) -> Self {
+        let section = match start {
+            AnswerStart::Plain => Section::Plain,
+            AnswerStart::Reasoning | AnswerStart::ReasoningContinued => Section::Reasoning,
+            AnswerStart::Content | AnswerStart::ContentContinued => Section::Content,
+            AnswerStart::ToolCalls => Section::Between(Spelling::Dsml),
         };
         Self {
-            state,
+            section,
             tools_offered,
             stops: StopFilter::new(stops),
             unread: String::new(),
             gap: String::new(),
-            drop_blanks: matches!(start, Start::Reasoning | Start::Content),
+            drop_blanks: matches!(start, AnswerStart::Reasoning | AnswerStart::Content),
             calls_started: 0,
             calls_complete: 0,
             arguments: 0,
         }
     }
 
-    /// Takes more text and appends what is certain of it to `out`.
-    pub fn push(&mut self, delta: &str, out: &mut Vec<OutputEvent>) -> Progress {
+    /// Takes more text and appends the events that are certain to `out`.
+    pub fn push(&mut self, delta: &str, out: &mut Vec<OutputEvent>) -> Continuation {
         let mut text = std::mem::take(&mut self.unread);
         text.push_str(delta);
-        let mut read = 0;
-        while read < text.len() && !self.stops.stopped() {
-            match self.step(&text[read..], out) {
-                Step::Used(bytes) => read += bytes,
-                Step::Wait => break,
+        let mut done = 0;
+        while done < text.len() && !self.stops.stopped() {
+            match self.read(&text[done..], out) {
+                Consumed::Bytes(bytes) => done += bytes,
+                Consumed::NeedMore => break,
             }
         }
         if self.stops.stopped() {
-            return Progress::Stopped;
+            return Continuation::Stopped;
         }
-        text.drain(..read);
+        text.drain(..done);
         self.unread = text;
-        Progress::Continue
+        Continuation::Continue
     }
 
-    /// Ends the answer: what was held back is appended to `out`.
+    /// Ends the answer and appends what was held back to `out`.
     pub fn finish(&mut self, ended: Ended, out: &mut Vec<OutputEvent>) -> FinishReason {
         let unread = std::mem::take(&mut self.unread);
         if !self.stops.stopped() {
-            match self.state {
-                State::Plain | State::Reasoning | State::Content => {
+            match self.section {
+                Section::Plain | Section::Reasoning | Section::Content => {
                     self.flush_gap(out);
                     self.emit(&unread, out);
                 }
-                State::Text(spelling) if !unread.starts_with(spelling.value_end()) => {
+                Section::Text(spelling) if !unread.starts_with(spelling.value_end()) => {
                     self.emit_escaped(&unread, out);
                 }
-                // Blanks, or the beginning of a tag.
+                // What is left are blanks or the beginning of a tag, which are dropped.
                 _ => {}
             }
         }
@@ -126,17 +127,17 @@ impl OutputParser {
         }
     }
 
-    /// Whether the next token belongs to the tags of a call rather than to anything of the
-    /// model's own wording. Tags are best chosen greedily.
+    /// Whether the next token belongs to the tags of a call rather than to free text. Such tokens
+    /// are best chosen greedily, since any other choice breaks the tag.
     pub fn in_markup(&self) -> bool {
-        match &self.state {
-            State::Plain => false,
-            State::Reasoning | State::Content => {
+        match &self.section {
+            Section::Plain => false,
+            Section::Reasoning | Section::Content => {
                 self.tools_offered
                     && matches!(literal(&self.unread, &["<｜DSML｜"]), Found::Tag(..))
             }
-            State::Between(_) | State::Call(_) => true,
-            State::Text(spelling) | State::Json(spelling, _) => {
+            Section::Between(_) | Section::Call(_) => true,
+            Section::Text(spelling) | Section::Json(spelling, _) => {
                 self.unread.starts_with(spelling.value_end())
             }
         }
@@ -146,59 +147,59 @@ impl OutputParser {
         self.calls_started > self.calls_complete
     }
 
-    fn step(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Step {
-        match self.state {
-            State::Plain => {
+    fn read(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Consumed {
+        match self.section {
+            Section::Plain => {
                 self.emit(text, out);
-                Step::Used(text.len())
+                Consumed::Bytes(text.len())
             }
-            State::Reasoning | State::Content => self.step_text(text, out),
-            State::Between(spelling) => self.step_between(spelling, text, out),
-            State::Call(spelling) => self.step_call(spelling, text, out),
-            State::Text(spelling) | State::Json(spelling, _) => {
-                self.step_value(spelling, text, out)
+            Section::Reasoning | Section::Content => self.read_text(text, out),
+            Section::Between(spelling) => self.read_between(spelling, text, out),
+            Section::Call(spelling) => self.read_call(spelling, text, out),
+            Section::Text(spelling) | Section::Json(spelling, _) => {
+                self.read_value(spelling, text, out)
             }
         }
     }
 
-    fn step_text(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Step {
+    fn read_text(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Consumed {
         let newlines = text.len() - text.trim_start_matches('\n').len();
         if newlines > 0 {
             if !self.drop_blanks {
                 self.gap.push_str(&text[..newlines]);
-                // Stop strings see the newlines even if a marker were to follow.
-                if matches!(self.state, State::Content)
+                // A stop string may contain the newlines, even if a marker follows them.
+                if matches!(self.section, Section::Content)
                     && self.stops.would_stop(&self.gap, newlines)
                 {
                     self.flush_gap(out);
                 }
             }
-            return Step::Used(newlines);
+            return Consumed::Bytes(newlines);
         }
         if text.starts_with('<') {
-            return self.step_marker(text, out);
+            return self.read_marker(text, out);
         }
         let words = text.find(['\n', '<']).unwrap_or(text.len());
         self.emit_words(&text[..words], out);
-        Step::Used(words)
+        Consumed::Bytes(words)
     }
 
-    fn step_marker(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Step {
-        let in_reasoning = matches!(self.state, State::Reasoning);
+    fn read_marker(&mut self, text: &str, out: &mut Vec<OutputEvent>) -> Consumed {
+        let in_reasoning = matches!(self.section, Section::Reasoning);
         let mut partial = false;
         match literal(text, &[END_THINK]) {
             Found::Tag((), length) => {
                 if in_reasoning {
                     self.gap.clear();
                     self.drop_blanks = true;
-                    self.state = State::Content;
+                    self.section = Section::Content;
                 }
-                return Step::Used(length);
+                return Consumed::Bytes(length);
             }
             Found::Partial => partial = true,
             Found::Nothing => {}
         }
-        // Reasoning may well talk about plain tags.
+        // Reasoning may mention plain tags without meaning a call.
         let spellings: &[Spelling] = match (self.tools_offered, in_reasoning) {
             (false, _) => &[],
             (true, true) => &[Spelling::Dsml],
@@ -209,70 +210,80 @@ impl OutputParser {
                 Found::Tag(name, length) => {
                     self.gap.clear();
                     self.start_call(spelling, name, out);
-                    return Step::Used(length);
+                    return Consumed::Bytes(length);
                 }
                 Found::Partial => partial = true,
                 Found::Nothing => {}
             }
         }
         if partial {
-            return Step::Wait;
+            return Consumed::NeedMore;
         }
         self.emit_words("<", out);
-        Step::Used(1)
+        Consumed::Bytes(1)
     }
 
-    fn step_between(&mut self, spelling: Spelling, text: &str, out: &mut Vec<OutputEvent>) -> Step {
+    fn read_between(
+        &mut self,
+        spelling: Spelling,
+        text: &str,
+        out: &mut Vec<OutputEvent>,
+    ) -> Consumed {
         let blanks = text.len() - text.trim_ascii_start().len();
         if blanks > 0 {
             self.gap.push_str(&text[..blanks]);
-            return Step::Used(blanks);
+            return Consumed::Bytes(blanks);
         }
         let (tag, length) = match spelling.tag(text) {
             Found::Tag(tag, length) => (Some(tag), length),
-            Found::Partial => return Step::Wait,
+            Found::Partial => return Consumed::NeedMore,
             Found::Nothing => (None, 0),
         };
         match tag {
             Some(Tag::Invoke { name }) => {
                 self.gap.clear();
                 self.start_call(spelling, name, out);
-                Step::Used(length)
+                Consumed::Bytes(length)
             }
             Some(Tag::EndCalls) => {
                 self.gap.clear();
                 self.end_block();
-                Step::Used(length)
+                Consumed::Bytes(length)
             }
-            // No call, so the block is over without its end tag.
+            // Not a call, so the block has ended without its end tag.
             _ => {
                 self.end_block();
                 let gap = std::mem::take(&mut self.gap);
                 self.gap.push_str(gap.trim_start_matches('\n'));
-                Step::Used(0)
+                Consumed::Bytes(0)
             }
         }
     }
 
-    fn step_call(&mut self, spelling: Spelling, text: &str, out: &mut Vec<OutputEvent>) -> Step {
+    fn read_call(
+        &mut self,
+        spelling: Spelling,
+        text: &str,
+        out: &mut Vec<OutputEvent>,
+    ) -> Consumed {
         let blanks = text.len() - text.trim_ascii_start().len();
         if blanks > 0 {
             if !self.drop_blanks {
                 self.gap.push_str(&text[..blanks]);
             }
-            return Step::Used(blanks);
+            return Consumed::Bytes(blanks);
         }
         if !text.starts_with('<') {
             let is_border = |c: char| c == '<' || c.is_ascii_whitespace();
             let words = text.find(is_border).unwrap_or(text.len());
             self.emit_words(&text[..words], out);
-            return Step::Used(words);
+            return Consumed::Bytes(words);
         }
         match spelling.tag(text) {
-            Found::Partial => Step::Wait,
+            Found::Partial => Consumed::NeedMore,
             Found::Nothing => {
                 self.emit_words("<", out);
-                Step::Used(1)
+                Consumed::Bytes(1)
             }
             Found::Tag(tag, length) => {
                 self.gap.clear();
@@ -290,28 +301,33 @@ impl OutputParser {
                         self.start_call(spelling, name, out);
                     }
                 }
-                Step::Used(length)
+                Consumed::Bytes(length)
             }
         }
     }
 
-    fn step_value(&mut self, spelling: Spelling, text: &str, out: &mut Vec<OutputEvent>) -> Step {
+    fn read_value(
+        &mut self,
+        spelling: Spelling,
+        text: &str,
+        out: &mut Vec<OutputEvent>,
+    ) -> Consumed {
         let end = spelling.value_end();
         let value = text
             .find(end)
             .unwrap_or_else(|| text.len() - overlap(text, end));
         if value > 0 {
-            match &mut self.state {
-                State::Json(_, json) => json.push_str(&text[..value]),
+            match &mut self.section {
+                Section::Json(_, json) => json.push_str(&text[..value]),
                 _ => self.emit_escaped(&text[..value], out),
             }
-            return Step::Used(value);
+            return Consumed::Bytes(value);
         }
         if !text.starts_with(end) {
-            return Step::Wait;
+            return Consumed::NeedMore;
         }
         let Found::Tag(meaning, length) = spelling.end_of_value(text) else {
-            return Step::Wait;
+            return Consumed::NeedMore;
         };
         self.end_argument(spelling, out);
         if meaning != ValueEnd::Parameter {
@@ -320,11 +336,11 @@ impl OutputParser {
         if meaning == ValueEnd::Calls {
             self.end_block();
         }
-        Step::Used(length)
+        Consumed::Bytes(length)
     }
 
     fn start_call(&mut self, spelling: Spelling, name: String, out: &mut Vec<OutputEvent>) {
-        // No stop string reaches across a call.
+        // A stop string does not reach across a call.
         let held = self.stops.finish();
         push_content(held, out);
         out.push(OutputEvent::CallStart {
@@ -333,7 +349,7 @@ impl OutputParser {
         });
         self.calls_started += 1;
         self.arguments = 0;
-        self.state = State::Call(spelling);
+        self.section = Section::Call(spelling);
         self.drop_blanks = true;
     }
 
@@ -348,20 +364,20 @@ impl OutputParser {
         let quote = if is_string { "\"" } else { "" };
         self.emit_json(&format!("{separator}\"{}\": {quote}", escape(name)), out);
         self.arguments += 1;
-        self.state = if is_string {
-            State::Text(spelling)
+        self.section = if is_string {
+            Section::Text(spelling)
         } else {
-            State::Json(spelling, String::new())
+            Section::Json(spelling, String::new())
         };
     }
 
     fn end_argument(&mut self, spelling: Spelling, out: &mut Vec<OutputEvent>) {
-        match std::mem::replace(&mut self.state, State::Call(spelling)) {
-            State::Json(_, json) if serde_json::from_str::<IgnoredAny>(&json).is_ok() => {
+        match std::mem::replace(&mut self.section, Section::Call(spelling)) {
+            Section::Json(_, json) if serde_json::from_str::<IgnoredAny>(&json).is_ok() => {
                 self.emit_json(&json, out);
             }
-            // Not JSON after all. As text it keeps the arguments readable.
-            State::Json(_, text) => self.emit_json(&format!("\"{}\"", escape(&text)), out),
+            // Not valid JSON. As a string it keeps the arguments parseable.
+            Section::Json(_, text) => self.emit_json(&format!("\"{}\"", escape(&text)), out),
             _ => self.emit_json("\"", out),
         }
         self.drop_blanks = true;
@@ -373,15 +389,15 @@ impl OutputParser {
             index: self.calls_complete,
         });
         self.calls_complete += 1;
-        self.state = State::Between(spelling);
+        self.section = Section::Between(spelling);
     }
 
     fn end_block(&mut self) {
-        self.state = State::Content;
+        self.section = Section::Content;
         self.drop_blanks = true;
     }
 
-    /// Passes on text that is no marker, and so are the blanks before it.
+    /// Passes on text that is not a marker, and the blanks before it.
     fn emit_words(&mut self, text: &str, out: &mut Vec<OutputEvent>) {
         self.drop_blanks = false;
         self.flush_gap(out);
@@ -393,9 +409,9 @@ impl OutputParser {
         self.emit(&gap, out);
     }
 
-    /// Passes on text of the model's own wording.
+    /// Passes on reasoning or content.
     fn emit(&mut self, text: &str, out: &mut Vec<OutputEvent>) {
-        if !matches!(self.state, State::Reasoning) {
+        if !matches!(self.section, Section::Reasoning) {
             let certain = self.stops.push(text);
             return push_content(certain, out);
         }
@@ -431,7 +447,7 @@ fn push_content(text: String, out: &mut Vec<OutputEvent>) {
     }
 }
 
-/// `text` as it stands between the quotes of a JSON string.
+/// `text` escaped for a place between the quotes of a JSON string.
 fn escape(text: &str) -> String {
     let quoted = serde_json::Value::from(text).to_string();
     quoted[1..quoted.len() - 1].to_owned()

@@ -1,7 +1,7 @@
-//! Cuts text into the pieces inside which byte pairs are merged.
+//! Cuts text into the pieces within which byte pairs are merged.
 //!
-//! The vocabulary was trained with three splits, each applied to the pieces that the one before
-//! left, and each leaving what it does not match as pieces of its own:
+//! The vocabulary was trained with three splits. Each is applied to the pieces that the previous
+//! one left; what it does not match becomes pieces too:
 //!
 //! 1. `\p{N}{1,3}`
 //! 2. `[一-龥぀-ゟ゠-ヿ]+`
@@ -13,18 +13,20 @@
 //!    - `\s+(?!\S)`,
 //!    - `\s+`.
 //!
-//! They are written out by hand here: one pass, every character looked at a bounded number of
-//! times, and no limit on backtracking that a long run of blanks could hit. A test holds the
-//! result to a regular expression engine's.
+//! Source: `pre_tokenizer` in DeepSeek's `tokenizer.json`.
+//!
+//! They are written out by hand here: in one pass, each character is examined a bounded number of
+//! times, and there is no backtracking limit that a long run of blanks could exceed. A test
+//! compares the result with that of a regular expression engine.
 
 use std::iter;
 
 use super::unicode::{Class, class};
 
-/// The pieces of `text`, in order; together they are `text`.
+/// The pieces of `text` in order; their concatenation is `text`.
 pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
-    // What is left of a stretch that the first two splits put between digits and ideographs.
+    // What is left of a piece that the first two splits made.
     let mut stretch = "";
     iter::from_fn(move || {
         if stretch.is_empty() {
@@ -37,31 +39,33 @@ pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// What the first two splits tell apart.
+/// The kinds of characters that the first two splits tell apart.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Script {
+enum SplitGroup {
     Digit,
     CjkOrKana,
     Other,
 }
 
-fn script(c: char) -> Script {
+fn split_group(c: char) -> SplitGroup {
     match c {
-        '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}' => Script::CjkOrKana,
-        _ if class(c) == Class::Number => Script::Digit,
-        _ => Script::Other,
+        '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}' => SplitGroup::CjkOrKana,
+        _ if class(c) == Class::Number => SplitGroup::Digit,
+        _ => SplitGroup::Other,
     }
 }
 
-/// Where the first piece of splits 1 and 2 ends. `None` if there is no text.
+/// Where the first piece of splits 1 and 2 ends; `None` if `text` is empty.
 fn stretch_end(text: &str) -> Option<usize> {
     let mut chars = text.char_indices();
-    let first = script(chars.next()?.1);
+    let first = split_group(chars.next()?.1);
     let end = match first {
-        Script::Digit => chars
+        SplitGroup::Digit => chars
             .enumerate()
-            .find(|(i, (_, c))| *i == 2 || script(*c) != first),
-        _ => chars.enumerate().find(|(_, (_, c))| script(*c) != first),
+            .find(|(i, (_, c))| *i == 2 || split_group(*c) != first),
+        _ => chars
+            .enumerate()
+            .find(|(_, (_, c))| split_group(*c) != first),
     };
     Some(end.map_or(text.len(), |(_, (at, _))| at))
 }
@@ -71,7 +75,7 @@ fn piece_end(stretch: &str) -> usize {
     if let Some(end) = match_end(stretch) {
         return end;
     }
-    // Nothing matches here: the piece reaches to the next place where something does.
+    // Nothing matches here: the piece ends where the next match begins.
     stretch
         .char_indices()
         .skip(1)

@@ -1,4 +1,4 @@
-//! JSON text with a space after each comma and colon, as the models saw it in training.
+//! JSON text with a space after each comma and colon, as in the models' training data.
 //!
 //! This is the layout of Python's `json.dumps(..., ensure_ascii=False)`; numbers keep the form
 //! that `serde_json` gives them (`1e-7`, `2.5`).

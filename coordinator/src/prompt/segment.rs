@@ -1,26 +1,26 @@
-//! Prompt text in pieces that remember who wrote them.
+//! Prompt text in segments that carry their author, so that users cannot forge special tokens.
 
-/// Who wrote a piece of the prompt.
+/// Who wrote a segment of the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Author {
     /// The prompt format: the only text in which special tokens are recognised.
     Template,
-    /// Anybody else: the user, a tool, an earlier answer. A special token's name in it is
-    /// ordinary text.
+    /// Anyone else: the user, a tool, an earlier answer. The name of a special token is ordinary
+    /// text here.
     Guest,
 }
 
-/// A piece of a prompt.
+/// A run of prompt text by one author.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// The text.
+    /// The text, UTF-8.
     pub text: String,
-    /// Who wrote it.
+    /// Its author, which decides whether special tokens are recognised in it.
     pub author: Author,
 }
 
 impl Segment {
-    /// Text of the prompt format.
+    /// A segment of the prompt format.
     pub fn template(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -28,7 +28,7 @@ impl Segment {
         }
     }
 
-    /// Text of anybody else.
+    /// A segment of any other author.
     pub fn guest(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -42,7 +42,7 @@ impl Segment {
     }
 }
 
-/// Collects segments, joining neighbours of the same author.
+/// Collects segments and joins successive ones of the same author.
 #[derive(Debug, Default)]
 pub(super) struct SegmentWriter {
     segments: Vec<Segment>,

@@ -2,15 +2,18 @@
 
 use std::collections::HashMap;
 
-/// A tree of bytes: from its root, the path of a name ends in a node that holds its token.
+/// A trie over the bytes of the names: the path of a name from the root ends at a vertex that has
+/// its token.
 #[derive(Debug)]
 pub(super) struct SpecialMatcher {
+    /// From a vertex, by a byte, to the next vertex. The root is 0.
     edges: HashMap<(u32, u8), u32>,
+    /// The token of each vertex at which a name ends.
     tokens: Vec<Option<u32>>,
 }
 
 impl SpecialMatcher {
-    /// A matcher for these tokens and their names.
+    /// A matcher for pairs of a token and its name. An empty name matches nothing.
     pub(super) fn new<'a>(specials: impl IntoIterator<Item = (u32, &'a str)>) -> Self {
         let mut matcher = Self {
             edges: HashMap::new(),
@@ -32,8 +35,8 @@ impl SpecialMatcher {
         matcher
     }
 
-    /// The first name in `text`, and of those that start there the longest: its place, its length
-    /// in bytes and its token.
+    /// The first name in `text`, and the longest of those that start there: its byte offset, its
+    /// length in bytes and its token.
     pub(super) fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
         (0..text.len()).find_map(|at| {
             let (length, token) = self.longest(&text.as_bytes()[at..])?;

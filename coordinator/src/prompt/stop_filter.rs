@@ -1,6 +1,6 @@
-//! Ends a text at the first stop string, however the text is cut into deltas.
+//! Cuts a text off at the first stop string, however the text is split into deltas.
 
-/// Passes text on, except what could still turn out to be the start of a stop string.
+/// Passes text on, but holds back what may turn out to be the beginning of a stop string.
 #[derive(Clone, Debug)]
 pub(super) struct StopFilter {
     stops: Vec<String>,
@@ -9,7 +9,7 @@ pub(super) struct StopFilter {
 }
 
 impl StopFilter {
-    /// A filter for `stops`; empty ones stop nothing.
+    /// A filter for `stops`, of which empty ones are ignored.
     pub(super) fn new(stops: Vec<String>) -> Self {
         let stops = stops.into_iter().filter(|stop| !stop.is_empty()).collect();
         Self {
@@ -19,12 +19,12 @@ impl StopFilter {
         }
     }
 
-    /// Whether a stop string was found. Everything from it on is swallowed.
+    /// Whether a stop string was found. All text from its beginning on is dropped.
     pub(super) fn stopped(&self) -> bool {
         self.stopped
     }
 
-    /// Whether a stop string would end in the last `new` bytes of `text`, if `text` came next.
+    /// Whether a stop string would end within the last `new` bytes of `text` if `text` came next.
     pub(super) fn would_stop(&self, text: &str, new: usize) -> bool {
         let mut next = text.bytes().rev().chain(self.held.bytes().rev());
         (0..new.min(text.len())).any(|_| {
@@ -35,14 +35,14 @@ impl StopFilter {
         })
     }
 
-    /// Takes more text and returns what is certain to come before any stop string.
+    /// Takes more text and returns what is certain to precede any stop string.
     pub(super) fn push(&mut self, text: &str) -> String {
         if self.stopped {
             return String::new();
         }
         self.held.push_str(text);
-        // The stop string that ends first wins, because it is the one that a reader of single
-        // characters sees first; of two that end together the longer one.
+        // The stop string that ends first wins, as it would if the text came character by
+        // character; of two that end together, the longer one.
         let found = self.stops.iter().filter_map(|stop| {
             let start = self.held.find(stop.as_str())?;
             Some((start + stop.len(), start))
@@ -68,7 +68,7 @@ impl StopFilter {
     }
 }
 
-/// The length of the longest end of `text` that is a start of `marker` but not all of it.
+/// Bytes of the longest suffix of `text` that is a proper prefix of `marker`.
 pub(super) fn overlap(text: &str, marker: &str) -> usize {
     let longest = marker.len().saturating_sub(1).min(text.len());
     (1..=longest)

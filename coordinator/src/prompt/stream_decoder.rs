@@ -1,6 +1,6 @@
-//! Token bytes to text, piece by piece.
+//! Decodes the bytes of successive tokens as UTF-8.
 
-/// Turns the bytes of successive tokens into text without ever cutting a character.
+/// Turns the bytes of successive tokens into text and never cuts a character.
 ///
 /// The concatenation of everything returned equals `String::from_utf8_lossy` of all the bytes.
 #[derive(Clone, Debug, Default)]
@@ -15,8 +15,8 @@ impl StreamDecoder {
         Self::default()
     }
 
-    /// Appends to `out` the text that is complete now that `bytes` have come. Bytes that are not
-    /// UTF-8 become U+FFFD.
+    /// Takes `bytes` and appends the text that is complete to `out`. Bytes that are not UTF-8
+    /// become U+FFFD.
     pub fn push(&mut self, bytes: &[u8], out: &mut String) {
         if self.pending.is_empty() {
             let held = decode(bytes, out);

@@ -1,10 +1,10 @@
-//! The tags of tool calls, recognised at the beginning of text that may not be complete yet.
+//! Recognises the tags of tool calls at the beginning of text that may be incomplete.
 
-/// A header, from its `<` to its `>`, that is longer than this is none. It bounds what the parser
-/// holds back and looks at again with each delta.
+/// The most bytes of a header, from its `<` to its `>`; anything longer is ordinary text. This
+/// bounds what the parser holds back and examines again with each delta.
 const HEADER_BYTES_MAX: usize = 4096;
 
-/// A spelling of the tags. Models sometimes leave the special token out.
+/// A spelling of the tags. Models sometimes omit the special token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spelling {
     /// `<｜DSML｜invoke …>`
@@ -13,12 +13,12 @@ pub(super) enum Spelling {
     Plain,
 }
 
-/// What text that starts with `<` is.
+/// What text that starts with `<` turns out to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Found<T> {
     /// A tag, and how many bytes of the text belong to it.
     Tag(T, usize),
-    /// The beginning of a tag: more text will tell.
+    /// Possibly the beginning of a tag: more text is needed.
     Partial,
     /// Something else.
     Nothing,
@@ -29,30 +29,30 @@ pub(super) enum Found<T> {
 pub(super) enum Tag {
     /// Opens a call.
     Invoke {
-        /// The tool.
+        /// Name of the tool.
         name: String,
     },
-    /// Ends it.
+    /// Ends a call.
     EndInvoke,
     /// Opens an argument.
     Parameter {
-        /// Its name.
+        /// Name of the argument.
         name: String,
-        /// Whether the value is text. Otherwise it is JSON.
+        /// Whether the value is text; otherwise it is JSON.
         is_string: bool,
     },
     /// Ends the block.
     EndCalls,
 }
 
-/// Where the value of an argument ends.
+/// What the end of an argument's value ends as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ValueEnd {
-    /// With its own tag.
+    /// Only the argument.
     Parameter,
-    /// With that of the call.
+    /// The call.
     Invoke,
-    /// With that of the block.
+    /// The block of calls.
     Calls,
 }
 
@@ -64,7 +64,7 @@ impl Spelling {
         }
     }
 
-    /// What a value cannot contain.
+    /// The text that ends a value, and that a value therefore cannot contain.
     pub(super) const fn value_end(self) -> &'static str {
         match self {
             Self::Dsml => "</｜DSML｜",
@@ -72,8 +72,8 @@ impl Spelling {
         }
     }
 
-    /// Recognises what begins a block: its tag and the header of the first call, or that header
-    /// alone. The plain spelling needs both, as its tags are too common.
+    /// Recognises the beginning of a block: its tag and the header of the first call, or the header
+    /// alone. The plain spelling needs both, because its tags are common in other text.
     pub(super) fn opening(self, text: &str) -> Found<String> {
         let text = clipped(text);
         let after_tag = match literal(text, &[self.open(), "tool_calls>"]) {
@@ -117,8 +117,8 @@ impl Spelling {
         bounded(found.unwrap_or(unknown), text)
     }
 
-    /// Recognises the end of a value, in text that starts with [`Self::value_end`]. An end tag
-    /// that the model mangled ends the value all the same.
+    /// Recognises the end of a value, in text that starts with [`Self::value_end`]. A malformed end
+    /// tag ends the value as well.
     pub(super) fn end_of_value(self, text: &str) -> Found<ValueEnd> {
         let mark = self.value_end().len();
         if self == Self::Plain {
@@ -154,7 +154,7 @@ impl Spelling {
             })
     }
 
-    /// Recognises a header with a name in quotes; gives the name and what stands behind it.
+    /// Recognises a header with a name in quotes; returns the name and the attributes after it.
     fn named<'a>(self, text: &'a str, opening: &str) -> Found<(&'a str, &'a str)> {
         let start = match literal(text, &[self.open(), opening]) {
             Found::Tag((), length) => length,
@@ -204,13 +204,14 @@ pub(super) fn literal(text: &str, parts: &[&str]) -> Found<()> {
     Found::Tag((), text.len() - rest.len())
 }
 
-/// As much of `text` as can matter, so that a text without end is not searched to its end.
+/// The beginning of `text`, as far as a header can reach, so that a long text is not searched to
+/// its end.
 fn clipped(text: &str) -> &str {
     &text[..text.floor_char_boundary(text.len().min(HEADER_BYTES_MAX + 8))]
 }
 
-/// Gives up on what is too long, decided by the place where it ends so that it does not depend
-/// on how much of the text has come.
+/// Rejects what is too long. This depends only on where the tag ends, not on how much of the text
+/// has come.
 fn bounded<T>(found: Found<T>, text: &str) -> Found<T> {
     match found {
         Found::Tag(_, length) if length > HEADER_BYTES_MAX => Found::Nothing,

@@ -1,10 +1,10 @@
 //! Chat prompts in the form that DeepSeek V4 was trained on.
 //!
 //! A prompt is BOS, the effort text, the head (system messages, tools, answer format), the turns
-//! and the opening of the answer. DeepSeek's own encoder, the crate `deepseek-recipe-encoding`,
-//! decides what is right. It is not linked: it brings a tokenizer library with a regular
-//! expression engine in C, which a pure Rust program should not carry, and building that for tests
-//! alone costs more than it shows. `tests/data/fixtures.json` holds what it renders instead.
+//! and the opening of the answer. The reference is DeepSeek's own encoder, the crate
+//! `deepseek-recipe-encoding`. It is not linked, not even by the tests, because it brings a
+//! tokenizer library with a regular expression engine in C; `tests/data/fixtures.json` holds what
+//! it renders instead.
 
 use std::cmp::Ordering;
 
@@ -14,7 +14,7 @@ use super::markers::{ASSISTANT, BOS, END_THINK, EOS, LATEST_REMINDER, THINK, USE
 use super::message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice,
 };
-use super::output::Start;
+use super::output::AnswerStart;
 use super::python_json;
 use super::segment::{Segment, SegmentWriter};
 
@@ -29,7 +29,8 @@ const SCHEMA_NOTE: &str = include_str!("data/schema_note.txt");
 const OPEN_CALLS: &str = "\n\n<｜DSML｜tool_calls>\n";
 const BLANK_LINE: &str = "\n\n";
 
-/// The prompt form of a generation of weights. The shape of the weights does not tell them apart.
+/// The prompt format that a generation of weights was trained on. It cannot be told from the shape
+/// of the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dialect {
     /// The first published weights (April 2026).
@@ -40,7 +41,7 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Reads a dialect's name as given on the command line: `preview` or `0731`.
+    /// The dialect of a name on the command line: `preview` or `0731`.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "preview" => Some(Self::Preview),
@@ -49,8 +50,8 @@ impl Dialect {
         }
     }
 
-    /// Guesses from what a model file says about itself: its `general.base_model.0.version`, its
-    /// name, its path. Only the word `preview` selects the preview.
+    /// Guesses from what describes a model file: its `general.base_model.0.version`, its name, its
+    /// path. The word `preview` in any of them selects the preview, in any case.
     pub fn detect<'a>(hints: impl IntoIterator<Item = &'a str>) -> Self {
         let preview = |hint: &str| hint.to_ascii_lowercase().contains("preview");
         if hints.into_iter().any(preview) {
@@ -77,28 +78,28 @@ impl Dialect {
     }
 }
 
-/// A prompt, and where in an answer it leaves the model.
+/// A prompt, and what the model writes after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    /// The text.
+pub struct RenderedPrompt {
+    /// The text, in parts by author.
     pub segments: Vec<Segment>,
     /// What the model writes first, for [`super::output_parser::OutputParser`].
-    pub start: Start,
+    pub start: AnswerStart,
 }
 
-impl Prompt {
-    /// A prompt for plain completion: BOS and `text`, which is all the user's.
+impl RenderedPrompt {
+    /// A prompt for plain completion: BOS and `text`, in which no special token is recognised.
     pub fn completion(text: &str) -> Self {
         let mut out = SegmentWriter::default();
         out.template(BOS);
         out.guest(text);
         Self {
             segments: out.finish(),
-            start: Start::Plain,
+            start: AnswerStart::Plain,
         }
     }
 
-    /// The whole text.
+    /// The text of all segments.
     pub fn text(&self) -> String {
         self.segments
             .iter()
@@ -107,12 +108,15 @@ impl Prompt {
     }
 }
 
-/// Renders `conversation`.
+/// Renders `conversation` in the format of `dialect`.
 ///
 /// # Errors
-/// Only if a tool or a schema cannot be written as JSON, which values that were read from JSON
-/// always can.
-pub fn render(conversation: &Conversation, dialect: Dialect) -> Result<Prompt, serde_json::Error> {
+/// A tool or a schema cannot be written as JSON, which cannot happen to values that were read from
+/// JSON.
+pub fn render(
+    conversation: &Conversation,
+    dialect: Dialect,
+) -> Result<RenderedPrompt, serde_json::Error> {
     let offers_tools = conversation.offers_tools();
     let (head, turns) = arrange(&conversation.messages);
     let mut out = SegmentWriter::default();
@@ -122,30 +126,33 @@ pub fn render(conversation: &Conversation, dialect: Dialect) -> Result<Prompt, s
     }
     write_head(&mut out, &head, conversation, dialect)?;
     let thinking = conversation.thinking.is_on();
-    let mut previous: Option<&Turn<'_>> = None;
+    let mut previous: Option<&DialogueTurn<'_>> = None;
     for (i, turn) in turns.iter().enumerate() {
         let last = i + 1 == turns.len();
         match turn {
-            Turn::User(text) => {
-                let joined = matches!(previous, Some(Turn::User(_) | Turn::Tool { .. }));
+            DialogueTurn::User(text) => {
+                let joined = matches!(
+                    previous,
+                    Some(DialogueTurn::User(_) | DialogueTurn::Tool { .. })
+                );
                 out.template(if joined { BLANK_LINE } else { USER });
                 out.guest(text);
             }
-            Turn::Tool { content, .. } => {
-                let joined = matches!(previous, Some(Turn::Tool { .. }));
+            DialogueTurn::Tool { content, .. } => {
+                let joined = matches!(previous, Some(DialogueTurn::Tool { .. }));
                 out.template(if joined { BLANK_LINE } else { USER });
                 out.template("<tool_result>");
                 out.guest(content);
                 out.template("</tool_result>");
             }
-            Turn::Reminder(text) => {
+            DialogueTurn::Reminder(text) => {
                 out.template(LATEST_REMINDER);
                 out.guest(text);
             }
-            Turn::Assistant(answer) => {
+            DialogueTurn::Assistant(answer) => {
                 let start = write_answer(&mut out, answer, last, thinking, offers_tools)?;
                 if let Some(start) = start {
-                    return Ok(Prompt {
+                    return Ok(RenderedPrompt {
                         segments: out.finish(),
                         start,
                     });
@@ -155,30 +162,30 @@ pub fn render(conversation: &Conversation, dialect: Dialect) -> Result<Prompt, s
         previous = Some(turn);
     }
     let start = open_answer(&mut out, conversation);
-    Ok(Prompt {
+    Ok(RenderedPrompt {
         segments: out.finish(),
         start,
     })
 }
 
-fn open_answer(out: &mut SegmentWriter, conversation: &Conversation) -> Start {
+fn open_answer(out: &mut SegmentWriter, conversation: &Conversation) -> AnswerStart {
     out.template(ASSISTANT);
     if conversation.thinking.is_on() {
         out.template(THINK);
-        return Start::Reasoning;
+        return AnswerStart::Reasoning;
     }
     out.template(END_THINK);
     if conversation.offers_tools() && conversation.tool_choice == ToolChoice::Required {
         out.template(OPEN_CALLS);
-        return Start::ToolCalls;
+        return AnswerStart::ToolCalls;
     }
-    Start::Content
+    AnswerStart::Content
 }
 
-/// A message that is part of the dialogue, that is, not a system message.
-enum Turn<'a> {
+/// A turn of the dialogue, which is what follows the system messages.
+enum DialogueTurn<'a> {
     User(String),
-    Assistant(Answer<'a>),
+    Assistant(PastAnswer<'a>),
     Tool {
         content: &'a str,
         call_id: Option<&'a str>,
@@ -186,25 +193,26 @@ enum Turn<'a> {
     Reminder(&'a str),
 }
 
-struct Answer<'a> {
+/// An answer of the model in the conversation so far.
+struct PastAnswer<'a> {
     content: &'a str,
     reasoning: Option<&'a str>,
     tool_calls: Vec<&'a ToolCall>,
     prefix: bool,
 }
 
-/// Splits `messages` into the texts of the head and the dialogue, where neighbouring user
-/// messages are one turn and tool results stand in the order of their calls.
-fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<Turn<'_>>) {
+/// Splits `messages` into the texts of the head and the dialogue. In the dialogue successive user
+/// messages are one turn, and tool results stand in the order of their calls.
+fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<DialogueTurn<'_>>) {
     let mut head = Vec::new();
-    let mut turns: Vec<Turn<'_>> = Vec::new();
+    let mut turns: Vec<DialogueTurn<'_>> = Vec::new();
     for message in messages {
         match message {
             Message::System { content } if content.is_empty() => {}
             Message::System { content } => head.push(content.as_str()),
             Message::User { content } => match turns.last_mut() {
-                Some(Turn::User(text)) => append_paragraph(text, content),
-                _ => turns.push(Turn::User(content.clone())),
+                Some(DialogueTurn::User(text)) => append_paragraph(text, content),
+                _ => turns.push(DialogueTurn::User(content.clone())),
             },
             Message::Assistant {
                 content,
@@ -212,10 +220,10 @@ fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<Turn<'_>>) {
                 tool_calls,
                 prefix,
             } => {
-                // By id, as the reference does: the ids that DeepSeek hands out ascend.
+                // By id, as in the reference: the ids that DeepSeek hands out ascend.
                 let mut tool_calls: Vec<&ToolCall> = tool_calls.iter().collect();
                 tool_calls.sort_by(|a, b| a.id.cmp(&b.id));
-                turns.push(Turn::Assistant(Answer {
+                turns.push(DialogueTurn::Assistant(PastAnswer {
                     content,
                     reasoning: reasoning.as_deref(),
                     tool_calls,
@@ -223,12 +231,12 @@ fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<Turn<'_>>) {
                 }));
             }
             Message::Tool { content, call_id } => {
-                turns.push(Turn::Tool {
+                turns.push(DialogueTurn::Tool {
                     content,
                     call_id: call_id.as_deref(),
                 });
             }
-            Message::LatestReminder { content } => turns.push(Turn::Reminder(content)),
+            Message::LatestReminder { content } => turns.push(DialogueTurn::Reminder(content)),
         }
     }
     sort_results(&mut turns);
@@ -244,11 +252,11 @@ fn append_paragraph(text: &mut String, more: &str) {
     }
 }
 
-/// Puts the turns that follow n calls, n of them, into the order of the calls: results by id,
-/// then anything else. An incomplete set at the end of the dialogue keeps its order.
-fn sort_results(turns: &mut [Turn<'_>]) {
+/// Sorts the n turns that follow an answer with n calls: results by the ids of their calls, then
+/// anything else. Fewer than n turns at the end of the dialogue keep their order.
+fn sort_results(turns: &mut [DialogueTurn<'_>]) {
     for i in 0..turns.len() {
-        let Turn::Assistant(answer) = &turns[i] else {
+        let DialogueTurn::Assistant(answer) = &turns[i] else {
             continue;
         };
         let results = i + 1..i + 1 + answer.tool_calls.len();
@@ -258,11 +266,11 @@ fn sort_results(turns: &mut [Turn<'_>]) {
     }
 }
 
-fn by_call(a: &Turn<'_>, b: &Turn<'_>) -> Ordering {
+fn by_call(a: &DialogueTurn<'_>, b: &DialogueTurn<'_>) -> Ordering {
     match (a, b) {
-        (Turn::Tool { call_id: a, .. }, Turn::Tool { call_id: b, .. }) => a.cmp(b),
-        (Turn::Tool { .. }, _) => Ordering::Less,
-        (_, Turn::Tool { .. }) => Ordering::Greater,
+        (DialogueTurn::Tool { call_id: a, .. }, DialogueTurn::Tool { call_id: b, .. }) => a.cmp(b),
+        (DialogueTurn::Tool { .. }, _) => Ordering::Less,
+        (_, DialogueTurn::Tool { .. }) => Ordering::Greater,
         _ => Ordering::Equal,
     }
 }
@@ -303,19 +311,19 @@ fn write_head(
     Ok(())
 }
 
-/// Writes an answer of the model. Returns where the model goes on if it shall continue this one.
+/// Writes an answer of the model. Returns where the model goes on if it is to continue this answer.
 fn write_answer(
     out: &mut SegmentWriter,
-    answer: &Answer<'_>,
+    answer: &PastAnswer<'_>,
     last: bool,
     thinking: bool,
     offers_tools: bool,
-) -> Result<Option<Start>, serde_json::Error> {
+) -> Result<Option<AnswerStart>, serde_json::Error> {
     let continued = answer.prefix && last;
     let reasoning = answer.reasoning.unwrap_or_default();
     out.template(ASSISTANT);
-    // Old reasoning is dropped unless tools are offered: then the model sees how it came to
-    // call them.
+    // Earlier reasoning is dropped unless tools are offered, when it shows the model why it called
+    // them.
     if thinking && (answer.prefix || offers_tools) {
         out.template(THINK);
         out.guest(reasoning);
@@ -338,10 +346,10 @@ fn write_answer(
             reasoning.is_empty(),
             answer.content.is_empty(),
         ) {
-            (true, true, _) => Start::Reasoning,
-            (true, false, _) => Start::ReasoningContinued,
-            (false, _, true) => Start::Content,
-            (false, _, false) => Start::ContentContinued,
+            (true, true, _) => AnswerStart::Reasoning,
+            (true, false, _) => AnswerStart::ReasoningContinued,
+            (false, _, true) => AnswerStart::Content,
+            (false, _, false) => AnswerStart::ContentContinued,
         },
     ))
 }

@@ -1,4 +1,4 @@
-//! Text to token ids and back, with the vocabulary that a model file carries.
+//! Encodes text as token ids and decodes ids, with the vocabulary of a model file.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,19 +12,19 @@ use super::pretokenize::pieces;
 use super::segment::Segment;
 use super::special_matcher::SpecialMatcher;
 
-/// `tokenizer.ggml.token_type` of tokens that are made by merging bytes.
+/// `tokenizer.ggml.token_type` of tokens that result from merging bytes.
 const TYPE_NORMAL: i32 = 1;
-/// ... of tokens that are matched by name and do not print.
+/// `tokenizer.ggml.token_type` of tokens that are matched by name and do not print.
 const TYPE_CONTROL: i32 = 3;
-/// ... of tokens that are matched by name.
+/// `tokenizer.ggml.token_type` of tokens that are matched by name.
 const TYPE_USER_DEFINED: i32 = 4;
 
-/// A byte-level BPE vocabulary.
+/// A byte-level BPE tokenizer; token ids are indices into its vocabulary.
 #[derive(Debug)]
 pub struct Tokenizer {
-    /// What each token stands for.
+    /// By id: the bytes of a plain token, the name of a special one.
     bytes: Vec<Vec<u8>>,
-    /// Tokens that are matched by name.
+    /// By id: whether the token is matched by name.
     special: Vec<bool>,
     specials: HashMap<String, u32>,
     matcher: SpecialMatcher,
@@ -37,25 +37,25 @@ pub struct Tokenizer {
 /// Why a vocabulary was refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TokenizerError {
-    /// There are more tokens than ids.
-    #[error("the vocabulary has {0} tokens, too many to number")]
+    /// More tokens than a 32-bit id can number.
+    #[error("the vocabulary has {0} tokens, more than 32-bit ids can number")]
     TooLong(usize),
-    /// Not one type for each token.
+    /// The lists of tokens and of types differ in length.
     #[error("the vocabulary has {tokens} tokens but {types} token types")]
     TypeCount {
-        /// Number of tokens.
+        /// Length of `tokenizer.ggml.tokens`.
         tokens: usize,
-        /// Number of types.
+        /// Length of `tokenizer.ggml.token_type`.
         types: usize,
     },
-    /// Two tokens have the same text.
+    /// Two ids have the same text.
     #[error("tokens {first} and {second} of the vocabulary are both `{text}`")]
     Duplicate {
-        /// Their text.
+        /// The text, as the vocabulary spells it.
         text: String,
-        /// The lower id.
+        /// The lower of the two ids.
         first: u32,
-        /// The higher id.
+        /// The higher of the two ids.
         second: u32,
     },
     /// A byte has no token, so not every text could be encoded.
@@ -64,25 +64,25 @@ pub enum TokenizerError {
     /// A merge is not two tokens with one space between them.
     #[error("merge {index} is `{text}`, not two tokens with a space between them")]
     BadMerge {
-        /// Its place in the list.
+        /// Index into `tokenizer.ggml.merges`.
         index: usize,
-        /// What it is.
+        /// The whole entry.
         text: String,
     },
     /// A merge needs a token that does not exist.
     #[error("merge {index} needs the token `{token}`, which the vocabulary lacks")]
     UnknownMergeToken {
-        /// Its place in the list.
+        /// Index into `tokenizer.ggml.merges`.
         index: usize,
-        /// The token.
+        /// The token that the vocabulary lacks: the left, the right or the joined one.
         token: String,
     },
     /// The same pair is merged twice.
-    #[error("merge {index}, `{text}`, is in the list twice")]
+    #[error("merge {index}, `{text}`, is a duplicate")]
     DuplicateMerge {
-        /// The second place in the list.
+        /// Index of the second occurrence in `tokenizer.ggml.merges`.
         index: usize,
-        /// The merge.
+        /// The whole entry.
         text: String,
     },
     /// The begin or end token is not in the vocabulary.
@@ -90,13 +90,13 @@ pub enum TokenizerError {
     IdOutOfRange {
         /// `begin` or `end`.
         role: &'static str,
-        /// The id.
+        /// Its id, which is not below `tokens`.
         id: u32,
-        /// Number of tokens.
+        /// Length of the vocabulary.
         tokens: usize,
     },
-    /// A token that chat prompts are built from is missing.
-    #[error("the vocabulary lacks the special token `{0}`, without which there is no chat")]
+    /// A token that chat prompts consist of is missing.
+    #[error("the vocabulary lacks the special token `{0}`, which chat prompts need")]
     MissingSpecial(&'static str),
 }
 
@@ -104,10 +104,11 @@ impl Tokenizer {
     /// Builds a tokenizer from `tokenizer.ggml.tokens`, `.token_type`, `.merges`,
     /// `.bos_token_id` and `.eos_token_id`.
     ///
-    /// `token_types` may be empty: then the tokens are special that no merge makes.
+    /// `token_types` may be empty: then those tokens are special that are longer than one
+    /// character and result from no merge.
     ///
     /// # Errors
-    /// See [`TokenizerError`].
+    /// [`TokenizerError`] if the lists do not make a complete and unambiguous vocabulary.
     pub fn new(
         tokens: Vec<String>,
         token_types: &[i32],
@@ -116,7 +117,7 @@ impl Tokenizer {
         eos: u32,
     ) -> Result<Self, TokenizerError> {
         let count = tokens.len();
-        // The highest number marks joined tokens while merging.
+        // The highest 32-bit number is not an id: it marks joined tokens during merging.
         if u32::try_from(count).is_err() {
             return Err(TokenizerError::TooLong(count));
         }
@@ -173,42 +174,42 @@ impl Tokenizer {
         })
     }
 
-    /// Number of tokens.
+    /// Length of the vocabulary; all ids are below it.
     pub fn vocabulary_size(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The token that begins a prompt.
+    /// Id of the token that begins a prompt.
     pub fn bos(&self) -> u32 {
         self.bos
     }
 
-    /// The token that ends an answer.
+    /// Id of the token that ends an answer.
     pub fn eos(&self) -> u32 {
         self.eos
     }
 
-    /// The id of the special token of this name.
+    /// Id of the special token called `name`.
     pub fn special(&self, name: &str) -> Option<u32> {
         self.specials.get(name).copied()
     }
 
-    /// Whether a token is a special one.
+    /// Whether `id` is matched by name; false outside the vocabulary.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// The ids of a text in which nothing is special.
+    /// Encodes a text in which no special token is recognised.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut out = Vec::new();
         self.merge_pieces(&mut Merger::default(), text, &mut out);
         out
     }
 
-    /// The ids of a prompt.
+    /// Encodes a prompt.
     ///
-    /// The name of a special token counts only if it lies within one template segment. What is
-    /// between special tokens is encoded as one text, whoever wrote its parts.
+    /// The name of a special token is recognised only within one template segment. The text between
+    /// special tokens is encoded as a whole, even if its parts have different authors.
     pub fn encode_segments(&self, segments: &[Segment]) -> Vec<u32> {
         let mut merger = Merger::default();
         let mut out = Vec::new();
@@ -230,13 +231,12 @@ impl Tokenizer {
         out
     }
 
-    /// What a token stands for: the bytes of a plain one, the name of a special one. An id
-    /// outside the vocabulary stands for nothing.
+    /// The bytes of a plain token, or the name of a special one; empty outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
     }
 
-    /// The bytes of `ids`, one after the other.
+    /// The concatenation of [`Self::token_bytes`] for all `ids`, which need not be valid UTF-8.
     pub fn decode(&self, ids: &[u32]) -> Vec<u8> {
         ids.iter()
             .flat_map(|&id| self.token_bytes(id))
@@ -255,7 +255,7 @@ impl Tokenizer {
     }
 }
 
-/// The special tokens that chats are made of.
+/// The ids of the special tokens in chat prompts and answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChatTokens {
     /// Opens a user turn.
@@ -266,19 +266,19 @@ pub struct ChatTokens {
     pub think: u32,
     /// Ends the reasoning.
     pub end_think: u32,
-    /// Marks the tags of tool calls. Small vocabularies lack it.
+    /// Marks the tags of tool calls; absent from small vocabularies.
     pub dsml: Option<u32>,
-    /// Opens a reminder. Small vocabularies lack it.
+    /// Opens a reminder; absent from small vocabularies.
     pub latest_reminder: Option<u32>,
-    /// Tokens that end an answer: the end token and those that open somebody else's turn.
+    /// Tokens that end an answer: the end token and those that open another turn.
     pub stop: Vec<u32>,
 }
 
 impl ChatTokens {
-    /// Looks them up by name.
+    /// Looks the tokens up by name.
     ///
     /// # Errors
-    /// [`TokenizerError::MissingSpecial`] if one of the first four is missing.
+    /// [`TokenizerError::MissingSpecial`] if one of the four required ones is missing.
     pub fn find(tokenizer: &Tokenizer) -> Result<Self, TokenizerError> {
         let need = |name| {
             tokenizer
@@ -301,7 +301,8 @@ impl ChatTokens {
     }
 }
 
-/// These are special whatever a file says about them: prompts could not be built otherwise.
+/// Whether `text` is special even if its token type says otherwise, because prompts are built from
+/// it.
 fn is_marker(text: &str) -> bool {
     [USER, ASSISTANT, LATEST_REMINDER, THINK, END_THINK, DSML].contains(&text)
 }
@@ -329,7 +330,7 @@ fn number(tokens: &[String]) -> Result<HashMap<&str, u32>, TokenizerError> {
     Ok(ids)
 }
 
-/// The merges by pair, and for each token whether some merge makes it.
+/// The merges by pair, and for each token whether a merge results in it.
 fn read_merges(
     list: &[String],
     ids: &HashMap<&str, u32>,

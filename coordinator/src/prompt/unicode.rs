@@ -1,8 +1,8 @@
-//! The few Unicode classes that the pre-tokeniser asks for.
+//! The Unicode classes that the pre-tokenizer distinguishes.
 
 use std::sync::LazyLock;
 
-/// The general category of a character, as far as it matters for cutting words.
+/// The class of a character: its general category, coarsened, or white space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Class {
     /// `\p{L}`
@@ -17,7 +17,7 @@ pub(super) enum Class {
     Symbol,
     /// `\s`
     Space,
-    /// Controls, formats, private use, unassigned.
+    /// Everything else: control, format, private use and unassigned characters.
     Other,
 }
 
@@ -25,19 +25,21 @@ pub(super) enum Class {
 pub(super) fn class(c: char) -> Class {
     let code = c as usize;
     let table = &*TABLE;
-    // In bounds: `pages` has an entry for each 256 code points up to the last.
+    // In bounds: `pages` has an entry for each run of 256 code points up to the last one.
     table.classes[usize::from(table.pages[code >> 8]) << 8 | code & 0xff]
 }
 
-static TABLE: LazyLock<Table> = LazyLock::new(Table::new);
+static TABLE: LazyLock<ClassTable> = LazyLock::new(ClassTable::new);
 
-/// Classes in pages of 256 code points, equal pages stored once.
-struct Table {
+/// The classes of all code points in pages of 256, equal pages stored once.
+struct ClassTable {
+    /// By the high bits of a code point: which page of `classes` has it.
     pages: Vec<u16>,
+    /// The pages, one after the other.
     classes: Vec<Class>,
 }
 
-impl Table {
+impl ClassTable {
     fn new() -> Self {
         let mut flat = vec![Class::Other; 0x11_0000];
         for (pattern, class) in [
@@ -72,7 +74,8 @@ impl Table {
     }
 }
 
-/// The code points that a class pattern stands for. The patterns above are constants that parse.
+/// The code points that a class pattern stands for, as inclusive ranges. The patterns above are
+/// constants that parse.
 fn ranges(pattern: &str) -> Vec<(char, char)> {
     use regex_syntax::hir::{Class as HirClass, HirKind};
     match regex_syntax::parse(pattern).map(|hir| hir.into_kind()) {

@@ -1,6 +1,7 @@
+use ds4_common::random::XorShift64Star;
 use proptest::prelude::*;
 
-use super::{ParamError, SampleError, Sampler, SamplingParams, XorShift64Star, greedy, log_probs};
+use super::{ParamError, SampleError, Sampler, SamplingParams, greedy, log_probs};
 
 const ALL: SamplingParams = SamplingParams {
     temperature: 1.0,
@@ -15,21 +16,6 @@ fn draw(params: SamplingParams, logits: &[f32], count: usize) -> Vec<u32> {
     (0..count)
         .map(|_| sampler.sample(logits).unwrap())
         .collect()
-}
-
-#[test]
-fn the_generator_gives_the_known_numbers() {
-    let mut random = XorShift64Star::new(1);
-    let numbers = [random.next(), random.next(), random.next()];
-    assert_eq!(
-        numbers,
-        [
-            0x47e4_ce4b_896c_dd1d,
-            0xabcf_a6a8_e079_651d,
-            0xb9d1_0d8f_eb73_1f57
-        ]
-    );
-    assert_eq!(XorShift64Star::new(0).next(), 0x0d83_b3e2_9a21_487a);
 }
 
 #[test]
@@ -196,7 +182,7 @@ fn sample_slowly(params: SamplingParams, logits: &[f32]) -> u32 {
         order.truncate(last + 1);
     }
     let kept: f64 = order.iter().map(|&id| p(id)).sum();
-    let target = XorShift64Star::new(params.seed).next_unit() * kept;
+    let target = XorShift64Star::new(params.seed).unit() * kept;
     let mut sum = 0.0;
     let drawn = order.iter().find(|&&id| {
         sum += p(id);

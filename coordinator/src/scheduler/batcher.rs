@@ -1,13 +1,13 @@
 //! Decides what the next step holds. Pure: no clock, no model, no queue.
 //!
-//! Every running answer gets its token in every step, and prompts share what is left of the token
-//! budget. While answers are running the prompts' share is smaller, because a step lasts as long
-//! as its prefill and everybody who reads an answer waits for it.
+//! Every answer in progress gets its token in every step, and prompts share a budget of tokens.
+//! While answers are in progress the budget is smaller, because a step lasts as long as its prefill
+//! and delays every answer by that time.
 
-/// How much a step may hold.
+/// How many prompt tokens a step may hold.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BatchLimits {
-    /// Prompt tokens in a step when nobody is decoding.
+    /// Prompt tokens in a step that decodes nothing.
     pub(super) prefill_tokens: usize,
     /// Prompt tokens in a step that also decodes.
     pub(super) prefill_tokens_beside_decode: usize,
@@ -25,19 +25,20 @@ impl BatchLimits {
     }
 }
 
-/// What a running request has to feed the model next.
+/// What the model has to compute next for a running request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Need {
-    /// This many prompt tokens are still to be computed (at least one).
+    /// The remaining prompt tokens (at least one).
     Prefill(usize),
-    /// One drawn token.
+    /// The token that was sampled last.
     Decode,
 }
 
-/// For every entry of `needs` (oldest request first), how many of its tokens the next step holds.
+/// Returns, for every entry of `needs` (oldest request first), how many of its tokens the next step
+/// holds.
 ///
-/// Prompts share the budget evenly: what a short one leaves goes to the others, and odd tokens go
-/// to the oldest. So a short question never waits for the whole of a long document.
+/// Prompts share the budget evenly: what a short one leaves goes to the others, and the remainder
+/// to the oldest. So a short question never waits for all of a long document.
 #[must_use]
 pub(super) fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
     let decoding = needs.iter().any(|need| matches!(need, Need::Decode));
@@ -58,7 +59,7 @@ pub(super) fn plan(needs: &[Need], limits: BatchLimits) -> Vec<usize> {
     shares
 }
 
-/// Water filling: rounds of equal shares among the prompts that still want tokens.
+/// Water filling: rounds of equal shares among the prompts that have tokens left.
 fn share_out(needs: &[Need], mut budget: usize, shares: &mut [usize]) {
     while budget > 0 {
         let wanting = |i: usize, shares: &[usize]| match needs[i] {
@@ -124,7 +125,7 @@ mod tests {
         assert_eq!(plan(&[Need::Prefill(5); 4], limits), [1, 1, 0, 0]);
     }
 
-    /// Plans until every prompt is read; returns the step in which each was.
+    /// Plans until every prompt is computed; returns the step in which each was.
     fn steps_to_read(mut lengths: Vec<usize>, limits: BatchLimits) -> Vec<usize> {
         let mut done = vec![0; lengths.len()];
         for step in 1.. {

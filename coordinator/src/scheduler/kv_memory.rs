@@ -1,7 +1,7 @@
-//! How long a request may become in the memory that there is for KV caches.
+//! How long a request may become, given the memory for KV caches.
 //!
-//! A request is admitted when the caches that it may come to need fit beside those of all that
-//! run, so that none is ever cut short, or the process ended, for want of memory.
+//! A request leaves the queue when its caches fit at their longest beside those of all running
+//! requests, so that a shortage of memory neither cuts an answer short nor ends the process.
 
 use std::fmt;
 
@@ -9,26 +9,29 @@ use super::request::AdmissionError;
 
 /// The budget, and what a sequence takes of it.
 pub(super) struct KvMemory {
+    /// Bytes that the caches of all running requests may occupy.
     budget: u64,
-    /// Bytes of a sequence of that many tokens; never falls with the tokens.
+    /// Never decreases with the number of tokens.
     bytes_of: BytesOf,
     /// Tokens of the longest sequence that fits and that the model allows.
     longest: usize,
-    /// Tokens of a sequence that takes its share when every place is taken, or [`LEAST_SHARE`].
+    /// Tokens of a sequence that takes an equal share of the budget, at least [`LEAST_SHARE`].
     share: usize,
 }
 
-/// Tokens to which a request without a limit may grow even where that many do not fit in every
-/// place: rather fewer at a time than answers that end after a sentence.
+/// Tokens to which a request without a limit may always grow, even if fewer requests then fit at
+/// once: better fewer requests at once than truncated answers.
 const LEAST_SHARE: usize = 4096;
 
-/// Bytes that a sequence of that many tokens takes.
+/// Bytes that a sequence occupies, as a function of its length in tokens.
 pub type BytesOf = Box<dyn Fn(usize) -> u64 + Send + Sync>;
 
 /// What a request may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Grant {
+pub(super) struct KvGrant {
+    /// Most tokens of the answer.
     pub(super) max_tokens: usize,
+    /// Bytes of the caches of prompt and answer.
     pub(super) bytes: u64,
 }
 
@@ -42,10 +45,10 @@ impl fmt::Debug for KvMemory {
 }
 
 impl KvMemory {
-    /// A budget of bytes for `places` sequences at a time of at most `context` tokens each.
-    pub(super) fn new(budget: u64, bytes_of: BytesOf, places: usize, context: usize) -> Self {
+    /// A budget of bytes for `max_running` sequences at once of at most `context` tokens each.
+    pub(super) fn new(budget: u64, bytes_of: BytesOf, max_running: usize, context: usize) -> Self {
         let longest = most_tokens(&bytes_of, budget, context);
-        let share = most_tokens(&bytes_of, budget / places.max(1) as u64, longest);
+        let share = most_tokens(&bytes_of, budget / max_running.max(1) as u64, longest);
         KvMemory {
             budget,
             bytes_of,
@@ -54,7 +57,7 @@ impl KvMemory {
         }
     }
 
-    /// Tokens of the longest sequence that is possible.
+    /// Tokens of the longest sequence that fits and that the model allows.
     pub(super) fn longest(&self) -> usize {
         self.longest
     }
@@ -64,15 +67,15 @@ impl KvMemory {
         (self.bytes_of)(tokens)
     }
 
-    /// What a request with a prompt shorter than the context gets. Where it names no limit, its
-    /// answer may fill an equal share of the budget, or half of one after a long prompt: with all
-    /// of it, the first request would have the server to itself.
+    /// The grant for a request whose prompt is shorter than the context. Without a limit of its
+    /// own, its answer may fill an equal share of the budget, or half of one after a long prompt:
+    /// with the whole budget, the first request would occupy the server alone.
     pub(super) fn grant(
         &self,
         prompt: usize,
         max_tokens: Option<usize>,
         context: usize,
-    ) -> Result<Grant, AdmissionError> {
+    ) -> Result<KvGrant, AdmissionError> {
         let total = match max_tokens {
             Some(wanted) => prompt.saturating_add(wanted.max(1)).min(context),
             None => self
@@ -91,14 +94,14 @@ impl KvMemory {
                 longest: self.longest,
             });
         }
-        Ok(Grant {
+        Ok(KvGrant {
             max_tokens: total - prompt,
             bytes,
         })
     }
 }
 
-/// The most tokens, at most `most`, whose bytes are within `budget`.
+/// The largest number of tokens, up to `most`, whose bytes are within `budget`.
 fn most_tokens(bytes_of: &BytesOf, budget: u64, most: usize) -> usize {
     let (mut fits, mut beyond) = (0, most.saturating_add(1));
     while beyond - fits > 1 {
@@ -116,10 +119,10 @@ fn most_tokens(bytes_of: &BytesOf, budget: u64, most: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// 10 bytes a token and 100 for each sequence.
-    fn memory(budget: u64, places: usize, context: usize) -> KvMemory {
+    /// 10 bytes per token and 100 per sequence.
+    fn memory(budget: u64, max_running: usize, context: usize) -> KvMemory {
         let bytes_of = Box::new(|tokens: usize| 100 + 10 * tokens as u64);
-        KvMemory::new(budget, bytes_of, places, context)
+        KvMemory::new(budget, bytes_of, max_running, context)
     }
 
     #[test]
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_named_is_kept_or_refused() {
+    fn a_given_limit_is_kept_or_refused() {
         let memory = memory(1100, 4, 1000);
         let grant = memory.grant(20, Some(80), 1000).expect("it fits");
         assert_eq!((grant.max_tokens, grant.bytes), (80, 1100));
@@ -145,13 +148,13 @@ mod tests {
                 longest: 100,
             })
         );
-        // Beyond the context nothing is needed.
+        // Tokens beyond the context need nothing.
         let grant = memory.grant(20, Some(usize::MAX), 60).expect("it fits");
         assert_eq!((grant.max_tokens, grant.bytes), (40, 700));
     }
 
     #[test]
-    fn who_names_no_limit_gets_a_share() {
+    fn a_request_without_a_limit_gets_a_share() {
         const CONTEXT: usize = 1_000_000;
         let total = |memory: &KvMemory, prompt| {
             let grant = memory.grant(prompt, None, CONTEXT);
@@ -170,10 +173,10 @@ mod tests {
             assert!(found > 39_990 || 4 * bytes <= 1_600_000);
         }
         assert!(total(&four, 159_990).is_err());
-        // Rather one after the other than too short.
+        // Better one after the other than too short.
         let few = memory(80_100, 8, CONTEXT);
         assert_eq!(total(&few, 10).expect("it fits").0, LEAST_SHARE);
-        // Where memory is plenty, the context is the only limit.
+        // With plenty of memory the context is the only limit.
         let plenty = memory(u64::MAX, 4, CONTEXT);
         assert_eq!(total(&plenty, 7).expect("it fits").0, CONTEXT);
     }

@@ -1,22 +1,23 @@
-//! From requests to steps: who waits, who runs, what a step holds, what becomes of its tokens.
+//! From requests to steps: which requests wait, which run, what a step holds, and what becomes of
+//! its logits.
 //!
 //! ```text
-//! submit ─ queue ─► runner (one thread) ─ batcher: chunks ─► model.step ─ answer: token, text ─► events
+//! submit ─ queue ─► runner (one thread) ─ batcher: chunks ─► model.step ─ answer: text ─► events
 //! ```
 //!
-//! Callers live on the async runtime and the runner on a thread of its own. They meet in two
-//! bounded places: the queue, which refuses when full, and each request's event channel, which has
-//! room for all that can come, so that no client slows the others down.
+//! Callers live on the async runtime and the runner on a thread of its own. They communicate over
+//! two bounded channels: the queue, which refuses when full, and each request's events, whose
+//! channel has capacity for all of them, so that no client slows down the others.
 
 mod answer;
 mod batcher;
-mod engine_model;
 mod kv_memory;
-pub mod measures;
+mod limits;
 mod model;
 mod queue;
 mod request;
 mod runner;
+pub mod scheduler_metrics;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,79 +27,59 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 pub use kv_memory::BytesOf;
-pub use model::{StepChunk, StepError, StepModel, StepResult, Want};
+pub use limits::SchedulerLimits;
+pub use model::StepModel;
 pub use request::{
-    AdmissionError, Drawn, Event, Finish, GenerateError, GenerateRequest, Generation, Progress,
-    Reading, StartError, Timings, Usage, random_seed,
+    AdmissionError, AnswerFormat, GenerateError, GenerateRequest, GeneratedToken, Generation,
+    GenerationEvent, GenerationSummary, PromptProgress, RequestTimings, StartError, TokenUsage,
+    random_seed,
 };
 pub use vocabulary::Vocabulary;
 
 use crate::sampling::Sampler;
-use batcher::BatchLimits;
-use kv_memory::{Grant, KvMemory};
-use queue::{Gate, Job, Queue};
+use kv_memory::{KvGrant, KvMemory};
+use queue::{Queue, QueueGate, QueuedRequest};
 use runner::Runner;
 
-/// How much the scheduler takes on.
-#[derive(Clone, Copy, Debug)]
-pub struct SchedulerLimits {
-    /// Requests that run at the same time.
-    pub max_sequences: usize,
-    /// Requests that wait behind them.
-    pub queue: usize,
-    /// Prompt tokens in one step.
-    pub chunk: usize,
-    /// A request that has waited this long is given up.
-    pub max_wait: Duration,
-    /// Bytes that the KV caches of all running requests may take.
-    pub kv_memory: u64,
-}
-
-impl Default for SchedulerLimits {
-    fn default() -> Self {
-        SchedulerLimits {
-            max_sequences: 8,
-            queue: 64,
-            chunk: 512,
-            max_wait: Duration::from_secs(600),
-            kv_memory: u64::MAX,
-        }
-    }
-}
-
-/// A prompt of one token and its answer of one.
+/// Tokens of the shortest sequence: a prompt of one token and its answer of one.
 const LEAST_TOKENS: usize = 2;
 
-/// What the scheduler is up to.
+/// Whether the scheduler takes requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Health {
+pub enum SchedulerState {
+    /// Requests are admitted.
     Serving,
-    /// Finishing what it has.
+    /// No request is admitted; those admitted before are finished or cancelled.
     Draining,
-    /// The runner has ended.
+    /// The thread that runs the model has ended.
     Stopped,
 }
 
-/// A moment's figures.
+/// The scheduler's state and load at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Status {
-    pub health: Health,
+pub struct SchedulerStatus {
+    /// Whether requests are admitted.
+    pub state: SchedulerState,
+    /// Requests that take part in steps.
     pub running: usize,
+    /// Requests in the queue.
     pub waiting: usize,
 }
 
-/// The door to the model.
+/// The only way to a model for its callers: it admits requests and runs them on its own thread.
 #[derive(Debug)]
 pub struct Scheduler {
     queue: Arc<Queue>,
+    /// Tokens of the vocabulary.
     vocab: usize,
+    /// Most tokens of a sequence, by the model alone.
     context: usize,
     kv_memory: KvMemory,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Scheduler {
-    /// Starts the runner's thread, which owns the model from now on.
+    /// Starts the runner's thread, which takes ownership of the model.
     ///
     /// # Errors
     /// The thread could not be started, or the memory for KV caches is too small for any request.
@@ -107,33 +88,20 @@ impl Scheduler {
         vocabulary: Arc<Vocabulary>,
         limits: SchedulerLimits,
     ) -> Result<Self, StartError> {
-        let places = limits.max_sequences.max(1);
-        let queue = Arc::new(Queue::new(limits.queue, places));
+        let limits = limits.at_least_one();
         let (vocab, context) = (model.vocab(), model.context());
-        let chunk = limits.chunk.max(1);
-        let batch = BatchLimits::for_chunk(chunk);
-        let budget = limits.kv_memory;
-        let kv_memory = KvMemory::new(budget, model.sequence_bytes(chunk), places, context);
+        let (budget, bytes_of) = (limits.kv_memory, model.sequence_bytes(limits.chunk));
+        let kv_memory = KvMemory::new(budget, bytes_of, limits.max_sequences, context);
         if kv_memory.longest() < LEAST_TOKENS {
             let least = kv_memory.bytes_of(LEAST_TOKENS);
             return Err(StartError::KvMemory { budget, least });
         }
-        measures::kv_budget(budget);
-        let for_runner = Arc::clone(&queue);
+        scheduler_metrics::kv_budget(budget);
+        let queue = Arc::new(Queue::new(limits.queue, limits.max_sequences));
+        let runner = Runner::new(model, vocabulary, Arc::clone(&queue), limits);
         let thread = std::thread::Builder::new()
             .name("ds4-runner".into())
-            .spawn(move || {
-                Runner::new(
-                    model,
-                    vocabulary,
-                    for_runner,
-                    places,
-                    batch,
-                    limits.max_wait,
-                    budget,
-                )
-                .run();
-            })?;
+            .spawn(move || runner.run())?;
         Ok(Scheduler {
             queue,
             vocab,
@@ -143,22 +111,22 @@ impl Scheduler {
         })
     }
 
-    /// Tokens that a prompt and its answer may have together.
+    /// Most tokens that a prompt and its answer may have together.
     #[must_use]
     pub fn context(&self) -> usize {
         self.kv_memory.longest()
     }
 
-    /// Whether a request would find a place now. Asked before the work of building a prompt, so
-    /// that a flood of requests is refused cheaply; [`Scheduler::submit`] decides.
+    /// Checks whether a request would be admitted at this moment. Callers check before they build a
+    /// prompt, so that a flood of requests is refused cheaply; [`Scheduler::submit`] decides.
     ///
     /// # Errors
-    /// As [`Scheduler::submit`] would say.
+    /// The errors of [`Scheduler::submit`] that do not depend on the request.
     pub fn check_room(&self) -> Result<(), AdmissionError> {
         self.queue.check_room()
     }
 
-    /// Takes a request on, or says at once why not.
+    /// Admits a request, or refuses it at once.
     ///
     /// # Errors
     /// See [`AdmissionError`].
@@ -182,15 +150,15 @@ impl Scheduler {
             return Err(AdmissionError::UnknownToken { token, vocab });
         }
         let sampler = Sampler::new(request.sampling)?;
-        let Grant { max_tokens, bytes } =
+        let KvGrant { max_tokens, bytes } =
             self.kv_memory
                 .grant(prompt, request.max_tokens, self.context)?;
-        // One event a token and the last one.
+        // One event per token, and the last one.
         let (sender, events) = mpsc::channel(max_tokens + 1);
-        let (progress_sender, progress) = watch::channel(Progress::default());
+        let (progress_sender, progress) = watch::channel(PromptProgress::default());
         let cancelled = Arc::default();
         let flag = Arc::clone(&cancelled);
-        self.queue.push(|id| Job {
+        self.queue.push(|id| QueuedRequest {
             id,
             request,
             sampler,
@@ -209,34 +177,34 @@ impl Scheduler {
         })
     }
 
-    /// What is going on.
+    /// The present state and load.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> SchedulerStatus {
         let (waiting, running) = self.queue.counts();
-        let health = match self.queue.gate() {
-            Gate::Open => Health::Serving,
-            Gate::Draining | Gate::Aborting => Health::Draining,
-            Gate::Stopped => Health::Stopped,
+        let state = match self.queue.gate() {
+            QueueGate::Open => SchedulerState::Serving,
+            QueueGate::Draining | QueueGate::Aborting => SchedulerState::Draining,
+            QueueGate::Stopped => SchedulerState::Stopped,
         };
-        Status {
-            health,
+        SchedulerStatus {
+            state,
             running,
             waiting,
         }
     }
 
-    /// Takes nothing new from now on; what is here is finished.
+    /// Stops admitting requests; those admitted before are finished.
     pub fn close(&self) {
-        self.queue.close(Gate::Draining);
+        self.queue.close(QueueGate::Draining);
     }
 
-    /// Closes, waits up to `grace` for the requests to finish, then gives the rest up, which takes
-    /// no longer than a layer, and joins the thread. Returns whether everything was finished.
+    /// Closes, waits up to `grace` for the requests to finish, cancels the rest, which takes no
+    /// longer than a layer, and joins the thread. Returns whether all requests finished.
     pub async fn shut_down(&self, grace: Duration) -> bool {
         self.close();
         let finished = self.wait_stopped(grace).await;
         if !finished {
-            self.queue.close(Gate::Aborting);
+            self.queue.close(QueueGate::Aborting);
             self.wait_stopped(Duration::from_secs(30)).await;
         }
         let thread = self
@@ -245,7 +213,7 @@ impl Scheduler {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         if let Some(thread) = thread.filter(JoinHandle::is_finished) {
-            // A panic has been reported on stderr already.
+            // A panic was already reported on stderr.
             let _ = thread.join();
         }
         finished
@@ -253,7 +221,7 @@ impl Scheduler {
 
     async fn wait_stopped(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        while self.queue.gate() != Gate::Stopped {
+        while self.queue.gate() != QueueGate::Stopped {
             if Instant::now() >= deadline {
                 return false;
             }
@@ -262,9 +230,9 @@ impl Scheduler {
         true
     }
 
-    /// Resolves when the runner has ended, for whatever reason.
+    /// Resolves when the runner has ended, also by a panic.
     pub async fn stopped(&self) {
-        while self.queue.gate() != Gate::Stopped {
+        while self.queue.gate() != QueueGate::Stopped {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -272,6 +240,6 @@ impl Scheduler {
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        self.queue.close(Gate::Aborting);
+        self.queue.close(QueueGate::Aborting);
     }
 }

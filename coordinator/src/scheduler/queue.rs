@@ -1,7 +1,7 @@
 //! Admission: a bounded queue between the callers and the runner.
 //!
-//! A full queue refuses at once with an estimate of when to come back, because a caller that is
-//! told so can go elsewhere and one that hangs cannot.
+//! A full queue refuses at once with an estimate of when to retry, because a refused caller can go
+//! elsewhere and one that hangs cannot.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,100 +10,103 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::request::{AdmissionError, Event, GenerateRequest, Progress};
+use super::request::{AdmissionError, GenerateRequest, GenerationEvent, PromptProgress};
 use crate::sampling::Sampler;
 
-/// A request with the ends of its channels.
+/// An admitted request with its ends of the channels.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct QueuedRequest {
     pub(super) id: u64,
     pub(super) request: GenerateRequest,
     pub(super) sampler: Sampler,
-    /// `max_tokens` cut to what the context leaves.
+    /// Most tokens of the answer, at most what the context leaves.
     pub(super) max_tokens: usize,
-    /// Bytes that its caches may come to take.
+    /// Bytes of its caches at their longest.
     pub(super) kv_bytes: u64,
-    /// Has a place for every event that the request can produce, so that sending never waits.
-    pub(super) events: mpsc::Sender<Event>,
-    pub(super) progress: watch::Sender<Progress>,
+    /// Has capacity for every event that the request can produce, so that sending never waits.
+    pub(super) events: mpsc::Sender<GenerationEvent>,
+    pub(super) progress: watch::Sender<PromptProgress>,
     pub(super) cancelled: Arc<AtomicBool>,
+    /// Start of the time in the queue.
     pub(super) submitted: Instant,
 }
 
-impl Job {
+impl QueuedRequest {
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
 }
 
+/// Whether requests are admitted, and what becomes of those that were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gate {
+pub(super) enum QueueGate {
+    /// Requests are admitted.
     Open,
-    /// Nothing new; what is here is finished.
+    /// No request is admitted; those admitted before are finished.
     Draining,
-    /// Nothing new, and what is here is given up.
+    /// No request is admitted; those admitted before are cancelled.
     Aborting,
-    /// The runner is gone.
+    /// The runner has ended.
     Stopped,
 }
 
 #[derive(Debug)]
-struct State {
-    waiting: VecDeque<Job>,
+struct QueueState {
+    waiting: VecDeque<QueuedRequest>,
     /// Cancel flags of all requests that are waiting or running.
     live: HashMap<u64, Arc<AtomicBool>>,
-    gate: Gate,
+    gate: QueueGate,
     next_id: u64,
-    /// Running mean of how long a request occupies a place.
+    /// Running mean of the time from leaving the queue to the end of a request.
     mean_service: Duration,
 }
 
 /// The queue, shared by callers and runner.
 #[derive(Debug)]
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     changed: Condvar,
     capacity: usize,
-    places: usize,
+    max_running: usize,
 }
 
 impl Queue {
-    /// A queue of at most `capacity` waiting requests before `places` running ones.
-    pub(super) fn new(capacity: usize, places: usize) -> Self {
+    /// A queue of at most `capacity` requests that wait while `max_running` others run.
+    pub(super) fn new(capacity: usize, max_running: usize) -> Self {
         Queue {
-            state: Mutex::new(State {
+            state: Mutex::new(QueueState {
                 waiting: VecDeque::new(),
                 live: HashMap::new(),
-                gate: Gate::Open,
+                gate: QueueGate::Open,
                 next_id: 0,
                 mean_service: Duration::from_secs(1),
             }),
             changed: Condvar::new(),
             capacity,
-            places: places.max(1),
+            max_running: max_running.max(1),
         }
     }
 
-    // Nothing here panics while the lock is held, so a poisoned lock still guards a sound state.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    // No method panics while it holds the lock, so a poisoned lock still guards a sound state.
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether [`Queue::push`] would take a job now.
+    /// Whether [`Queue::push`] would admit a request at this moment.
     pub(super) fn check_room(&self) -> Result<(), AdmissionError> {
         self.room(&mut self.lock())
     }
 
-    fn room(&self, state: &mut State) -> Result<(), AdmissionError> {
+    fn room(&self, state: &mut QueueState) -> Result<(), AdmissionError> {
         match state.gate {
-            Gate::Open => {}
-            Gate::Draining | Gate::Aborting => return Err(AdmissionError::ShuttingDown),
-            Gate::Stopped => return Err(AdmissionError::Stopped),
+            QueueGate::Open => {}
+            QueueGate::Draining | QueueGate::Aborting => return Err(AdmissionError::ShuttingDown),
+            QueueGate::Stopped => return Err(AdmissionError::Stopped),
         }
-        // Those whose callers left hold no place: the runner has just not seen it yet.
+        // Requests whose callers left do not count, although the runner has not dropped them yet.
         state.drop_cancelled();
         let waiting = state.waiting.len();
-        let idle = self.places.saturating_sub(state.live.len() - waiting);
+        let idle = self.max_running.saturating_sub(state.live.len() - waiting);
         if waiting < self.capacity + idle {
             return Ok(());
         }
@@ -114,33 +117,36 @@ impl Queue {
         })
     }
 
-    /// Puts a job made by `job` (which gets its id) at the end.
-    pub(super) fn push(&self, job: impl FnOnce(u64) -> Job) -> Result<(), AdmissionError> {
+    /// Appends the request that `with_id` builds around its id.
+    pub(super) fn push(
+        &self,
+        with_id: impl FnOnce(u64) -> QueuedRequest,
+    ) -> Result<(), AdmissionError> {
         let mut state = self.lock();
         self.room(&mut state)?;
         let id = state.next_id;
         state.next_id += 1;
-        let job = job(id);
-        state.live.insert(id, Arc::clone(&job.cancelled));
-        state.waiting.push_back(job);
+        let queued = with_id(id);
+        state.live.insert(id, Arc::clone(&queued.cancelled));
+        state.waiting.push_back(queued);
         self.changed.notify_all();
         Ok(())
     }
 
-    fn retry_after(&self, state: &State) -> u64 {
-        let rounds = state.waiting.len() as f64 / self.places as f64;
+    fn retry_after(&self, state: &QueueState) -> u64 {
+        let rounds = state.waiting.len() as f64 / self.max_running as f64;
         (state.mean_service.as_secs_f64() * rounds)
             .ceil()
             .clamp(1.0, 60.0) as u64
     }
 
-    /// Takes up to `places` waiting jobs whose caches fit into `kv_bytes` together. One that does
-    /// not fit keeps its turn: those behind it wait too. With `wait`, sleeps until there is one or
-    /// the gate closes.
-    pub(super) fn take(&self, places: usize, kv_bytes: u64, wait: bool) -> Vec<Job> {
+    /// Takes up to `count` waiting requests whose caches fit into `kv_bytes` together. One that
+    /// does not fit keeps its turn: those behind it wait too. With `wait`, sleeps until a request
+    /// waits or the gate closes.
+    pub(super) fn take(&self, count: usize, kv_bytes: u64, wait: bool) -> Vec<QueuedRequest> {
         let mut state = self.lock();
         state.drop_cancelled();
-        while wait && state.waiting.is_empty() && state.gate == Gate::Open {
+        while wait && state.waiting.is_empty() && state.gate == QueueGate::Open {
             state = self
                 .changed
                 .wait(state)
@@ -148,31 +154,31 @@ impl Queue {
             state.drop_cancelled();
         }
         let mut left = kv_bytes;
-        let fits = |job: &&Job| {
-            let rest = left.checked_sub(job.kv_bytes);
+        let fits = |queued: &&QueuedRequest| {
+            let rest = left.checked_sub(queued.kv_bytes);
             left = rest.unwrap_or(left);
             rest.is_some()
         };
-        let n = state.waiting.iter().take(places).take_while(fits).count();
+        let n = state.waiting.iter().take(count).take_while(fits).count();
         state.waiting.drain(..n).collect()
     }
 
-    /// Removes the jobs that have waited longer than `limit`.
-    pub(super) fn take_expired(&self, limit: Duration) -> Vec<Job> {
+    /// Removes the requests that have waited longer than `limit`.
+    pub(super) fn take_expired(&self, limit: Duration) -> Vec<QueuedRequest> {
         let mut state = self.lock();
         let expired = state
             .waiting
             .iter()
-            .take_while(|job| job.submitted.elapsed() > limit)
+            .take_while(|queued| queued.submitted.elapsed() > limit)
             .count();
-        let jobs: Vec<Job> = state.waiting.drain(..expired).collect();
-        for job in &jobs {
-            state.live.remove(&job.id);
+        let requests: Vec<QueuedRequest> = state.waiting.drain(..expired).collect();
+        for queued in &requests {
+            state.live.remove(&queued.id);
         }
-        jobs
+        requests
     }
 
-    /// A job taken earlier has ended after `service` in its place.
+    /// Notes that a request taken earlier has ended, `service` after it left the queue.
     pub(super) fn finished(&self, id: u64, service: Duration) {
         let mut state = self.lock();
         state.live.remove(&id);
@@ -180,18 +186,20 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    pub(super) fn gate(&self) -> Gate {
+    pub(super) fn gate(&self) -> QueueGate {
         self.lock().gate
     }
 
-    /// Closes the gate further; it never opens again.
-    pub(super) fn close(&self, gate: Gate) {
+    /// Closes the gate further; it never reopens.
+    pub(super) fn close(&self, gate: QueueGate) {
         let mut state = self.lock();
-        if state.gate == Gate::Stopped || (state.gate == Gate::Aborting && gate == Gate::Draining) {
+        if state.gate == QueueGate::Stopped
+            || (state.gate == QueueGate::Aborting && gate == QueueGate::Draining)
+        {
             return;
         }
         state.gate = gate;
-        if gate != Gate::Draining {
+        if gate != QueueGate::Draining {
             for flag in state.live.values() {
                 flag.store(true, Ordering::Relaxed);
             }
@@ -199,31 +207,31 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Empties the queue of a runner that is gone; dropping the jobs tells their callers.
+    /// Empties the queue after the runner has ended; dropping the requests informs their callers.
     pub(super) fn clear(&self) {
         let mut state = self.lock();
         state.waiting.clear();
         state.live.clear();
     }
 
-    /// (waiting, running)
+    /// Numbers of waiting and of running requests.
     pub(super) fn counts(&self) -> (usize, usize) {
         let state = self.lock();
         (state.waiting.len(), state.live.len() - state.waiting.len())
     }
 }
 
-impl State {
+impl QueueState {
     fn drop_cancelled(&mut self) {
-        // While aborting every flag is set, and the runner still owes each job its last event.
-        if self.gate == Gate::Aborting {
+        // While aborting every flag is set, and the runner still owes each request its last event.
+        if self.gate == QueueGate::Aborting {
             return;
         }
         let live = &mut self.live;
-        self.waiting.retain(|job| {
-            let keep = !job.is_cancelled();
+        self.waiting.retain(|queued| {
+            let keep = !queued.is_cancelled();
             if !keep {
-                live.remove(&job.id);
+                live.remove(&queued.id);
             }
             keep
         });
@@ -233,22 +241,13 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sampling::SamplingParams;
-    use crate::scheduler::request::Reading;
+    use crate::scheduler::request::AnswerFormat;
 
-    fn job(id: u64) -> Job {
+    fn queued(id: u64) -> QueuedRequest {
         let (events, _) = mpsc::channel(1);
-        let (progress, _) = watch::channel(Progress::default());
-        let request = GenerateRequest {
-            prompt: vec![1, 2],
-            max_tokens: None,
-            sampling: SamplingParams::default(),
-            stop: Vec::new(),
-            ignore_eos: false,
-            logprobs: None,
-            reading: Reading::Plain,
-        };
-        Job {
+        let (progress, _) = watch::channel(PromptProgress::default());
+        let request = GenerateRequest::new(vec![1, 2], AnswerFormat::Text);
+        QueuedRequest {
             id,
             sampler: Sampler::new(request.sampling).unwrap(),
             request,
@@ -262,58 +261,60 @@ mod tests {
     }
 
     #[test]
-    fn idle_places_do_not_count_as_queue() {
+    fn requests_that_can_run_at_once_do_not_count_as_waiting() {
         let queue = Queue::new(1, 2);
         for _ in 0..3 {
-            queue.push(job).unwrap();
+            queue.push(queued).unwrap();
         }
         assert!(matches!(
-            queue.push(job),
+            queue.push(queued),
             Err(AdmissionError::QueueFull { waiting: 3, .. })
         ));
         assert_eq!(queue.take(2, 1000, false).len(), 2);
         assert!(matches!(
-            queue.push(job),
+            queue.push(queued),
             Err(AdmissionError::QueueFull { waiting: 1, .. })
         ));
         queue.finished(0, Duration::from_secs(1));
-        queue.push(job).unwrap();
+        queue.push(queued).unwrap();
     }
 
     #[test]
-    fn a_caller_that_left_frees_its_place_at_once() {
+    fn a_caller_that_left_makes_room_at_once() {
         let queue = Queue::new(0, 1);
         let mut flag = None;
         queue
             .push(|id| {
-                let job = job(id);
-                flag = Some(Arc::clone(&job.cancelled));
-                job
+                let queued = queued(id);
+                flag = Some(Arc::clone(&queued.cancelled));
+                queued
             })
             .unwrap();
-        assert!(queue.push(job).is_err());
+        assert!(queue.push(queued).is_err());
         flag.unwrap().store(true, Ordering::Relaxed);
-        queue.push(job).unwrap();
+        queue.push(queued).unwrap();
         assert_eq!(queue.counts(), (1, 0));
     }
 
     #[test]
-    fn jobs_leave_in_order_and_without_those_whose_callers_left() {
+    fn requests_leave_in_order_and_without_those_whose_callers_left() {
         let queue = Queue::new(8, 2);
         let mut flags = Vec::new();
         for _ in 0..5 {
             queue
                 .push(|id| {
-                    let job = job(id);
-                    flags.push(Arc::clone(&job.cancelled));
-                    job
+                    let queued = queued(id);
+                    flags.push(Arc::clone(&queued.cancelled));
+                    queued
                 })
                 .unwrap();
         }
         flags[0].store(true, Ordering::Relaxed);
         flags[3].store(true, Ordering::Relaxed);
-        let ids = |jobs: Vec<Job>| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
-        // No place is free, but those who left are forgotten all the same.
+        let ids = |requests: Vec<QueuedRequest>| {
+            requests.iter().map(|queued| queued.id).collect::<Vec<_>>()
+        };
+        // None can run, but requests whose callers left are dropped all the same.
         assert!(queue.take(0, 1000, false).is_empty());
         assert_eq!(queue.counts(), (3, 0));
         assert_eq!(ids(queue.take(2, 1000, true)), [1, 2]);
@@ -322,36 +323,38 @@ mod tests {
     }
 
     #[test]
-    fn jobs_wait_for_memory_in_their_turn() {
+    fn requests_wait_for_memory_in_their_turn() {
         let queue = Queue::new(8, 8);
         for bytes in [10, 30, 10] {
-            let job = |id| Job {
+            let queued = |id| QueuedRequest {
                 kv_bytes: bytes,
-                ..job(id)
+                ..queued(id)
             };
-            queue.push(job).unwrap();
+            queue.push(queued).unwrap();
         }
-        let ids = |jobs: Vec<Job>| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+        let ids = |requests: Vec<QueuedRequest>| {
+            requests.iter().map(|queued| queued.id).collect::<Vec<_>>()
+        };
         assert_eq!(ids(queue.take(8, 39, true)), [0]);
-        // The last one would fit, but the one before it would never get its turn.
+        // The last one would fit, but then the one before it might never get its turn.
         assert!(queue.take(8, 29, false).is_empty());
         assert_eq!(ids(queue.take(8, 40, false)), [1, 2]);
     }
 
     #[test]
-    fn an_abort_reaches_everybody_and_still_hands_every_job_over() {
+    fn an_abort_cancels_all_requests_and_still_hands_them_over() {
         let queue = Queue::new(8, 1);
         for _ in 0..3 {
-            queue.push(job).unwrap();
+            queue.push(queued).unwrap();
         }
         let running = queue.take(1, 1000, false);
-        queue.close(Gate::Aborting);
+        queue.close(QueueGate::Aborting);
         assert!(running[0].is_cancelled());
         let waiting = queue.take(5, 1000, false);
         assert_eq!(waiting.len(), 2);
-        assert!(waiting.iter().all(Job::is_cancelled));
-        queue.close(Gate::Draining);
-        assert_eq!(queue.gate(), Gate::Aborting);
+        assert!(waiting.iter().all(QueuedRequest::is_cancelled));
+        queue.close(QueueGate::Draining);
+        assert_eq!(queue.gate(), QueueGate::Aborting);
     }
 
     #[test]
@@ -361,9 +364,9 @@ mod tests {
             queue.finished(99, Duration::from_secs(4));
         }
         for _ in 0..11 {
-            queue.push(job).unwrap();
+            queue.push(queued).unwrap();
         }
-        match queue.push(job) {
+        match queue.push(queued) {
             Err(AdmissionError::QueueFull { retry_after_s, .. }) => {
                 assert!((40..=60).contains(&retry_after_s), "{retry_after_s}");
             }
@@ -378,18 +381,18 @@ mod tests {
             let queue = Arc::clone(&queue);
             std::thread::spawn(move || queue.take(1, 1000, true).len())
         };
-        queue.close(Gate::Draining);
+        queue.close(QueueGate::Draining);
         assert_eq!(waiter.join().unwrap(), 0);
-        assert_eq!(queue.push(job), Err(AdmissionError::ShuttingDown));
-        queue.close(Gate::Stopped);
-        queue.close(Gate::Draining);
-        assert_eq!(queue.push(job), Err(AdmissionError::Stopped));
+        assert_eq!(queue.push(queued), Err(AdmissionError::ShuttingDown));
+        queue.close(QueueGate::Stopped);
+        queue.close(QueueGate::Draining);
+        assert_eq!(queue.push(queued), Err(AdmissionError::Stopped));
     }
 
     #[test]
-    fn those_who_wait_too_long_are_handed_back() {
+    fn requests_that_wait_too_long_are_handed_back() {
         let queue = Queue::new(4, 1);
-        queue.push(job).unwrap();
+        queue.push(queued).unwrap();
         std::thread::sleep(Duration::from_millis(5));
         assert!(queue.take_expired(Duration::from_secs(60)).is_empty());
         assert_eq!(queue.take_expired(Duration::from_millis(1)).len(), 1);

@@ -1,4 +1,4 @@
-//! What a caller asks of the scheduler and what comes back.
+//! What a caller submits to the scheduler, and the events that come back.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -7,27 +7,51 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use crate::prompt::{FinishReason, OutputEvent, Start};
-use crate::sampling::{LogProbs, ParamError, SamplingParams};
+use crate::engine::{EngineError, ExpertError};
+use crate::prompt::{AnswerStart, FinishReason, OutputEvent};
+use crate::sampling::{LogProbs, ParamError, SampleError, SamplingParams};
 
-/// A checked request: everything in it is within its bounds except what only the model knows
-/// (its context and its vocabulary), which admission checks.
+/// A checked request: everything in it is within its bounds, except for the bounds that depend on
+/// the model (its context and its vocabulary), which admission checks.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
+    /// Token ids of the prompt.
     pub prompt: Vec<u32>,
-    /// Tokens to generate at most; the rest of the context when absent.
+    /// Most tokens to generate; `None` leaves the limit to the scheduler.
     pub max_tokens: Option<usize>,
+    /// How tokens are drawn from the logits.
     pub sampling: SamplingParams,
-    /// The answer ends before the first of these texts.
+    /// The answer ends before the first occurrence of any of these texts.
     pub stop: Vec<String>,
-    /// Goes on after an end-of-sequence token; for measurements.
+    /// Whether the answer continues after an end-of-sequence token; for measurements.
     pub ignore_eos: bool,
-    /// How many alternatives to report beside each token's own log-probability.
+    /// How many alternatives to report with each token's log-probability; `None` reports neither.
     pub logprobs: Option<usize>,
-    pub reading: Reading,
+    /// How the tokens of the answer are read.
+    pub format: AnswerFormat,
 }
 
-/// A seed for callers that name none: no two requests share it.
+impl GenerateRequest {
+    /// A request with a random seed, default sampling, and neither stop texts nor a token limit.
+    /// All requests are built on it, so a new field gets its default here.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>, format: AnswerFormat) -> Self {
+        GenerateRequest {
+            prompt,
+            max_tokens: None,
+            sampling: SamplingParams {
+                seed: random_seed(),
+                ..SamplingParams::default()
+            },
+            stop: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+            format,
+        }
+    }
+}
+
+/// A seed for requests that name none, different for each of them.
 #[must_use]
 pub fn random_seed() -> u64 {
     // The standard library keys each of its hash tables at random.
@@ -35,31 +59,34 @@ pub fn random_seed() -> u64 {
 }
 
 /// How the tokens of an answer are read.
-#[derive(Clone, Debug)]
-pub enum Reading {
+#[derive(Clone, Copy, Debug)]
+pub enum AnswerFormat {
     /// As plain text, all of it content.
-    Plain,
+    Text,
     /// As a chat answer: reasoning, content and tool calls.
     Chat {
-        /// Where in an answer the prompt leaves the model.
-        start: Start,
-        /// Whether tool calls are looked for.
+        /// The part of the answer that follows the prompt.
+        start: AnswerStart,
+        /// Whether tool calls are recognised.
         tools_offered: bool,
     },
 }
 
 /// Tokens counted for a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
+pub struct TokenUsage {
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Tokens generated, including the one that ends the answer.
     pub completion_tokens: usize,
-    /// Those completion tokens that were reasoning.
+    /// The completion tokens that belong to the reasoning, its end marker included.
     pub reasoning_tokens: usize,
 }
 
-/// How long the parts of a request took.
+/// How long the phases of a request took.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Timings {
+pub struct RequestTimings {
+    /// From submission to leaving the queue.
     pub queued: Duration,
     /// From leaving the queue to the first token.
     pub prefill: Duration,
@@ -67,135 +94,206 @@ pub struct Timings {
     pub decode: Duration,
 }
 
-/// The end of an answer.
+/// Why an answer ended, and what it took.
 #[derive(Clone, Copy, Debug)]
-pub struct Finish {
+pub struct GenerationSummary {
+    /// Why the answer ended.
     pub reason: FinishReason,
-    pub usage: Usage,
-    pub timings: Timings,
+    /// Tokens of prompt and answer.
+    pub usage: TokenUsage,
+    /// Durations of the request's phases.
+    pub timings: RequestTimings,
 }
 
 /// A token of an answer.
 #[derive(Clone, Debug)]
-pub struct Drawn {
+pub struct GeneratedToken {
+    /// Id of the token.
     pub token: u32,
-    /// Often empty: text is held back while it could still become a marker, a stop text or the
-    /// rest of a character.
+    /// The output that the token completed. Often empty: text is held back while it could still
+    /// become a marker, a stop text or the rest of a character.
     pub deltas: Vec<OutputEvent>,
     /// Whether the token belongs to the reasoning.
     pub reasoning: bool,
-    /// If they were asked for.
+    /// Present if the request wants them.
     pub logprobs: Option<LogProbs>,
-    /// What has been used so far.
-    pub usage: Usage,
+    /// Tokens counted up to this one.
+    pub usage: TokenUsage,
 }
 
-/// Something that happened to a request.
+/// An event of a request under way.
 #[derive(Clone, Debug)]
-pub enum Event {
-    /// A token was drawn.
-    Token(Drawn),
-    /// One of the two possible last events, with the text that was still held back.
+pub enum GenerationEvent {
+    /// A token was generated.
+    Token(GeneratedToken),
+    /// The answer is complete. One of the two possible last events.
     Finished {
+        /// The output that was still held back.
         deltas: Vec<OutputEvent>,
-        finish: Finish,
+        /// Why the answer ended, and what it took.
+        summary: GenerationSummary,
     },
-    /// The other possible last event.
+    /// The answer stays incomplete. The other possible last event.
     Failed(GenerateError),
 }
 
-/// How far the prompt has been read.
+/// How much of the prompt was computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct PromptProgress {
+    /// Prompt tokens computed.
     pub done: usize,
+    /// Tokens of the prompt; 0 while the request is in the queue.
     pub total: usize,
-    /// The request has left the queue.
+    /// Whether the request has left the queue.
     pub started: bool,
 }
 
-/// Why a request was not taken.
+/// Why a request was not admitted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AdmissionError {
-    #[error("{waiting} requests are waiting already; try again in {retry_after_s} s")]
-    QueueFull { waiting: usize, retry_after_s: u64 },
+    /// The queue is full.
+    #[error("{waiting} requests are already waiting; try again in {retry_after_s} s")]
+    QueueFull {
+        /// Requests in the queue.
+        waiting: usize,
+        /// Estimated seconds until the queue has moved on.
+        retry_after_s: u64,
+    },
+    /// The prompt leaves no room for an answer.
     #[error(
-        "the prompt has {prompt} tokens and the context holds {context}, of which at least one \
-         must be left for the answer"
+        "the prompt has {prompt} tokens; the context holds {context}, of which the answer needs at \
+         least one"
     )]
-    PromptTooLong { prompt: usize, context: usize },
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that prompt and answer may have together.
+        context: usize,
+    },
+    /// The request's caches would never fit into the memory for KV caches.
     #[error(
-        "a prompt of {prompt} tokens and an answer of {answer} take {bytes} bytes of KV cache; the \
-         server has {budget}, enough for {longest} tokens"
+        "a prompt of {prompt} tokens and an answer of {answer} tokens need {bytes} bytes of KV \
+         cache; the server has {budget} bytes, enough for {longest} tokens"
     )]
     KvMemory {
+        /// Tokens of the prompt.
         prompt: usize,
+        /// Most tokens of the answer.
         answer: usize,
+        /// Bytes that both need.
         bytes: u64,
+        /// Bytes of the memory for KV caches.
         budget: u64,
+        /// Tokens of the longest sequence that fits.
         longest: usize,
     },
+    /// The prompt has no tokens.
     #[error("the prompt is empty")]
     EmptyPrompt,
-    #[error("token id {token} is outside the vocabulary of {vocab}")]
-    UnknownToken { token: u32, vocab: usize },
+    /// The prompt has a token id that the model does not know.
+    #[error("token id {token} is outside the vocabulary of {vocab} tokens")]
+    UnknownToken {
+        /// The first such id.
+        token: u32,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
+    /// A sampling parameter is out of its range.
     #[error("{0}")]
     Parameter(#[from] ParamError),
+    /// The scheduler drains or aborts.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The thread that runs the model has ended.
     #[error("the engine has stopped; the server must be restarted")]
     Stopped,
 }
 
-/// Why there is no scheduler.
+/// Why the scheduler could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("the scheduler's thread could not be started: {0}")]
+    /// The system gave no thread.
+    #[error("failed to start the scheduler's thread: {0}")]
     Thread(#[from] std::io::Error),
-    #[error("{budget} bytes of KV cache hold no sequence, which takes at least {least}")]
-    KvMemory { budget: u64, least: u64 },
+    /// Not even the shortest request fits into the memory for KV caches.
+    #[error(
+        "{budget} bytes of KV cache are too few: the shortest sequence needs at least {least} bytes"
+    )]
+    KvMemory {
+        /// Bytes of the memory for KV caches.
+        budget: u64,
+        /// Bytes of the shortest sequence.
+        least: u64,
+    },
 }
 
-/// Why a request that was taken did not finish.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why an admitted request did not finish.
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum GenerateError {
+    /// A step failed because the routed experts of a layer could not be computed.
     #[error("the experts could not be computed: {0}")]
-    Experts(String),
+    Experts(ExpertError),
+    /// A step failed for another reason.
     #[error("the engine failed: {0}")]
-    Engine(String),
-    #[error("the request waited {0} s and no place came free")]
-    WaitedTooLong(u64),
+    Engine(Arc<EngineError>),
+    /// No token could be drawn from the logits.
+    #[error("the engine failed: {0}")]
+    Sampling(SampleError),
+    /// The request waited too long in the queue.
+    #[error("the request was dropped after waiting {limit_s} s in the queue")]
+    QueueTimeout {
+        /// The longest time that a request may wait, in seconds.
+        limit_s: u64,
+    },
+    /// The server stopped before the request had finished.
     #[error("the server is shutting down")]
     ShuttingDown,
+    /// The thread that runs the model has ended.
     #[error("the engine has stopped; the server must be restarted")]
     Stopped,
 }
 
-/// A request under way. Dropping it stops the work within one layer.
+impl From<EngineError> for GenerateError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Experts(error) => GenerateError::Experts(error),
+            other => GenerateError::Engine(Arc::new(other)),
+        }
+    }
+}
+
+impl From<SampleError> for GenerateError {
+    fn from(error: SampleError) -> Self {
+        GenerateError::Sampling(error)
+    }
+}
+
+/// A request under way. Dropping it cancels the request, which stops its work within one layer.
 #[derive(Debug)]
 pub struct Generation {
-    pub(super) events: mpsc::Receiver<Event>,
-    pub(super) progress: watch::Receiver<Progress>,
+    pub(super) events: mpsc::Receiver<GenerationEvent>,
+    pub(super) progress: watch::Receiver<PromptProgress>,
     pub(super) cancelled: Arc<AtomicBool>,
     pub(super) prompt_tokens: usize,
 }
 
 impl Generation {
-    /// The next event; the last one is `Finished` or `Failed`, after which this must not be called
-    /// again (it would report [`GenerateError::Stopped`], as it does for a runner that died).
-    pub async fn next_event(&mut self) -> Event {
+    /// Waits for the next event. The last one is `Finished` or `Failed`; another call after it
+    /// returns [`GenerateError::Stopped`], as it does once the runner has died.
+    pub async fn next_event(&mut self) -> GenerationEvent {
         self.events
             .recv()
             .await
-            .unwrap_or(Event::Failed(GenerateError::Stopped))
+            .unwrap_or(GenerationEvent::Failed(GenerateError::Stopped))
     }
 
-    /// Follows how far the prompt has been read.
+    /// A receiver that follows how much of the prompt was computed.
     #[must_use]
-    pub fn progress(&self) -> watch::Receiver<Progress> {
+    pub fn progress(&self) -> watch::Receiver<PromptProgress> {
         self.progress.clone()
     }
 
-    /// Tokens of the prompt.
+    /// Length of the prompt in tokens.
     #[must_use]
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens

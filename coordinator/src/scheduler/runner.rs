@@ -1,60 +1,64 @@
 //! The loop that turns requests into steps: the only caller of [`StepModel::step`].
 //!
-//! It runs on a thread of its own, which computes and never waits for a client: every event of a
-//! request has a place reserved in its channel. It waits only for work.
+//! It runs on a thread of its own, which computes and never waits for a client: the channel of a
+//! request has capacity for all of its events. It waits for work only.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::answer::Answer;
+use super::answer::AnswerInProgress;
 use super::batcher::{self, BatchLimits, Need};
-use super::measures;
-use super::model::{StepChunk, StepError, StepModel, StepResult, Want};
-use super::queue::{Gate, Job, Queue};
-use super::request::{Event, Finish, GenerateError, Progress, Timings};
+use super::limits::SchedulerLimits;
+use super::model::StepModel;
+use super::queue::{Queue, QueueGate, QueuedRequest};
+use super::request::{
+    GenerateError, GenerationEvent, GenerationSummary, PromptProgress, RequestTimings,
+};
+use super::scheduler_metrics as metrics;
 use super::vocabulary::Vocabulary;
+use crate::engine::{Chunk, EngineError, LogitsWanted, StepOutput};
 
-/// A request in its place.
-struct Running<S> {
-    job: Job,
+/// A request that takes part in steps.
+struct RunningRequest<S> {
+    queued: QueuedRequest,
     sequence: S,
-    /// Prompt tokens that the model has seen.
+    /// Prompt tokens that the model has computed.
     fed: usize,
-    /// The newest token, which the model has not seen; meaningful once the prompt is fed.
+    /// The newest token, which the model has not computed; valid once the prompt is fed.
     next: u32,
-    answer: Answer,
-    admitted: Instant,
+    answer: AnswerInProgress,
+    /// End of the time in the queue.
+    started: Instant,
     first_token: Option<Instant>,
     last_token: Instant,
 }
 
-/// Why a request leaves its place.
-enum Leave {
+/// Why a request stops running.
+enum LeaveReason {
     Finished,
     Cancelled,
     Failed(GenerateError),
 }
 
+/// The loop's state: the model, the queue, and the requests that run.
 pub(super) struct Runner<M: StepModel> {
     model: M,
     vocabulary: Arc<Vocabulary>,
     queue: Arc<Queue>,
-    places: usize,
-    limits: BatchLimits,
-    max_wait: Duration,
-    /// Bytes that the caches of all that run may come to take.
-    kv_budget: u64,
-    running: Vec<Running<M::Sequence>>,
+    limits: SchedulerLimits,
+    batch_limits: BatchLimits,
+    /// Oldest first.
+    running: Vec<RunningRequest<M::Sequence>>,
 }
 
-/// Tells callers when the runner ends, however it ends.
-struct Epitaph(Arc<Queue>);
+/// Closes the queue when the runner ends, also by a panic.
+struct CloseOnExit(Arc<Queue>);
 
-impl Drop for Epitaph {
+impl Drop for CloseOnExit {
     fn drop(&mut self) {
-        self.0.close(Gate::Stopped);
+        self.0.close(QueueGate::Stopped);
         self.0.clear();
-        measures::load(0, 0, 0);
+        metrics::load(0, 0, 0);
     }
 }
 
@@ -63,98 +67,96 @@ impl<M: StepModel> Runner<M> {
         model: M,
         vocabulary: Arc<Vocabulary>,
         queue: Arc<Queue>,
-        places: usize,
-        limits: BatchLimits,
-        max_wait: Duration,
-        kv_budget: u64,
+        limits: SchedulerLimits,
     ) -> Self {
         Runner {
             model,
             vocabulary,
             queue,
-            places,
             limits,
-            max_wait,
-            kv_budget,
+            batch_limits: BatchLimits::for_chunk(limits.chunk),
             running: Vec::new(),
         }
     }
 
-    /// Works until the queue's gate is closed and everything is finished or given up.
+    /// Runs until the queue's gate is closed and every admitted request has ended.
     pub(super) fn run(mut self) {
-        let _epitaph = Epitaph(Arc::clone(&self.queue));
+        let _close = CloseOnExit(Arc::clone(&self.queue));
         loop {
-            // Before the wait for work as well, or an idle server would look busy.
+            // Also before the wait for work, or an idle server would look busy.
             self.note_load();
-            self.admit();
+            self.start_waiting();
             self.drop_cancelled();
             let waiting = self.note_load();
             if !self.running.is_empty() {
                 self.step();
-            } else if self.queue.gate() != Gate::Open && waiting == 0 {
+            } else if self.queue.gate() != QueueGate::Open && waiting == 0 {
                 return;
             }
         }
     }
 
-    /// Reports the load; returns how many requests wait.
+    /// Exports the load; returns how many requests wait.
     fn note_load(&self) -> usize {
         let (waiting, running) = self.queue.counts();
-        measures::load(waiting, running, self.kv_reserved());
+        metrics::load(waiting, running, self.kv_reserved());
         waiting
     }
 
+    /// Bytes of the running requests' caches at their longest.
     fn kv_reserved(&self) -> u64 {
         self.running
             .iter()
-            .map(|running| running.job.kv_bytes)
+            .map(|running| running.queued.kv_bytes)
             .sum()
     }
 
-    /// Fills free places; sleeps when there is nothing at all to do.
-    fn admit(&mut self) {
-        for job in self.queue.take_expired(self.max_wait) {
-            let error = GenerateError::WaitedTooLong(self.max_wait.as_secs());
-            send(&job, Event::Failed(error));
+    /// Starts waiting requests as far as the limits allow; sleeps when there is nothing to do.
+    fn start_waiting(&mut self) {
+        let max_wait = self.limits.max_wait;
+        for queued in self.queue.take_expired(max_wait) {
+            let limit_s = max_wait.as_secs();
+            let error = GenerateError::QueueTimeout { limit_s };
+            send(&queued, GenerationEvent::Failed(error));
         }
-        let free = self.places - self.running.len();
-        // Never less than nothing: who runs was let in by this sum.
-        let kv_free = self.kv_budget.saturating_sub(self.kv_reserved());
-        for job in self.queue.take(free, kv_free, self.running.is_empty()) {
+        let count = self.limits.max_sequences - self.running.len();
+        // Never below zero, since requests start only within this difference.
+        let kv_free = self.limits.kv_memory.saturating_sub(self.kv_reserved());
+        for queued in self.queue.take(count, kv_free, self.running.is_empty()) {
             let now = Instant::now();
-            measures::queued(now - job.submitted);
-            let total = job.request.prompt.len();
-            job.progress.send_replace(Progress {
+            metrics::queued(now - queued.submitted);
+            let total = queued.request.prompt.len();
+            queued.progress.send_replace(PromptProgress {
                 done: 0,
                 total,
                 started: true,
             });
-            self.running.push(Running {
+            self.running.push(RunningRequest {
                 sequence: self.model.new_sequence(),
                 fed: 0,
                 next: 0,
-                answer: Answer::new(&job, Arc::clone(&self.vocabulary)),
-                admitted: now,
+                answer: AnswerInProgress::new(&queued, Arc::clone(&self.vocabulary)),
+                started: now,
                 first_token: None,
                 last_token: now,
-                job,
+                queued,
             });
         }
     }
 
     fn drop_cancelled(&mut self) {
         for i in (0..self.running.len()).rev() {
-            if self.running[i].job.is_cancelled() {
-                self.leave(i, Leave::Cancelled);
+            if self.running[i].queued.is_cancelled() {
+                self.leave(i, LeaveReason::Cancelled);
             }
         }
     }
 
     fn step(&mut self) {
-        let needs: Vec<Need> = self.running.iter().map(Running::need).collect();
-        let shares = batcher::plan(&needs, self.limits);
+        let needs: Vec<Need> = self.running.iter().map(RunningRequest::need).collect();
+        let shares = batcher::plan(&needs, self.batch_limits);
         let members: Vec<usize> = (0..shares.len()).filter(|&i| shares[i] > 0).collect();
-        let mut chunks: Vec<StepChunk<'_, M::Sequence>> = self
+        let mut chunks: Vec<Chunk<'_, M::Sequence>> = self
             .running
             .iter_mut()
             .zip(&shares)
@@ -171,129 +173,125 @@ impl<M: StepModel> Runner<M> {
             .sum();
         let rows = chunks.iter().map(|chunk| chunk.tokens.len()).sum();
         drop(chunks);
-        measures::step(began.elapsed(), rows, prefill);
+        metrics::step(began.elapsed(), rows, prefill);
         let leaving = settle(&mut self.running, &members, &shares, outcome);
-        for (i, leave) in leaving.into_iter().rev() {
-            self.leave(i, leave);
+        for (i, reason) in leaving.into_iter().rev() {
+            self.leave(i, reason);
         }
     }
 
-    /// Frees place `i`. The other places keep their order, which is by age.
-    fn leave(&mut self, i: usize, leave: Leave) {
+    /// Ends running request `i`. The others keep their order.
+    fn leave(&mut self, i: usize, reason: LeaveReason) {
         let running = self.running.remove(i);
-        let service = running.admitted.elapsed();
-        // First the place, then the news, so that whoever hears of the end finds the place free.
-        self.queue.finished(running.job.id, service);
-        match leave {
-            Leave::Finished => running.finish(),
-            Leave::Failed(error) => send(&running.job, Event::Failed(error)),
-            // Nobody listens, unless it is the server that gives up.
-            Leave::Cancelled => send(&running.job, Event::Failed(GenerateError::ShuttingDown)),
-        }
+        let service = running.started.elapsed();
+        // Before the last event, so that a caller that receives it finds room for a new request.
+        self.queue.finished(running.queued.id, service);
+        let error = match reason {
+            LeaveReason::Finished => return running.finish(),
+            LeaveReason::Failed(error) => error,
+            // The receiver is gone, unless it is the server that gives the request up.
+            LeaveReason::Cancelled => GenerateError::ShuttingDown,
+        };
+        send(&running.queued, GenerationEvent::Failed(error));
     }
 }
 
-/// Gives every member of a step what came of it; returns those who leave, in order of place.
-fn settle<S, R: StepResult>(
-    running: &mut [Running<S>],
+/// Hands every member of a step its logits; returns the members that stop running, by index.
+fn settle<S>(
+    running: &mut [RunningRequest<S>],
     members: &[usize],
     shares: &[usize],
-    outcome: Result<R, StepError>,
-) -> Vec<(usize, Leave)> {
+    outcome: Result<StepOutput<'_>, EngineError>,
+) -> Vec<(usize, LeaveReason)> {
     match outcome {
-        Ok(result) => {
+        Ok(output) => {
             let settle = |(chunk, &i): (usize, &usize)| {
-                let leave = if result.cancelled(chunk) {
-                    Some(Leave::Cancelled)
+                let reason = if output.cancelled(chunk) {
+                    Some(LeaveReason::Cancelled)
                 } else {
-                    running[i].advance(shares[i], result.last_logits(chunk))
+                    running[i].advance(shares[i], output.logits(chunk))
                 };
-                leave.map(|leave| (i, leave))
+                reason.map(|reason| (i, reason))
             };
             members.iter().enumerate().filter_map(settle).collect()
         }
         Err(error) => {
             tracing::error!(%error, requests = members.len(), "a step failed");
-            measures::failed_step();
-            let error = match error {
-                StepError::Experts(text) => GenerateError::Experts(text),
-                StepError::Engine(text) => GenerateError::Engine(text),
-            };
+            metrics::failed_step();
+            let error = GenerateError::from(error);
             members
                 .iter()
-                .map(|&i| (i, Leave::Failed(error.clone())))
+                .map(|&i| (i, LeaveReason::Failed(error.clone())))
                 .collect()
         }
     }
 }
 
-/// Sends without waiting. There is always a place, and a receiver that is gone is not missed.
-fn send(job: &Job, event: Event) {
-    let _ = job.events.try_send(event);
+/// Sends without waiting. The channel has capacity for every event, and a receiver that is gone
+/// needs none.
+fn send(queued: &QueuedRequest, event: GenerationEvent) {
+    let _ = queued.events.try_send(event);
 }
 
-impl<S> Running<S> {
+impl<S> RunningRequest<S> {
     fn need(&self) -> Need {
-        match self.job.request.prompt.len() - self.fed {
+        match self.queued.request.prompt.len() - self.fed {
             0 => Need::Decode,
             left => Need::Prefill(left),
         }
     }
 
-    fn chunk(&mut self, share: usize) -> StepChunk<'_, S> {
-        let prompt = &self.job.request.prompt;
+    /// The next `share` tokens, which [`RunningRequest::need`] allows.
+    fn chunk(&mut self, share: usize) -> Chunk<'_, S> {
+        let prompt = &self.queued.request.prompt;
         let end = self.fed + share;
-        let (tokens, want) = if self.fed == prompt.len() {
-            (std::slice::from_ref(&self.next), Want::Last)
+        let (tokens, logits) = if self.fed == prompt.len() {
+            (std::slice::from_ref(&self.next), LogitsWanted::Last)
+        } else if end == prompt.len() {
+            (&prompt[self.fed..end], LogitsWanted::Last)
         } else {
-            let want = if end == prompt.len() {
-                Want::Last
-            } else {
-                Want::Nothing
-            };
-            (&prompt[self.fed..end], want)
+            (&prompt[self.fed..end], LogitsWanted::None)
         };
-        StepChunk {
+        Chunk {
             sequence: &mut self.sequence,
             tokens,
-            want,
-            cancelled: &self.job.cancelled,
+            logits,
+            cancelled: Some(&self.queued.cancelled),
         }
     }
 
-    /// Takes note of a step in which `share` tokens were fed, and draws the next token where the
-    /// step ended with logits.
-    fn advance(&mut self, share: usize, logits: &[f32]) -> Option<Leave> {
-        let prompt = self.job.request.prompt.len();
+    /// Notes that a step computed `share` tokens, and samples the next token if the prompt is fed.
+    fn advance(&mut self, share: usize, logits: &[f32]) -> Option<LeaveReason> {
+        let prompt = self.queued.request.prompt.len();
         if self.fed < prompt {
             self.fed += share;
-            let progress = Progress {
+            let progress = PromptProgress {
                 done: self.fed,
                 total: prompt,
                 started: true,
             };
-            self.job.progress.send_replace(progress);
+            self.queued.progress.send_replace(progress);
             if self.fed < prompt {
                 return None;
             }
         }
-        let drawn = match self.answer.draw(logits) {
-            Ok(drawn) => drawn,
-            Err(error) => return Some(Leave::Failed(GenerateError::Engine(error.to_string()))),
+        let generated = match self.answer.sample(logits) {
+            Ok(generated) => generated,
+            Err(error) => return Some(LeaveReason::Failed(error)),
         };
-        self.next = drawn.token;
+        self.next = generated.token;
         self.note_token();
-        send(&self.job, Event::Token(drawn));
-        self.answer.has_ended().then_some(Leave::Finished)
+        send(&self.queued, GenerationEvent::Token(generated));
+        self.answer.has_ended().then_some(LeaveReason::Finished)
     }
 
     fn note_token(&mut self) {
         let now = Instant::now();
         if self.first_token.is_none() {
             self.first_token = Some(now);
-            measures::first_token(now - self.job.submitted);
+            metrics::first_token(now - self.queued.submitted);
         } else {
-            measures::next_token(now - self.last_token);
+            metrics::next_token(now - self.last_token);
         }
         self.last_token = now;
     }
@@ -302,31 +300,26 @@ impl<S> Running<S> {
         let (deltas, reason) = self.answer.finish();
         let usage = self.answer.usage();
         let first = self.first_token.unwrap_or(self.last_token);
-        let timings = Timings {
-            queued: self.admitted - self.job.submitted,
-            prefill: first - self.admitted,
+        let timings = RequestTimings {
+            queued: self.started - self.queued.submitted,
+            prefill: first - self.started,
             decode: self.last_token - first,
         };
         tracing::info!(
-            request = self.job.id,
+            request = self.queued.id,
             prompt_tokens = usage.prompt_tokens,
             completion_tokens = usage.completion_tokens,
             reason = reason.as_str(),
             queued_ms = timings.queued.as_millis() as u64,
             prefill_ms = timings.prefill.as_millis() as u64,
             decode_ms = timings.decode.as_millis() as u64,
-            "answered"
+            "request finished"
         );
-        send(
-            &self.job,
-            Event::Finished {
-                deltas,
-                finish: Finish {
-                    reason,
-                    usage,
-                    timings,
-                },
-            },
-        );
+        let summary = GenerationSummary {
+            reason,
+            usage,
+            timings,
+        };
+        send(&self.queued, GenerationEvent::Finished { deltas, summary });
     }
 }

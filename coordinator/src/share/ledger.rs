@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use ds4_common::slice::Progress;
+use ds4_common::slice::ByteProgress;
 use metrics::{Counter, Gauge, Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::Share;
@@ -31,7 +31,7 @@ pub(super) struct Account {
     /// Bytes of all tensors before each tensor, and of all.
     before: Vec<u64>,
     total: u64,
-    progress: Mutex<Option<Progress>>,
+    progress: Mutex<Option<ByteProgress>>,
     sent: Counter,
     done: Gauge,
 }
@@ -67,7 +67,7 @@ impl Account {
                 of = self.total / 1_000_000,
                 "a node pulls its slice"
             );
-            *progress = Some(Progress::new(self.total, found));
+            *progress = Some(ByteProgress::new(self.total, found));
         }
     }
 

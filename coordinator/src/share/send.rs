@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ds4_common::slice::{Cut, Hasher, SliceError};
+use ds4_common::slice::{CutTensor, Hasher, SliceError};
 use ds4_proto::limits::{SLICE_CHUNK_BYTES, SLICE_STALL};
 use ds4_proto::pb::{self, fetch_reply};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -15,7 +15,7 @@ pub(super) type Reply = Result<pb::FetchReply, Status>;
 
 /// A tensor that is being sent, with the permit that it takes.
 pub(super) struct Sending {
-    pub(super) cut: Cut,
+    pub(super) cut: CutTensor,
     pub(super) tensor: usize,
     pub(super) offset: u64,
     pub(super) account: Arc<Account>,
@@ -26,7 +26,7 @@ pub(super) struct Sending {
 
 /// What the blocking thread and the async task hand to each other.
 struct Reader {
-    cut: Cut,
+    cut: CutTensor,
     hasher: Hasher,
     at: u64,
 }

@@ -96,7 +96,7 @@ impl Source {
             node: node.to_owned(),
             coordinator: Some(self.address.clone()),
             security: Security::Loopback,
-            patience: Duration::from_secs(5),
+            timeout: Duration::from_secs(5),
         }
     }
 
@@ -168,12 +168,12 @@ async fn a_coordinator_that_is_away_is_waited_for_but_not_for_ever() {
     drop(free);
     let mut config = source.pull("node-0");
     config.coordinator = Some(address.clone());
-    config.patience = Duration::from_millis(300);
+    config.timeout = Duration::from_millis(300);
     let error = ensure_in_time(&config).await.unwrap_err();
     assert!(matches!(error, PullError::Away { .. }), "{error}");
     assert!(error.to_string().contains(&address), "{error}");
 
-    config.patience = WAIT;
+    config.timeout = WAIT;
     let wanted = config.clone();
     let waiting = tokio::spawn(async move { ensure_in_time(&wanted).await });
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-/// No wait of these tests takes longer.
+/// The longest wait of these tests.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 struct Process(Child);
@@ -42,13 +42,13 @@ impl Process {
         assert!(status.expect("a shell").success());
     }
 
-    fn ended(&mut self) -> ExitStatus {
+    fn wait(&mut self) -> ExitStatus {
         let until = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.0.try_wait().expect("a child") {
                 return status;
             }
-            assert!(Instant::now() < until, "the program goes on");
+            assert!(Instant::now() < until, "the program still runs");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -64,12 +64,12 @@ impl Process {
                 }
             }
         });
-        lines.recv_timeout(DEADLINE).expect("the line in time")
+        lines.recv_timeout(DEADLINE).expect("the line")
     }
 
     fn output(mut self) -> (ExitStatus, String, String) {
-        // Small enough for the pipes, so that it can be read when all is over.
-        let status = self.ended();
+        // The output is small enough for the pipes, so it can be read after the end.
+        let status = self.wait();
         let (mut out, mut err) = (String::new(), String::new());
         let mut stdout = self.0.stdout.take().expect("piped");
         stdout.read_to_string(&mut out).expect("text");
@@ -89,7 +89,7 @@ fn serve() -> (Process, SocketAddr) {
     (process, address.parse().expect("an address"))
 }
 
-/// The answer to a GET, head and body.
+/// The response to a GET request, head and body.
 fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = connect(address);
     write!(
@@ -128,12 +128,15 @@ fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
         assert_eq!(status, "HTTP/1.1 200 OK\r\n");
         let until = Instant::now() + DEADLINE;
         while !get(address, "/metrics").contains("\nds4_requests_running 0\n") {
-            assert!(Instant::now() < until, "an idle server looks busy");
+            assert!(
+                Instant::now() < until,
+                "an idle server still counts a running request"
+            );
         }
         let _silent = connect(address);
         let began = Instant::now();
         process.signal(signal);
-        assert_eq!(process.ended().code(), Some(0), "{signal}");
+        assert_eq!(process.wait().code(), Some(0), "{signal}");
         assert!(began.elapsed() < Duration::from_secs(10), "{signal}");
         drop(used);
     }
@@ -173,13 +176,13 @@ fn a_running_answer_is_finished_and_a_second_signal_does_not_wait() {
     long.read_to_string(&mut rest).expect("an end");
     assert!(
         rest.contains("shutting_down"),
-        "the long answer was not cut"
+        "the second signal did not end the long answer"
     );
-    assert_eq!(process.ended().code(), Some(0));
+    assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
-fn a_server_that_waits_for_its_nodes_says_so_and_can_be_stopped() {
+fn a_server_that_waits_for_its_nodes_reports_loading_and_can_be_stopped() {
     // Nothing listens on the discard port.
     let args = ["serve", "--listen", "127.0.0.1:0", "--nodes", "127.0.0.1:9"];
     let mut process = Process::start(&args);
@@ -191,7 +194,7 @@ fn a_server_that_waits_for_its_nodes_says_so_and_can_be_stopped() {
     assert!(health.starts_with("HTTP/1.1 503"), "{health}");
     assert!(health.contains("\"loading\""), "{health}");
     process.signal("INT");
-    assert_eq!(process.ended().code(), Some(0));
+    assert_eq!(process.wait().code(), Some(0));
 }
 
 #[test]
@@ -216,7 +219,7 @@ fn a_conversation_through_a_pipe() {
     let (status, once, reports) = ask("hello\n");
     assert_eq!(status.code(), Some(0), "{reports}");
     assert!(once.ends_with('\n') && once.len() > 1, "{once:?}");
-    // Only the speed, and no progress bar in a file.
+    // Only the speed: there is no progress bar unless standard error is a terminal.
     assert_eq!(reports.lines().count(), 1, "{reports}");
     assert!(reports.contains("4 written"), "{reports}");
     let (status, twice, _) = ask("hello\n/reset\n\nhello");
@@ -230,7 +233,7 @@ fn a_conversation_through_a_pipe() {
 }
 
 #[test]
-fn what_cannot_be_is_said_in_one_line() {
+fn start_up_errors_are_one_line() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = taken.local_addr().expect("an address").to_string();
     for (args, said) in [
@@ -240,7 +243,7 @@ fn what_cannot_be_is_said_in_one_line() {
             "/nowhere.gguf",
         ),
         (vec!["chat", "-m", "/dev/null"], "/dev/null"),
-        (vec!["chat", "--kv-memory", "64KiB"], "64.0 KiB"),
+        (vec!["chat", "--kv-memory", "64KiB"], "64KiB"),
     ] {
         let args = [args, vec!["--log", "error"]].concat();
         let (status, out, err) = Process::start(&args).output();

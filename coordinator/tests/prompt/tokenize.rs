@@ -107,7 +107,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn decoding_gives_back_what_was_encoded(text in hostile_text()) {
+    fn decoding_inverts_encoding(text in hostile_text()) {
         let plain = TOKENIZER.encode(&text);
         prop_assert_eq!(TOKENIZER.decode(&plain), text.as_bytes());
         prop_assert!(plain.iter().all(|&id| !TOKENIZER.is_special(id)));

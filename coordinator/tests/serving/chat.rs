@@ -27,7 +27,7 @@ async fn a_whole_answer_has_the_shape_of_the_api() {
 }
 
 #[tokio::test]
-async fn reasoning_comes_apart_and_is_the_default() {
+async fn reasoning_is_separate_and_the_default() {
     let server = Server::start().await;
     let body = json!({"messages": [{"role": "user", "content": "say:hm\\n</think>\\n\\nyes"}]});
     let answer = server.chat(body.clone()).await;
@@ -35,7 +35,7 @@ async fn reasoning_comes_apart_and_is_the_default() {
     assert_eq!(message["reasoning_content"], "hm");
     assert_eq!(message["content"], "yes");
     let details = &answer["usage"]["completion_tokens_details"];
-    // Two letters, a newline and the marker; what comes after it is no reasoning.
+    // Two letters, a newline and the marker; reasoning ends with it.
     assert_eq!(details["reasoning_tokens"], 4);
 
     let stream = server.stream(CHAT, body).await;
@@ -106,7 +106,7 @@ async fn a_stream_begins_with_the_role_and_ends_with_the_reason() {
 }
 
 #[tokio::test]
-async fn usage_comes_when_asked_for() {
+async fn usage_comes_when_requested() {
     let server = Server::start().await;
     let options = json!({"stream_options": {"include_usage": true}});
     let stream = server.stream(CHAT, with(say("abc"), options)).await;
@@ -237,7 +237,7 @@ async fn log_probabilities_come_with_each_token() {
 }
 
 #[tokio::test]
-async fn a_json_object_can_be_asked_for() {
+async fn a_json_object_can_be_requested() {
     let server = Server::start().await;
     let format = json!({"response_format": {"type": "json_object"}});
     let answer = server.chat(with(say("{}"), format)).await;

@@ -13,7 +13,7 @@ async fn text_is_completed_whole_and_streamed() {
     let answer = server.complete(body.clone()).await;
     assert_eq!(answer["object"], "text_completion");
     let choice = &answer["choices"][0];
-    // Nothing has a meaning in a plain text.
+    // Markers have no meaning in a plain text.
     assert_eq!(choice["text"], "abc<think>");
     assert_eq!(choice["finish_reason"], "stop");
     assert_eq!(choice["logprobs"], Value::Null);
@@ -69,7 +69,7 @@ async fn log_probabilities_have_their_own_form() {
 }
 
 #[tokio::test]
-async fn usage_comes_last_when_asked_for() {
+async fn usage_comes_last_when_requested() {
     let server = Server::start().await;
     let body = json!({"prompt": "say:ab", "stream_options": {"include_usage": true}});
     let stream = server.stream(PATH, body).await;

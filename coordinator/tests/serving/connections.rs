@@ -1,4 +1,4 @@
-//! Clients that connect and then do not do what clients do.
+//! Clients that connect and then misbehave.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ async fn rest(stream: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn who_never_ends_the_head_of_a_request_is_closed() {
+async fn a_request_whose_head_never_ends_is_closed() {
     let server = start(64, Duration::from_millis(100)).await;
     for beginning in ["", "GET /health HTTP/1.1\r\nhost: x\r\nx-slow: "] {
         let mut slow = connect(&server).await;
@@ -61,16 +61,16 @@ async fn who_never_ends_the_head_of_a_request_is_closed() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_is_no_slow_request() {
+async fn a_slow_answer_does_not_count_as_a_slow_request() {
     let server = start(64, Duration::from_millis(50)).await;
     server.controls.hold();
-    let answer = server.chat(say("patience"));
+    let answer = server.chat(say("worth it"));
     let release = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         server.controls.release();
     };
     let (answer, ()) = tokio::join!(answer, release);
-    assert_eq!(answer["choices"][0]["message"]["content"], "patience");
+    assert_eq!(answer["choices"][0]["message"]["content"], "worth it");
 }
 
 #[tokio::test]
@@ -89,7 +89,7 @@ async fn connections_beyond_the_limit_wait_for_one_to_end() {
 }
 
 #[tokio::test]
-async fn a_server_without_its_model_says_that_it_loads() {
+async fn a_server_without_its_model_reports_that_it_loads() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (limits, never) = (ConnectionLimits::default(), std::future::pending());

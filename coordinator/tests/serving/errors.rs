@@ -1,4 +1,4 @@
-//! What bad requests get: the right status, OpenAI's shape, the field's name.
+//! Bad requests get the right status, an error in OpenAI's form, and the field at fault.
 
 use ds4_coordinator::http::HttpSettings;
 use ds4_coordinator::scheduler::SchedulerLimits;
@@ -132,7 +132,7 @@ async fn wrong_fields_of_completions_are_named() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_json_objects_are_refused() {
+async fn bodies_other_than_json_objects_are_refused() {
     let server = Server::start().await;
     let deep = "[".repeat(100_000);
     for body in [
@@ -157,7 +157,7 @@ async fn bodies_that_are_no_json_objects_are_refused() {
 }
 
 #[tokio::test]
-async fn a_model_that_is_not_served_is_not_found_and_the_others_are_named() {
+async fn an_unknown_model_is_not_found_and_the_served_ones_are_listed() {
     let server = Server::start().await;
     let response = server
         .post(CHAT, &with(say("x"), json!({"model": "gpt-9"})))
@@ -230,7 +230,7 @@ async fn wrong_paths_and_methods_are_told_apart() {
 }
 
 #[tokio::test]
-async fn failing_experts_fail_the_request_with_their_name() {
+async fn failing_experts_fail_the_request_and_name_the_node() {
     let server = Server::start().await;
     let response = server.post(CHAT, &say(EXPERTS_FAIL)).await;
     assert!(response.headers().contains_key("retry-after"));
@@ -246,12 +246,12 @@ async fn failing_experts_fail_the_request_with_their_name() {
     let stream = server.stream(CHAT, say(EXPERTS_FAIL)).await;
     assert_eq!(stream.errors[0]["error"]["code"], "experts_unavailable");
     assert!(stream.done && stream.chunks.is_empty());
-    // The server itself is well.
+    // The server itself keeps working.
     server.chat(say("fine")).await;
 }
 
 #[tokio::test]
-async fn logits_that_are_no_numbers_fail_the_request() {
+async fn logits_that_are_not_numbers_fail_the_request() {
     let server = Server::start().await;
     let response = server.post(CHAT, &say(NOT_A_NUMBER)).await;
     let failed = error(response, StatusCode::INTERNAL_SERVER_ERROR).await;

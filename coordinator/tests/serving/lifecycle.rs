@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ds4_coordinator::http::HttpSettings;
-use ds4_coordinator::scheduler::{Health, SchedulerLimits};
+use ds4_coordinator::scheduler::{SchedulerLimits, SchedulerState};
 use futures::StreamExt;
 use futures::future::join_all;
 use reqwest::StatusCode;
@@ -213,11 +213,11 @@ async fn a_stopping_server_finishes_what_runs_and_takes_nothing_new() {
     assert_eq!(body["error"]["code"], "shutting_down");
     assert!(server.scheduler.shut_down(Duration::from_secs(20)).await);
     assert_eq!(running.await.unwrap().joined("content"), "to the very end");
-    assert_eq!(server.scheduler.status().health, Health::Stopped);
+    assert_eq!(server.scheduler.status().state, SchedulerState::Stopped);
 }
 
 #[tokio::test]
-async fn a_server_out_of_patience_cuts_requests_off_and_tells_them() {
+async fn a_server_whose_grace_ends_cuts_requests_off_and_tells_them() {
     let server = Arc::new(Server::limited(one_place(5)).await);
     server.controls.layer_ms.store(2, Ordering::Relaxed);
     let clients: Vec<_> = (0..2)
@@ -254,7 +254,7 @@ async fn a_dead_engine_is_reported_to_all_and_by_health() {
         assert_eq!(status.await.unwrap(), StatusCode::SERVICE_UNAVAILABLE);
     }
     server.scheduler.stopped().await;
-    let response = server.post(CHAT, &say("anybody there")).await;
+    let response = server.post(CHAT, &say("still running")).await;
     let body: Value = response.json().await.unwrap();
     assert_eq!(body["error"]["code"], "engine_stopped");
     assert_eq!(

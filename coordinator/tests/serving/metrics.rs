@@ -1,5 +1,5 @@
-//! The figures that Prometheus reads. The recorder belongs to the process, so that other tests
-//! count in it too: only growth can be checked.
+//! The metrics that Prometheus scrapes. The recorder belongs to the process and other tests count
+//! in it too, so only growth can be checked.
 
 use std::collections::HashMap;
 
@@ -67,7 +67,7 @@ async fn requests_and_tokens_are_counted() {
 }
 
 #[tokio::test]
-async fn health_and_models_tell_what_is_served() {
+async fn health_and_models_report_what_is_served() {
     let server = Server::start().await;
     let health: Value = server.get("/health").await.json().await.unwrap();
     assert_eq!(health["status"], "ok");

@@ -1,4 +1,4 @@
-//! Whatever JSON comes, the answer is a status of the right kind and JSON with an error.
+//! For any JSON, the answer has a proper status, and an error is proper JSON.
 
 use std::time::Duration;
 
@@ -81,8 +81,8 @@ fn known_key() -> impl Strategy<Value = String> {
     prop::sample::select(keys.map(String::from).to_vec())
 }
 
-/// A sound request with some of its fields replaced.
-fn nearly_sound() -> impl Strategy<Value = Value> {
+/// A valid request with some of its fields replaced.
+fn nearly_valid() -> impl Strategy<Value = Value> {
     let fields = prop::collection::vec((known_key(), anything()), 0..4);
     (fields, any::<bool>()).prop_map(|(fields, chat)| {
         let mut body = if chat {
@@ -112,7 +112,7 @@ fn message() -> impl Strategy<Value = Value> {
 fn body() -> impl Strategy<Value = Value> {
     prop_oneof![
         anything(),
-        nearly_sound(),
+        nearly_valid(),
         prop::collection::vec(message(), 1..4).prop_map(|messages| json!({"messages": messages})),
     ]
 }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ds4_coordinator::engine::ExpertError;
 use ds4_coordinator::prompt::OutputEvent;
 use ds4_coordinator::sampling::SamplingParams;
 use ds4_coordinator::scheduler::{
-    AdmissionError, Event, GenerateError, GenerateRequest, Generation, Reading, Scheduler,
-    SchedulerLimits,
+    AdmissionError, AnswerFormat, GenerateError, GenerateRequest, Generation, GenerationEvent,
+    Scheduler, SchedulerLimits,
 };
 
 use crate::script::{
@@ -25,15 +26,8 @@ fn start(limits: SchedulerLimits) -> (Scheduler, Arc<Controls>) {
 }
 
 fn request(text: &str) -> GenerateRequest {
-    GenerateRequest {
-        prompt: text.bytes().map(u32::from).collect(),
-        max_tokens: None,
-        sampling: SamplingParams::default(),
-        stop: Vec::new(),
-        ignore_eos: false,
-        logprobs: None,
-        reading: Reading::Plain,
-    }
+    let tokens = text.bytes().map(u32::from).collect();
+    GenerateRequest::new(tokens, AnswerFormat::Text)
 }
 
 /// The whole text, or why there is none.
@@ -49,18 +43,18 @@ async fn text(mut generation: Generation) -> Result<String, GenerateError> {
     };
     loop {
         match generation.next_event().await {
-            Event::Token(drawn) => push(drawn.deltas),
-            Event::Finished { deltas, .. } => {
+            GenerationEvent::Token(token) => push(token.deltas),
+            GenerationEvent::Finished { deltas, .. } => {
                 push(deltas);
                 return Ok(text);
             }
-            Event::Failed(error) => return Err(error),
+            GenerationEvent::Failed(error) => return Err(error),
         }
     }
 }
 
 #[tokio::test]
-async fn prompts_are_read_in_chunks_and_progress_is_told() {
+async fn prompts_are_computed_in_chunks_and_progress_is_reported() {
     let (scheduler, controls) = start(SchedulerLimits {
         chunk: 10,
         ..SchedulerLimits::default()
@@ -151,7 +145,9 @@ async fn a_failed_step_fails_its_members_alone() {
     controls.release();
     for member in [first, failing] {
         match text(member).await {
-            Err(GenerateError::Experts(reason)) => assert!(reason.contains("10.0.0.7:50052")),
+            Err(GenerateError::Experts(ExpertError::Unreachable { node, layer: 3, .. })) => {
+                assert_eq!(node, "10.0.0.7:50052");
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -159,7 +155,7 @@ async fn a_failed_step_fails_its_members_alone() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_slows_nobody_down() {
+async fn a_client_that_does_not_read_slows_no_other_down() {
     let (scheduler, _) = start(SchedulerLimits::default());
     let lazy = scheduler
         .submit(request(&format!("say:{}", "z".repeat(900))))
@@ -233,7 +229,7 @@ async fn memory_for_no_request_at_all_is_refused() {
 }
 
 #[tokio::test]
-async fn who_waits_too_long_is_told() {
+async fn a_request_that_waits_too_long_fails() {
     let limits = SchedulerLimits {
         max_sequences: 1,
         max_wait: Duration::from_millis(50),
@@ -248,12 +244,16 @@ async fn who_waits_too_long_is_told() {
     let running = scheduler.submit(endless).unwrap();
     controls.wait_busy().await;
     let waiting = scheduler.submit(request("say:y")).unwrap();
-    assert_eq!(text(waiting).await, Err(GenerateError::WaitedTooLong(0)));
+    let error = text(waiting).await.unwrap_err();
+    assert!(
+        matches!(error, GenerateError::QueueTimeout { limit_s: 0 }),
+        "{error}"
+    );
     drop(running);
 }
 
 #[tokio::test]
-async fn dropping_a_generation_frees_its_place() {
+async fn dropping_a_generation_makes_room_for_another() {
     let limits = SchedulerLimits {
         max_sequences: 1,
         ..SchedulerLimits::default()
@@ -288,12 +288,12 @@ async fn a_seed_repeats_an_answer_and_usage_is_counted() {
         let mut tokens = Vec::new();
         loop {
             match generation.next_event().await {
-                Event::Token(drawn) => tokens.push(drawn.token),
-                Event::Finished { finish, .. } => {
-                    assert_eq!(finish.usage.completion_tokens, tokens.len());
+                GenerationEvent::Token(token) => tokens.push(token.token),
+                GenerationEvent::Finished { summary, .. } => {
+                    assert_eq!(summary.usage.completion_tokens, tokens.len());
                     return tokens;
                 }
-                Event::Failed(error) => panic!("{error}"),
+                GenerationEvent::Failed(error) => panic!("{error}"),
             }
         }
     };

@@ -1,33 +1,34 @@
-//! A model that says what the test wants.
+//! A model that answers what the test wants.
 //!
-//! The last `say:` line of a prompt is the answer, markers included, one byte a token. A prompt
+//! The last `say:` line of a prompt is the answer, markers included, one byte per token. A prompt
 //! without one is answered with `ok`. Steps can be held, slowed down and made to fail, and the
-//! model keeps a record of what it was asked.
+//! model records what its steps held.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use ds4_coordinator::engine::{
+    Chunk, ChunkOutput, EngineError, ExpertError, LogitsWanted, StepOutput,
+};
 use ds4_coordinator::prompt::markers::{
     ASSISTANT, BOS, DSML, END_THINK, EOS, LATEST_REMINDER, THINK, USER,
 };
 use ds4_coordinator::prompt::{Segment, Tokenizer};
-use ds4_coordinator::scheduler::{
-    BytesOf, StepChunk, StepError, StepModel, StepResult, Vocabulary, Want,
-};
+use ds4_coordinator::scheduler::{BytesOf, StepModel, Vocabulary};
 
-/// Layers of a step, between which cancellation is looked at.
+/// Layers of a step; cancellation is checked between them.
 const LAYERS: usize = 8;
 pub(crate) const CONTEXT: usize = 2000;
-/// What a sequence takes of the memory for caches, and each of its tokens.
+/// Bytes that a sequence takes of the memory for caches, and each of its tokens.
 pub(crate) const SEQUENCE_BYTES: u64 = 100;
 pub(crate) const TOKEN_BYTES: u64 = 10;
-/// A prompt holding this makes the step fail that reads it.
+/// The step that computes a prompt with this text fails.
 pub(crate) const EXPERTS_FAIL: &str = "experts-fail";
-/// ... makes the step panic that reads it.
+/// The step that computes a prompt with this text panics.
 pub(crate) const PANIC: &str = "engine-panics";
-/// ... gives logits that are not numbers.
+/// A prompt with this text gets logits that are not numbers.
 pub(crate) const NOT_A_NUMBER: &str = "not-a-number";
 
 /// 256 bytes and the markers of chats.
@@ -68,7 +69,7 @@ pub(crate) fn vocabulary() -> Arc<Vocabulary> {
 /// What a step held: tokens of each chunk, and whether it wanted logits.
 pub(crate) type Step = Vec<(usize, bool)>;
 
-/// The strings of a scripted model.
+/// Controls and records of a scripted model.
 #[derive(Debug, Default)]
 pub(crate) struct Controls {
     held: Mutex<bool>,
@@ -109,10 +110,10 @@ impl Controls {
 
     fn layer(&self) {
         let held = self.held.lock().unwrap();
-        let patience = Duration::from_secs(20);
+        let timeout = Duration::from_secs(20);
         drop(
             self.changed
-                .wait_timeout_while(held, patience, |held| *held)
+                .wait_timeout_while(held, timeout, |held| *held)
                 .unwrap(),
         );
         let ms = self.layer_ms.load(Ordering::Relaxed);
@@ -124,8 +125,9 @@ impl Controls {
 pub(crate) struct Scripted {
     vocabulary: Arc<Vocabulary>,
     controls: Arc<Controls>,
-    logits: Vec<Vec<f32>>,
-    cancelled: Vec<bool>,
+    /// The rows of the last step, one after the other.
+    logits: Vec<f32>,
+    outputs: Vec<ChunkOutput>,
     /// Answers by prompt.
     scripts: HashMap<Vec<u32>, Vec<u32>>,
 }
@@ -136,7 +138,7 @@ impl Scripted {
             vocabulary,
             controls,
             logits: Vec::new(),
-            cancelled: Vec::new(),
+            outputs: Vec::new(),
             scripts: HashMap::new(),
         }
     }
@@ -187,32 +189,28 @@ pub(crate) struct Sequence {
 
 impl StepModel for Scripted {
     type Sequence = Sequence;
-    type Output<'a> = &'a Scripted;
 
     fn new_sequence(&self) -> Sequence {
         Sequence::default()
     }
 
-    fn step(&mut self, chunks: &mut [StepChunk<'_, Sequence>]) -> Result<&Scripted, StepError> {
+    fn step(&mut self, chunks: &mut [Chunk<'_, Sequence>]) -> Result<StepOutput<'_>, EngineError> {
         let controls = Arc::clone(&self.controls);
         controls.busy.store(true, Ordering::SeqCst);
         let shape = chunks
             .iter()
-            .map(|c| (c.tokens.len(), c.want == Want::Last));
+            .map(|c| (c.tokens.len(), c.logits == LogitsWanted::Last));
         controls.steps.lock().unwrap().push(shape.collect());
-        self.cancelled = vec![false; chunks.len()];
+        self.outputs = vec![ChunkOutput::default(); chunks.len()];
         for _ in 0..LAYERS {
-            for (chunk, cancelled) in chunks.iter().zip(&mut self.cancelled) {
-                *cancelled |= chunk.cancelled.load(Ordering::Relaxed);
+            for (chunk, output) in chunks.iter().zip(&mut self.outputs) {
+                output.cancelled |= chunk.is_cancelled();
             }
-            if self.cancelled.iter().all(|cancelled| *cancelled) {
+            if self.outputs.iter().all(|output| output.cancelled) {
                 break;
             }
             controls.layer();
-            let late = chunks
-                .iter()
-                .filter(|c| c.cancelled.load(Ordering::Relaxed))
-                .count();
+            let late = chunks.iter().filter(|chunk| chunk.is_cancelled()).count();
             controls
                 .layers_after_cancel
                 .fetch_add(late, Ordering::Relaxed);
@@ -223,29 +221,28 @@ impl StepModel for Scripted {
             let text = self.text(&chunk.sequence.tokens);
             if text.contains(EXPERTS_FAIL) {
                 controls.busy.store(false, Ordering::SeqCst);
-                return Err(StepError::Experts(
-                    "node 10.0.0.7:50052 is unreachable".into(),
-                ));
+                return Err(EngineError::Experts(ExpertError::Unreachable {
+                    node: "10.0.0.7:50052".into(),
+                    reason: "connection reset".into(),
+                    layer: 3,
+                    tiles: "experts 0 to 7".into(),
+                    deadline_ms: 100,
+                }));
             }
-            assert!(!text.contains(PANIC), "told to");
-            let wanted = chunk.want == Want::Last && !self.cancelled[i];
-            let row = if wanted {
-                self.row(chunk.sequence)
-            } else {
-                Vec::new()
-            };
-            self.logits.push(row);
+            assert!(!text.contains(PANIC), "the test wants this panic");
+            let start = self.logits.len();
+            if chunk.logits == LogitsWanted::Last && !self.outputs[i].cancelled {
+                let row = self.row(chunk.sequence);
+                self.logits.extend(row);
+            }
+            self.outputs[i].logits = start..self.logits.len();
         }
-        let cancelled = self
-            .cancelled
-            .iter()
-            .filter(|cancelled| **cancelled)
-            .count();
+        let cancelled = self.outputs.iter().filter(|output| output.cancelled);
         controls
             .cancelled_chunks
-            .fetch_add(cancelled, Ordering::Relaxed);
+            .fetch_add(cancelled.count(), Ordering::Relaxed);
         controls.busy.store(false, Ordering::SeqCst);
-        Ok(self)
+        Ok(StepOutput::new(&self.logits, &self.outputs))
     }
 
     fn sequence_bytes(&self, _: usize) -> BytesOf {
@@ -258,15 +255,5 @@ impl StepModel for Scripted {
 
     fn context(&self) -> usize {
         CONTEXT
-    }
-}
-
-impl StepResult for &Scripted {
-    fn last_logits(&self, chunk: usize) -> &[f32] {
-        &self.logits[chunk]
-    }
-
-    fn cancelled(&self, chunk: usize) -> bool {
-        self.cancelled[chunk]
     }
 }

@@ -50,7 +50,7 @@ impl Server {
         settings: HttpSettings,
         connections: ConnectionLimits,
     ) -> Self {
-        let metrics = http::install_recorder().unwrap();
+        let metrics = ds4_coordinator::commands::metrics::install_recorder().unwrap();
         let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
         let model = Scripted::new(Arc::clone(&vocabulary), Arc::clone(&controls));
         let scheduler = Scheduler::start(model, Arc::clone(&vocabulary), limits).unwrap();

@@ -9,7 +9,7 @@ use crate::server::{Server, say};
 const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn the_page_needs_nothing_from_elsewhere() {
+async fn the_page_loads_nothing_from_elsewhere() {
     let server = Server::start().await;
     let response = server.get("/").await;
     assert_eq!(response.status(), StatusCode::OK);

@@ -1,6 +1,10 @@
 //! Measurements of nodes and links.
 
+use std::sync::LazyLock;
 use std::time::Duration;
+
+use bytes::Bytes;
+use ds4_common::measure::MachineRates;
 
 use super::{WireError, bound, clip};
 use crate::limits::{
@@ -8,56 +12,38 @@ use crate::limits::{
 };
 use crate::pb;
 
-/// What a machine can do, as measured on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MachineRates {
-    /// Bytes a second that all threads together read from memory.
-    pub read: u64,
-    /// 8-bit operations a second of all threads, two for a product. `None` where the kernels have
-    /// no instructions for that.
-    pub operations: Option<u64>,
-    /// Bytes that the process may take, if the system tells.
-    pub memory: Option<u64>,
-    /// Cores that the process may use.
-    pub cores: u32,
-    /// Instruction set of the kernels.
-    pub kernels: String,
+/// The message with a node's measurement.
+#[must_use]
+pub fn encode_rates(rates: &MachineRates) -> pb::MeasureReply {
+    pb::MeasureReply {
+        read_rate: rates.read,
+        operation_rate: rates.operations.unwrap_or(0),
+        memory: rates.memory.unwrap_or(0),
+        cores: rates.cores.min(MAX_CORES),
+        kernels: rates.kernels.clone(),
+    }
 }
 
-impl MachineRates {
-    /// As a node sends it.
-    #[must_use]
-    pub fn encode(&self) -> pb::MeasureReply {
-        pb::MeasureReply {
-            read_rate: self.read,
-            operation_rate: self.operations.unwrap_or(0),
-            memory: self.memory.unwrap_or(0),
-            cores: self.cores,
-            kernels: self.kernels.clone(),
-        }
-    }
-
-    /// The coordinator's check of it.
-    ///
-    /// # Errors
-    /// A value is outside of its bounds.
-    pub fn decode(reply: &pb::MeasureReply) -> Result<Self, WireError> {
-        bound("the rate of reading", reply.read_rate, 1, u64::MAX)?;
-        bound("cores", reply.cores.into(), 1, MAX_CORES.into())?;
-        Ok(MachineRates {
-            read: reply.read_rate,
-            operations: Some(reply.operation_rate).filter(|rate| *rate > 0),
-            memory: Some(reply.memory).filter(|bytes| *bytes > 0),
-            cores: reply.cores,
-            kernels: clip(&reply.kernels, MAX_NAME_BYTES),
-        })
-    }
+/// The coordinator's check of a node's measurement.
+///
+/// # Errors
+/// A value is outside of its bounds.
+pub fn decode_rates(reply: &pb::MeasureReply) -> Result<MachineRates, WireError> {
+    bound("the rate of reading", reply.read_rate, 1, u64::MAX)?;
+    bound("cores", reply.cores.into(), 1, MAX_CORES.into())?;
+    Ok(MachineRates {
+        read: reply.read_rate,
+        operations: Some(reply.operation_rate).filter(|rate| *rate > 0),
+        memory: Some(reply.memory).filter(|bytes| *bytes > 0),
+        cores: reply.cores,
+        kernels: clip(&reply.kernels, MAX_NAME_BYTES),
+    })
 }
 
 /// The node's check of a request: how long it may compute.
 ///
 /// # Errors
-/// Longer than a node computes for it, or no time at all.
+/// It is 0, or longer than a node computes for a measurement.
 pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError> {
     let budget = request.budget_ms.into();
     bound("budget_ms", budget, 1, MAX_PROBE_BUDGET.as_millis() as u64)?;
@@ -67,7 +53,7 @@ pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError
 /// The node's check of a request: how much it is to send.
 ///
 /// # Errors
-/// Nothing, or more than a call may carry.
+/// It is 0, or more than a call may carry.
 pub fn check_source(request: &pb::SourceRequest) -> Result<u64, WireError> {
     bound("bytes", request.bytes, 1, MAX_PROBE_BYTES)?;
     Ok(request.bytes)
@@ -85,6 +71,24 @@ pub fn count_probe_bytes(so_far: u64, data: &pb::ProbeData) -> Result<u64, WireE
     Ok(all)
 }
 
+/// A message's worth of bytes without repetition, since some links compress.
+#[must_use]
+pub fn probe_noise() -> Bytes {
+    static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
+        let mut state = 1u64;
+        let next = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        };
+        std::iter::repeat_with(next)
+            .take(PROBE_CHUNK_BYTES)
+            .collect()
+    });
+    NOISE.clone()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,16 +102,16 @@ mod tests {
             cores: 16,
             kernels: "avx2".to_owned(),
         };
-        assert_eq!(MachineRates::decode(&rates.encode()), Ok(rates.clone()));
-        let mut reply = rates.encode();
+        assert_eq!(decode_rates(&encode_rates(&rates)), Ok(rates.clone()));
+        let mut reply = encode_rates(&rates);
         reply.read_rate = 0;
-        assert!(MachineRates::decode(&reply).is_err());
-        let mut reply = rates.encode();
+        assert!(decode_rates(&reply).is_err());
+        let mut reply = encode_rates(&rates);
         reply.cores = MAX_CORES + 1;
-        assert!(MachineRates::decode(&reply).is_err());
-        let mut reply = rates.encode();
+        assert!(decode_rates(&reply).is_err());
+        let mut reply = encode_rates(&rates);
         reply.kernels = "\u{1b}[2J".repeat(MAX_NAME_BYTES);
-        let found = MachineRates::decode(&reply).expect("rates").kernels;
+        let found = decode_rates(&reply).expect("rates").kernels;
         assert!(found.len() <= MAX_NAME_BYTES + 3 && !found.contains('\u{1b}'));
     }
 

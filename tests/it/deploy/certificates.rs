@@ -1,4 +1,4 @@
-//! Certificates and secrets, made as the instructions say.
+//! Certificates and secrets, made by the commands of the instructions.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use super::readme::commands;
 use crate::cluster::COORD;
 
-/// Makes the certificates in `folder`, and in it a folder for every secret, with its name.
+/// Makes the certificates in `folder`, and in it a folder for each secret with the secret's name.
 pub(super) fn make(folder: &Path) -> Result<()> {
     for words in commands() {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();

@@ -1,11 +1,11 @@
-//! The containers' flags and variables, read by the programs' own definitions.
+//! Checks the containers' flags and variables with the programs' own definitions.
 
 use clap::{ArgAction, ArgMatches, Command, CommandFactory};
 
 use super::manifests::{Base, Workload};
 use super::readme;
 
-/// What the programs of this workspace understand.
+/// The command lines of the workspace's programs.
 pub(super) fn programs() -> [Command; 2] {
     let mut programs = [
         ds4_coordinator::commands::cli::Cli::command(),
@@ -21,7 +21,7 @@ fn program(name: &str) -> Option<Command> {
         .find(|program| program.get_name() == name)
 }
 
-/// A variable as the flag that it stands for.
+/// The flag that an environment variable stands for.
 fn flag(program: &Command, (name, value): &(String, String)) -> Result<String, String> {
     let serve = program.find_subcommand("serve").ok_or("no serve")?;
     let known = serve.get_arguments();
@@ -54,7 +54,7 @@ fn parse(
     }
 }
 
-/// What a workload's pods are told, with the types of the programs.
+/// The parsed command line of a workload's pods.
 pub(super) fn serve(workload: &Workload) -> ArgMatches {
     let pod = format!("{}-0", workload.name());
     parse(
@@ -73,7 +73,7 @@ fn every_flag_and_variable_is_one_of_the_programs() {
 }
 
 #[test]
-fn a_slip_of_the_pen_would_be_found() {
+fn a_misspelt_flag_or_variable_would_be_found() {
     let experts = Base::load().experts();
     let parse = |args: &[String], variables: &[(&str, &str)]| {
         let owned = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
@@ -89,7 +89,7 @@ fn a_slip_of_the_pen_would_be_found() {
 }
 
 #[test]
-fn the_commands_of_the_instructions_are_the_programs_own() {
+fn the_commands_of_the_instructions_are_valid() {
     let mut seen = 0;
     for words in readme::commands() {
         let Some(program) = program(&words[0]) else {

@@ -1,4 +1,4 @@
-//! The image against the workspace and the pods.
+//! Checks the image against the workspace and the pods.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use super::manifests::{Base, number, read, text};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The instructions of the Dockerfile, a line each, in words.
+/// The instructions of the Dockerfile, each as a list of words.
 fn instructions() -> Vec<Vec<String>> {
     let text = read("Dockerfile");
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -19,14 +19,14 @@ fn instructions() -> Vec<Vec<String>> {
         .collect()
 }
 
-/// The words of all instructions of this name.
+/// The words after each instruction of this name.
 fn all(name: &str) -> Vec<Vec<String>> {
     let lines = instructions().into_iter();
     let lines = lines.filter(|words| words[0] == name);
     lines.map(|words| words[1..].to_vec()).collect()
 }
 
-/// The words of the only instruction of this name.
+/// The words after the only instruction of this name.
 fn only(name: &str) -> Vec<String> {
     let mut found = all(name);
     assert_eq!(found.len(), 1, "{name}");

@@ -37,26 +37,26 @@ impl Object {
     }
 }
 
-/// A string that must be there.
+/// The text of a value that must be one.
 pub(super) fn text(value: &Value) -> &str {
     value
         .as_str()
-        .unwrap_or_else(|| panic!("{value} is no text"))
+        .unwrap_or_else(|| panic!("{value} is not a text"))
 }
 
-/// A number that must be there.
+/// The number of a value that must be one.
 pub(super) fn number(value: &Value) -> u64 {
     value
         .as_u64()
-        .unwrap_or_else(|| panic!("{value} is no number"))
+        .unwrap_or_else(|| panic!("{value} is not a number"))
 }
 
-/// The items of a list; none if it is not there.
+/// The items of a list; none if the value is missing.
 pub(super) fn items(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Everything that the base creates.
+/// All objects that the base creates.
 #[derive(Debug)]
 pub(super) struct Base {
     pub(super) objects: Vec<Object>,
@@ -94,14 +94,14 @@ impl Base {
         Workload(self.of_kind("StatefulSet").next().expect("one").clone())
     }
 
-    /// The Services that stand for the pods of `workload`.
+    /// The Services that select the pods of `workload`.
     pub(super) fn services_of(&self, workload: &Workload) -> Vec<&Object> {
         let chosen = |service: &&Object| selects(service.at("/spec/selector"), workload);
         self.of_kind("Service").filter(chosen).collect()
     }
 }
 
-/// Whether all of a selector's labels are the pods'.
+/// Whether the pods have all labels of a selector.
 pub(super) fn selects(selector: &Value, workload: &Workload) -> bool {
     let labels = workload.0.at("/spec/template/metadata/labels");
     let wanted = selector.as_object().expect("labels");
@@ -143,7 +143,7 @@ impl Workload {
         args.map(|arg| text(arg).to_owned()).collect()
     }
 
-    /// The variables of the pod with this name.
+    /// The environment variables of the pod called `pod`.
     pub(super) fn variables(&self, pod: &str) -> Vec<(String, String)> {
         let variable = |entry: &Value| {
             let value = match entry.pointer("/valueFrom/fieldRef/fieldPath") {
@@ -168,7 +168,7 @@ impl Workload {
         ports.map(port).collect()
     }
 
-    /// Volumes by the folder where they are.
+    /// The folder where each volume is mounted, and the volume's name.
     pub(super) fn mounts(&self) -> BTreeMap<String, String> {
         let mounts = items(&self.container()["volumeMounts"]).iter();
         let mount = |m: &Value| {
@@ -178,7 +178,7 @@ impl Workload {
         mounts.map(mount).collect()
     }
 
-    /// The volume of the pods with this name, or the claim that each pod has of its own.
+    /// The pods' volume called `name`, or the claim template of that name.
     pub(super) fn volume(&self, name: &str) -> Option<&Value> {
         let volumes = items(&self.pod()["volumes"]).iter();
         let claims = items(self.0.at("/spec/volumeClaimTemplates")).iter();
@@ -209,7 +209,7 @@ fn the_kustomization_names_every_file_beside_it() {
 }
 
 #[test]
-fn every_object_is_there_once() {
+fn every_object_exists_once() {
     let base = Base::load();
     let mut seen = BTreeSet::new();
     for object in &base.objects {

@@ -6,16 +6,46 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use ds4_tests::process::PATIENCE;
+use ds4_tests::namespace::{Network, SWITCH};
+use ds4_tests::process::TIMEOUT;
 use tempfile::TempDir;
 
-use super::machines::{NAME_SERVER, Network};
 use super::manifests::{Base, Workload, text};
 
-/// What a cluster calls the names in a namespace `ds4`.
+/// The domain of the Services of a Kubernetes namespace `ds4`.
 const DOMAIN: &str = "ds4.svc.cluster.local";
 
-/// All names of a pod: those of its Services, and behind the one of its StatefulSet its own.
+/// `/etc/resolv.conf` of a pod; the search list makes short names work.
+fn resolver() -> String {
+    format!(
+        "nameserver {SWITCH}\nsearch {DOMAIN} svc.cluster.local cluster.local\noptions ndots:5\n"
+    )
+}
+
+/// A network whose machines ask a [`NameServer`] on its switch.
+pub(super) fn network() -> Result<Network> {
+    Network::new(Some(resolver()))
+}
+
+/// Why no cluster can run on such a network here, if none can.
+pub(super) fn obstacle() -> Option<String> {
+    let silent = Command::new("dnsmasq")
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if !silent.is_ok_and(|status| status.success()) {
+        return Some("dnsmasq is not installed (Debian: dnsmasq-base)".to_owned());
+    }
+    let tried = network().and_then(|network| network.machine().map(drop));
+    tried
+        .err()
+        .map(|error| format!("network namespaces cannot be made here, which needs root: {error:#}"))
+}
+
+/// All names of a pod: those of its Services, and its own one under the Service of its
+/// StatefulSet.
 pub(super) fn of_pod(base: &Base, workload: &Workload, pod: &str) -> Vec<String> {
     let services = base.services_of(workload);
     let mut names: Vec<String> = services
@@ -28,7 +58,7 @@ pub(super) fn of_pod(base: &Base, workload: &Workload, pod: &str) -> Vec<String>
     names
 }
 
-/// dnsmasq, which knows just what it was told last.
+/// A dnsmasq process, which knows only the names that it was told last.
 #[derive(Debug)]
 pub(super) struct NameServer {
     child: Child,
@@ -40,10 +70,9 @@ impl NameServer {
     pub(super) fn start(network: &Network) -> Result<Self> {
         let folder = TempDir::new()?;
         let hosts = folder.path().join("hosts");
-        std::fs::write(&hosts, format!("{NAME_SERVER} here.{DOMAIN}\n"))?;
+        std::fs::write(&hosts, format!("{SWITCH} here.{DOMAIN}\n"))?;
         let known = format!("--addn-hosts={}", hosts.display());
-        let program = [
-            "dnsmasq",
+        let flags = [
             "--keep-in-foreground",
             "--conf-file=/dev/null",
             "--user=root",
@@ -54,36 +83,40 @@ impl NameServer {
             "--log-facility=/dev/null",
             &known,
         ];
-        let child = Command::new("ip")
-            .args(network.switch.command(&program))
+        let child = network
+            .switch()
+            .command("dnsmasq")
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .context("ip")?;
+            .context("dnsmasq")?;
         let server = NameServer {
             child,
             hosts,
             _folder: folder,
         };
-        let (machine, _) = network.machine()?;
-        let deadline = Instant::now() + PATIENCE;
+        let machine = network.machine()?;
+        let inside = machine.namespace();
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            // A short name: that is how the programs are given them.
-            let asked = Command::new("ip")
-                .args(machine.command(&["getent", "ahostsv4", "here"]))
+            // A short name, as in the flags of the programs.
+            let asked = inside
+                .command("getent")
+                .args(["ahostsv4", "here"])
                 .stdin(Stdio::null())
                 .output()?;
             let answer = String::from_utf8_lossy(&asked.stdout).into_owned();
-            if answer.starts_with(NAME_SERVER) {
+            if answer.starts_with(&SWITCH.to_string()) {
                 return Ok(server);
             }
-            ensure!(Instant::now() < deadline, "no answer from dnsmasq");
+            ensure!(Instant::now() < deadline, "dnsmasq does not answer");
             sleep(Duration::from_millis(50));
         }
     }
 
-    /// From now on these names are all there are, each with all of its addresses.
+    /// Replaces all names: `records` are an address and its names.
     pub(super) fn tell<'a>(
         &self,
         records: impl Iterator<Item = (&'a str, &'a [String])>,
@@ -94,7 +127,7 @@ impl NameServer {
         let hangup = ["-s", "HUP", &self.child.id().to_string()];
         let status = Command::new("kill").args(hangup).status()?;
         if !status.success() {
-            bail!("dnsmasq is gone");
+            bail!("dnsmasq has ended");
         }
         Ok(())
     }
@@ -102,14 +135,14 @@ impl NameServer {
 
 impl Drop for NameServer {
     fn drop(&mut self) {
-        // Gone already is as good.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 #[test]
-fn nodes_have_a_name_together_and_one_each() {
+fn nodes_share_a_name_and_have_one_each() {
     let base = Base::load();
     let experts = base.experts();
     let service = text(experts.0.at("/spec/serviceName"));

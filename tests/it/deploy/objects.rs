@@ -1,4 +1,4 @@
-//! That the objects fit together: what refers to what, and who waits how long for whom.
+//! Checks that the objects fit together: references, ports and time limits.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::flags::serve;
 use super::manifests::{Base, Workload, items, number, selects, text};
 
-/// What connections and processes need beyond the time for their work.
+/// Seconds that connections and processes need beyond the time of their work.
 const CLOSING: u64 = 5;
 
 fn listens(workload: &Workload, flag: &str) -> u64 {
@@ -23,7 +23,7 @@ fn seconds(workload: &Workload, flag: &str) -> u64 {
     *serve(workload).get_one::<u64>(flag).expect("seconds")
 }
 
-/// The values of a flag as they were given.
+/// The values of a flag as given.
 fn given(workload: &Workload, flag: &str) -> Vec<String> {
     let matches = serve(workload);
     let values = matches.get_raw(flag).into_iter().flatten();
@@ -46,7 +46,7 @@ fn ports_are_those_that_the_programs_listen_on() {
 }
 
 #[test]
-fn probes_ask_where_health_is_answered() {
+fn probes_use_the_health_port() {
     let base = Base::load();
     let probes = ["startupProbe", "readinessProbe", "livenessProbe"];
     let [coordinator, experts] = base.workloads();
@@ -60,7 +60,7 @@ fn probes_ask_where_health_is_answered() {
 }
 
 #[test]
-fn services_stand_for_pods_and_their_ports() {
+fn services_select_pods_and_their_ports() {
     let base = Base::load();
     for service in base.of_kind("Service") {
         let name = service.name();
@@ -72,13 +72,13 @@ fn services_stand_for_pods_and_their_ports() {
         };
         for port in items(service.at("/spec/ports")) {
             let target = workload.ports()[text(&port["targetPort"])];
-            // A headless Service passes no port on.
+            // A headless Service does not map ports.
             assert_eq!(number(&port["port"]), target, "{name}");
         }
     }
 }
 
-/// The Service and the port behind a `host:port` of a flag.
+/// The Service and the port that a flag's `host:port` refers to.
 fn service_of<'b>(base: &'b Base, workload: &Workload, address: &str) -> &'b Value {
     let (host, port) = address.rsplit_once(':').expect("host:port");
     let service = base.find("Service", host);
@@ -104,7 +104,7 @@ fn coordinator_and_nodes_find_each_other() {
     assert_eq!(name.rsplit_once(':').expect("port").0, text(named));
     let join = &given(&experts, "join")[0];
     let spec = service_of(&base, &coordinator, join);
-    // Otherwise each would wait for the other.
+    // Otherwise the two would wait for each other.
     assert_eq!(spec["publishNotReadyAddresses"], true);
     assert_eq!(experts.0.at("/spec/podManagementPolicy"), "Parallel");
 }
@@ -152,7 +152,7 @@ fn files_are_on_volumes() {
 }
 
 #[test]
-fn pods_are_given_the_time_that_the_programs_take_to_stop() {
+fn pods_have_the_time_that_the_programs_take_to_stop() {
     let base = Base::load();
     for (workload, flag) in [
         (base.coordinator(), "grace"),
@@ -166,19 +166,19 @@ fn pods_are_given_the_time_that_the_programs_take_to_stop() {
     }
 }
 
-/// Seconds after which a container that is not up yet is killed.
+/// Seconds after which a container that has not started is killed.
 fn startup(workload: &Workload) -> u64 {
     let probe = &workload.container()["startupProbe"];
     number(&probe["periodSeconds"]) * number(&probe["failureThreshold"])
 }
 
 #[test]
-fn pods_are_given_the_time_that_slices_take() {
+fn pods_have_the_time_that_slices_take() {
     let base = Base::load();
     let coordinator = base.coordinator();
     let waits = seconds(&coordinator, "wait_for_nodes");
     let (own, nodes) = (startup(&coordinator), startup(&base.experts()));
-    // Whoever gives up first says why; a probe does not.
+    // The program gives up before the probe, because only the program reports why.
     assert!(own >= waits + 60, "{own} s, {waits} s");
     assert!(nodes >= waits, "{nodes} s, {waits} s");
     let progress = number(coordinator.0.at("/spec/progressDeadlineSeconds"));
@@ -187,7 +187,7 @@ fn pods_are_given_the_time_that_slices_take() {
 }
 
 #[test]
-fn pods_have_no_rights() {
+fn pods_have_no_privileges() {
     for workload in Base::load().workloads() {
         let pod = workload.pod();
         let security = &pod["securityContext"];
@@ -201,7 +201,7 @@ fn pods_have_no_rights() {
         });
         assert_eq!(workload.container()["securityContext"], container);
         assert_eq!(pod["automountServiceAccountToken"], false);
-        // DS4_… of a Service must not pass for a flag's variable.
+        // Variables of a Service (DS4_…) must not be mistaken for those of a flag.
         assert_eq!(pod["enableServiceLinks"], false);
         for volume in items(&pod["volumes"]) {
             if volume.get("secret").is_some() {
@@ -214,7 +214,7 @@ fn pods_have_no_rights() {
 }
 
 #[test]
-fn selectors_choose_the_pods_of_their_own() {
+fn selectors_choose_their_own_pods() {
     let base = Base::load();
     for workload in base.workloads() {
         assert!(selects(
@@ -234,7 +234,7 @@ fn selectors_choose_the_pods_of_their_own() {
     }
 }
 
-/// Whether a selector means this workload and no other.
+/// Whether a selector matches this workload and no other.
 fn selects_only<'b>(base: &'b Base, workload: &'b Workload) -> impl Fn(&Value) -> bool + 'b {
     move |selector| {
         let workloads = base.workloads();

@@ -2,7 +2,7 @@
 
 use super::manifests::read;
 
-/// The commands of the shell blocks, in words; lines that end in `\` go on in the next.
+/// The commands of the shell blocks, in words; a line that ends in `\` continues on the next.
 pub(super) fn commands() -> Vec<Vec<String>> {
     let text = read("README.md");
     let mut commands = Vec::new();

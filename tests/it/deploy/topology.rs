@@ -1,17 +1,15 @@
-//! The base as processes: every pod on a machine of its own, with the flags, variables, names,
+//! `deploy/base` as processes: every pod on a machine of its own, with the flags, variables, names,
 //! volumes and certificates that it has in a cluster.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ds4_tests::golden::Reference;
-use ds4_tests::process::{PATIENCE, Server};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use ds4_tests::namespace::{Machine, Namespace, Network};
+use ds4_tests::process::{Server, TIMEOUT};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
@@ -20,33 +18,31 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::certificates;
-use super::machines::{Namespace, Network, obstacle};
 use super::manifests::{Base, Workload, text};
-use super::names::{NameServer, of_pod};
+use super::names::{NameServer, network, obstacle, of_pod};
 use crate::cluster::{COORD, NODE};
 
 const MODEL: Reference = Reference("tiny-w");
 
-/// A pod's process, then the machine that it is on.
+/// A pod's process and its machine, which must be dropped in this order.
 struct Pod {
     server: Server,
-    machine: Namespace,
-    address: String,
+    machine: Machine,
 }
 
 impl Pod {
     fn stop(mut self) -> Result<()> {
         let status = self.server.stop()?;
-        ensure!(status.success(), "{}: {status}", self.machine.name);
+        ensure!(status.success(), "{}: {status}", self.machine.name());
         Ok(())
     }
 }
 
-/// The part of Kubernetes that this needs: machines, volumes and names for pods.
+/// The parts of Kubernetes that the base needs: machines, volumes and names for pods.
 struct Cluster {
     base: Base,
     names: NameServer,
-    /// Address and names of every pod.
+    /// By pod: its address and its names.
     pods: Mutex<BTreeMap<String, (String, Vec<String>)>>,
     network: Network,
     volumes: TempDir,
@@ -54,7 +50,7 @@ struct Cluster {
 
 impl Cluster {
     fn new() -> Result<Self> {
-        let network = Network::new()?;
+        let network = network()?;
         let volumes = TempDir::new()?;
         certificates::make(volumes.path())?;
         let cluster = Cluster {
@@ -68,7 +64,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The folder of a volume of a pod, which outlives the pod if it is a claim.
+    /// The folder of a pod's volume. Folders of secrets and claims outlive the pod.
     fn volume(&self, workload: &Workload, pod: &str, name: &str) -> Result<PathBuf> {
         let volume = workload.volume(name).context("no such volume")?;
         let at = |pointer: &str| volume.pointer(pointer).map(text);
@@ -84,7 +80,7 @@ impl Cluster {
         Ok(folder)
     }
 
-    /// `text` with the paths of this machine in place of those of the container.
+    /// `text` with the container's paths replaced by those of this machine.
     fn localise(&self, workload: &Workload, pod: &str, text: &str) -> Result<String> {
         let (flag, value) = match text.split_once('=') {
             Some((flag, value)) if flag.starts_with("--") => (format!("{flag}="), value),
@@ -114,35 +110,29 @@ impl Cluster {
         )
     }
 
-    /// Starts a pod on a new machine and waits for it to be ready. Its names are known before.
+    /// Starts a pod on a new machine and waits until it is ready. Its names resolve before it runs.
     fn start(&self, workload: &Workload, pod: &str) -> Result<Pod> {
-        let (machine, address) = self.network.machine()?;
+        let machine = self.network.machine()?;
+        let address = machine.address().to_string();
         let names = of_pod(&self.base, workload, pod);
-        let known = (address.clone(), names);
+        let known = (address, names);
         self.tell_names(|pods| drop(pods.insert(pod.to_owned(), known)))?;
         let program = match workload.program() {
             "ds4-coord" => COORD,
             _ => NODE,
         };
-        let mut words = vec!["env".to_owned()];
+        let mut command = machine.namespace().command(program);
         for (name, value) in workload.variables(pod) {
-            words.push(format!("{name}={}", self.localise(workload, pod, &value)?));
+            command.env(name, self.localise(workload, pod, &value)?);
         }
-        words.push(program.to_owned());
         for arg in workload.args() {
-            words.push(self.localise(workload, pod, &arg)?);
+            command.arg(self.localise(workload, pod, &arg)?);
         }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let server = Server::start("ip", &machine.command(&words));
-        let server = server.with_context(|| pod.to_owned())?;
-        Ok(Pod {
-            server,
-            machine,
-            address,
-        })
+        let server = Server::launch(command).with_context(|| pod.to_owned())?;
+        Ok(Pod { server, machine })
     }
 
-    /// Puts the model where the coordinator has it, as whoever sets a cluster up does.
+    /// Puts the model into the coordinator's volume, as the operator of a cluster does.
     fn bring_model(&self) -> Result<()> {
         let coordinator = self.base.coordinator();
         let claim = self.volume(&coordinator, "", "model")?;
@@ -154,8 +144,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// All pods at once, since nobody is ready without the others: the coordinator, and `count`
-    /// nodes by number.
+    /// Starts the coordinator and `count` nodes at once, since none becomes ready without the
+    /// others. The nodes are returned by number.
     fn start_all(
         &self,
         count: usize,
@@ -177,36 +167,24 @@ impl Cluster {
         })
     }
 
-    /// The pod's names are gone, as when it is being deleted.
+    /// Removes the pod's names, as while it is being deleted.
     fn forget(&self, pod: &str) -> Result<()> {
         self.tell_names(|pods| drop(pods.remove(pod)))
     }
 }
 
-/// Does `work` on a thread that is in the namespace.
-fn inside<T: Send>(machine: &Namespace, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let entered = || {
-        let file = File::open(format!("/run/netns/{}", machine.name))?;
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
-        work()
-    };
-    std::thread::scope(|scope| {
-        let done = scope.spawn(entered).join();
-        done.map_err(|_| anyhow!("a panic"))?
-    })
-}
-
-/// Requests to a coordinator, from its own machine or from this one.
-struct Client<'p> {
-    machine: Option<&'p Namespace>,
+/// Sends requests to a coordinator.
+struct Client {
+    /// Where the requests come from: the coordinator's machine or the test's.
+    from: Namespace,
     url: String,
 }
 
-impl Client<'_> {
+impl Client {
     fn send(&self, path: &str, body: Option<Value>) -> Result<Value> {
-        let work = || {
+        self.from.run(|| {
             let client = reqwest::blocking::Client::builder()
-                .timeout(PATIENCE)
+                .timeout(TIMEOUT)
                 .no_proxy()
                 .build()?;
             let url = format!("{}{path}", self.url);
@@ -215,14 +193,10 @@ impl Client<'_> {
                 None => client.get(url),
             };
             Ok(request.send()?.error_for_status()?.json()?)
-        };
-        match self.machine {
-            Some(machine) => inside(machine, work),
-            None => work(),
-        }
+        })?
     }
 
-    /// What the model says, always the same.
+    /// The text of a greedy completion, which is always the same.
     fn complete(&self) -> Result<String> {
         let body = json!({
             "prompt": "The cluster that loses a node", "max_tokens": 48, "temperature": 0,
@@ -232,21 +206,24 @@ impl Client<'_> {
         Ok(text.context("no text")?.to_owned())
     }
 
-    /// Waits until the coordinator counts this many nodes, all of them up.
+    /// Waits until the coordinator has exactly `count` nodes and all of them are up.
     fn wait_for_nodes(&self, count: usize) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let nodes = self.send("/health", None)?["nodes"].take();
             if nodes == json!({"up": count, "total": count}) {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "{nodes} instead of {count}");
+            ensure!(
+                Instant::now() < deadline,
+                "{nodes} instead of {count} nodes"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
-/// The text of one process with no nodes at all.
+/// The text that one process without nodes generates.
 fn alone() -> Result<String> {
     let model = MODEL.model();
     let model = model.to_str().context("utf-8")?;
@@ -261,36 +238,36 @@ fn alone() -> Result<String> {
     ];
     let server = Server::start(COORD, &args)?;
     let client = Client {
-        machine: None,
+        from: Namespace::Current,
         url: server.ready.clone(),
     };
     client.complete()
 }
 
-/// As a kubelet asks, without a certificate.
-fn serving(pod: &Pod, port: u64) -> Result<()> {
-    inside(&pod.machine, || {
+/// Probes a pod's health port as a kubelet does, without a certificate.
+fn probe(pod: &Pod, port: u64) -> Result<()> {
+    pod.machine.namespace().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let asked = async {
-            let address = format!("http://{}:{port}", pod.address);
+            let address = format!("http://{}:{port}", pod.machine.address());
             let channel = Endpoint::from_shared(address)?.connect().await?;
             let mut client = HealthClient::new(channel);
             let service = String::new();
             let reply = client.check(HealthCheckRequest { service }).await?;
             anyhow::Ok(reply.into_inner().status())
         };
-        let status = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await })??;
+        let status = runtime.block_on(async { tokio::time::timeout(TIMEOUT, asked).await })??;
         ensure!(status == ServingStatus::Serving, "{status:?}");
         Ok(())
-    })
+    })?
 }
 
 #[test]
 fn the_base_serves_while_nodes_come_and_go() {
     if let Some(reason) = obstacle() {
-        eprintln!("skipped: the topology of deploy/base as processes: {reason}");
+        println!("skipped: {reason}");
         return;
     }
     let cluster = Cluster::new().expect("network");
@@ -301,14 +278,14 @@ fn the_base_serves_while_nodes_come_and_go() {
     let (coord, mut nodes) = cluster.start_all(count, &name).expect("all pods");
     let port = coordinator.ports()["http"];
     let client = Client {
-        machine: Some(&coord.machine),
-        url: format!("http://{}:{port}", coord.address),
+        from: coord.machine.namespace(),
+        url: format!("http://{}:{port}", coord.machine.address()),
     };
     let expected = alone().expect("the text");
     client.wait_for_nodes(count).expect("all nodes");
     assert_eq!(client.complete().expect("all nodes"), expected);
     for node in nodes.values() {
-        serving(node, experts.ports()["health"]).expect("health");
+        probe(node, experts.ports()["health"]).expect("health");
     }
 
     // A node dies under a request and comes back on another machine, with its volume.
@@ -324,7 +301,7 @@ fn the_base_serves_while_nodes_come_and_go() {
     client.wait_for_nodes(count).expect("node 1 again");
     assert_eq!(client.complete().expect("all nodes"), expected);
 
-    // Scaled down and up again.
+    // Nodes are scaled down and up again.
     let last = count - 1;
     cluster.forget(&name(last)).expect("names");
     nodes

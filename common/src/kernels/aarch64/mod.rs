@@ -1,4 +1,4 @@
-//! The kernels for 64-bit ARM: NEON, with dot products of bytes, and with matrix products.
+//! The instruction sets of 64-bit ARM: NEON, with dot products of bytes, and with matrix products.
 //!
 //! The float loops need nothing of their own: NEON is in every such target, so the compiler makes
 //! vectors of the 16 lanes, without fusing.
@@ -7,23 +7,24 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::lanes;
-use super::row::RowKernel;
-use super::sixteen::{Blocks, Places, Sums};
+use super::instruction_set::{InstructionSet, IsaName};
+use super::operands::q4_k_blocks::{BlockRows, PanelResults, Q4KRowSums};
+use super::scalar::Scalar;
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PANEL_BLOCK, PanelBlock, Q4K};
-use crate::quant::{SmallBlock, SuperBlock};
-use crate::quant::{widen_bf16, widen_f16};
+use crate::quant::{SmallBlock, SuperBlock, widen_f16};
 
-mod dot;
-mod matrix;
-mod panel;
-mod probe;
+mod byte_dots;
+mod peak;
+mod q4_k_gemm_16rows;
+mod q4_k_panel_gemm;
 mod small_blocks;
 mod super_blocks;
+mod vectors;
 
-use dot::Dot;
+use byte_dots::Dot;
+use vectors::store_f32;
 
-pub(super) use dot::{Base, Dotprod, I8mm};
+pub(super) use byte_dots::{Dotprod, I8mm, Neon};
 
 /// Proof that the CPU has the instructions of `D`.
 #[derive(Clone, Copy, Debug)]
@@ -35,28 +36,18 @@ impl<D: Dot> Arm<D> {
     }
 }
 
-impl<D: Dot> RowKernel for Arm<D> {
-    const SIXTEEN: bool = D::MATRIX;
+impl<D: Dot> InstructionSet for Arm<D> {
+    type Base = Scalar;
 
-    fn name(self) -> &'static str {
-        D::NAME
-    }
+    const ISA: IsaName = D::ISA;
 
-    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-        lanes::dots_many(a, bs, out);
-    }
-
-    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-        lanes::add_scaled(factors, xs, y);
+    fn base(self) -> Scalar {
+        Scalar
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {
         // SAFETY: every CPU of this architecture has NEON.
         unsafe { wide_f16(row, out) }
-    }
-
-    fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
-        widen_bf16(row, out);
     }
 
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
@@ -82,21 +73,27 @@ impl<D: Dot> RowKernel for Arm<D> {
         unsafe { small_blocks::row::<D, F>(row, xs, out) }
     }
 
-    fn q4_k_sixteen(self, w: Blocks<'_>, xs: &[&BlockQ8K], out: &mut [Sums]) {
+    fn q4_k_gemm_16rows(
+        self,
+        w: BlockRows<'_, 16>,
+        xs: &[&BlockQ8K],
+        _ahead: *const u8,
+        out: &mut [Q4KRowSums],
+    ) {
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
-        unsafe { matrix::q4_k_sixteen::<D>(w, xs, out) }
+        unsafe { q4_k_gemm_16rows::q4_k_gemm_16rows::<D>(w.all(), xs, out) }
     }
 
-    fn q4_k_panel<const FRESH: bool>(
+    fn q4_k_panel_gemm<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
         ahead: impl Fn(usize) -> *const u8,
-        out: &mut Places<'_>,
+        out: &mut PanelResults<'_>,
     ) {
-        let request = |b| self.prefetch(ahead(b), PANEL_BLOCK);
+        let prefetch = |b| self.prefetch(ahead(b), PANEL_BLOCK);
         // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
-        unsafe { panel::q4_k_panel::<D, FRESH>(panel, xs, request, out) }
+        unsafe { q4_k_panel_gemm::q4_k_panel_gemm::<D, FRESH>(panel, xs, prefetch, out) }
     }
 
     fn prefetch(self, start: *const u8, bytes: usize) {
@@ -107,6 +104,11 @@ impl<D: Dot> RowKernel for Arm<D> {
                 asm!("prfm pldl2keep, [{}]", in(reg) line, options(nostack, readonly));
             }
         }
+    }
+
+    fn multiply_bytes(self, rounds: u32) -> Option<u64> {
+        // SAFETY: every CPU of this architecture has NEON, and `detect` found what `D` needs.
+        Some(unsafe { peak::multiply::<D>(rounds) })
     }
 }
 
@@ -128,48 +130,4 @@ fn wide_f16(row: &[u8], out: &mut [f32]) {
         store_f32(values, to);
     }
     widen_f16(rest, wide_rest);
-}
-
-/// 16 bytes.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_u8(bytes: &[u8; 16]) -> uint8x16_t {
-    // SAFETY: the reference is valid for 16 bytes and the load needs no alignment.
-    unsafe { vld1q_u8(bytes.as_ptr()) }
-}
-
-/// 16 signed bytes.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_i8(bytes: &[i8; 16]) -> int8x16_t {
-    // SAFETY: the reference is valid for 16 bytes and the load needs no alignment.
-    unsafe { vld1q_s8(bytes.as_ptr()) }
-}
-
-/// Eight integers of 16 bits.
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_i16(values: &[i16; 8]) -> int16x8_t {
-    // SAFETY: the reference is valid for eight integers and the load needs no more alignment.
-    unsafe { vld1q_s16(values.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn load_f32(values: &[f32; 4]) -> float32x4_t {
-    // SAFETY: the reference is valid for four floats and the load needs no more alignment.
-    unsafe { vld1q_f32(values.as_ptr()) }
-}
-
-#[inline]
-#[target_feature(enable = "neon")]
-fn store_f32(values: float32x4_t, to: &mut [f32; 4]) {
-    // SAFETY: the reference is valid for four floats and the store needs no more alignment.
-    unsafe { vst1q_f32(to.as_mut_ptr(), values) };
-}
-
-/// Part `i` of a list that is cut into parts of `N`.
-#[inline(always)]
-fn part<T, const N: usize>(all: &[T], i: usize) -> &[T; N] {
-    &all.as_chunks::<N>().0[i]
 }

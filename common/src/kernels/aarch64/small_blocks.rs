@@ -2,12 +2,12 @@
 
 use std::arch::aarch64::*;
 
-use super::dot::Dot;
-use super::{load_f32, load_i8, store_f32};
+use super::byte_dots::Dot;
+use super::vectors::{load_f32, load_i8, store_f32};
 use crate::kernels::lanes::{self, LANES};
 use crate::quant::{BlockQ8, SmallBlock};
 
-/// Tokens whose lanes are kept while a part of a row meets them.
+/// Activations whose lanes are kept while they are multiplied with a part of a row.
 const TOKENS: usize = 64;
 
 /// `out[t] = row · xs[t]`.

@@ -2,8 +2,8 @@
 
 use std::arch::aarch64::*;
 
-use super::dot::Dot;
-use super::{load_i8, load_i16, load_u8};
+use super::byte_dots::Dot;
+use super::vectors::{load_i8, load_i16, load_u8};
 use crate::kernels::scalar;
 use crate::quant::{BlockQ8K, IntBlock, SuperBlock, half_at, q4_k_scales};
 
@@ -32,7 +32,7 @@ impl Codes {
     }
 }
 
-/// `out[t] = row · xs[t]`: each block is unpacked once and meets every activation.
+/// `out[t] = row · xs[t]`: each block is unpacked once for all activations.
 ///
 /// # Safety
 /// [`Dot::detected`] is true.
@@ -88,7 +88,7 @@ pub(super) unsafe fn term<D: Dot, F: SuperBlock>(w: &Codes, x: &BlockQ8K) -> f32
         products = vmlal_s16(products, vget_low_s16(w.mins[1]), vget_low_s16(high));
         mins = vaddvq_s32(vmlal_high_s16(products, w.mins[1], high));
     }
-    scalar::term_of::<F>((w.d, w.dmin), x.d, sum, mins)
+    scalar::term::<F>((w.d, w.dmin), x.d, sum, mins)
 }
 
 /// The block that plain code has unpacked.
@@ -108,14 +108,14 @@ pub(super) fn load<F: SuperBlock>(block: &IntBlock, codes: &mut Codes) {
 }
 
 /// The scales of a Q4_K block; those of the sub-blocks one a byte.
-pub(super) struct Head {
+pub(super) struct Q4KScales {
     pub(super) scales: u64,
     pub(super) mins: u64,
     pub(super) d: f32,
     pub(super) dmin: f32,
 }
 
-impl Head {
+impl Q4KScales {
     #[inline]
     pub(super) fn new(bytes: &[u8; 144]) -> Self {
         let (scales, mins) = q4_k_scales(bytes);
@@ -132,7 +132,7 @@ impl Head {
 #[inline]
 #[target_feature(enable = "neon")]
 pub(super) fn unpack_q4_k(bytes: &[u8; 144], codes: &mut Codes) {
-    let head = Head::new(bytes);
+    let head = Q4KScales::new(bytes);
     (codes.d, codes.dmin) = (head.d, head.dmin);
     // Each min twice: a sub-block of 32 has two activation sums.
     let mins = vcreate_u8(head.mins);

@@ -1,4 +1,4 @@
-//! Whole products of dense layers: panels of Q8_0 rows, grids of f32 rows, several products at
+//! Whole products of dense layers: GEMM of Q8_0, grids of f32 rows, several products at
 //! once, and groups of rows with their own columns.
 
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn defined(w: &Matrix<'_>, acts: &Activations) -> Vec<f32> {
     let scalar = Kernels::named("scalar").unwrap();
     let mut out = vec![f32::NAN; w.rows() * acts.rows()];
     for t in 0..acts.rows() {
-        scalar.tile(
+        scalar.multiply_row_by_row(
             w,
             0..w.rows(),
             &[acts.row(t)],
@@ -35,9 +35,9 @@ fn assert_matmul(w: &Matrix<'_>, values: &[f32], format: ActivationFormat) {
 }
 
 #[test]
-fn panels_are_rows_side_by_side() {
+fn gemm_of_q8_0_is_its_rows() {
     let mut random = Random(21);
-    // Whole panels, parts of one, fewer blocks than lanes, and no whole sixteen of blocks.
+    // Whole sets of 32 rows, parts of one, fewer blocks than lanes, and not whole sixteens of blocks.
     for (rows, blocks) in [(32, 16), (33, 1), (7, 17), (96, 35), (1, 5), (64, 0)] {
         let cols = 32 * blocks;
         let bytes = weights(&mut random, GgmlType::Q8_0, rows, cols);
@@ -51,7 +51,7 @@ fn panels_are_rows_side_by_side() {
 }
 
 #[test]
-fn panels_are_exact_on_extreme_bytes() {
+fn gemm_of_q8_0_is_exact_on_extreme_bytes() {
     let mut random = Random(22);
     let cols = 32 * 18;
     for byte in [0x80, 0x7f, 0xff, 0x00] {
@@ -73,7 +73,7 @@ fn panels_are_exact_on_extreme_bytes() {
 }
 
 #[test]
-fn lone_rows_are_rows() {
+fn gemv_is_its_rows() {
     let mut random = Random(27);
     for cols in [1, 31, 32, 47, 64, 100, 1030] {
         let bytes = weights(&mut random, GgmlType::F16, 21, cols);
@@ -174,7 +174,7 @@ fn products_together_are_products_alone() {
 }
 
 #[test]
-fn groups_of_rows_meet_their_own_columns() {
+fn groups_of_rows_are_multiplied_with_their_own_columns() {
     let mut random = Random(26);
     let (groups, height, width) = (3, 37, 256);
     for ty in [GgmlType::Q8_0, GgmlType::Q4K, GgmlType::F16] {
@@ -222,7 +222,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn any_panel_is_its_rows(
+    fn any_gemm_of_q8_0_is_its_rows(
         rows in 1_usize..70,
         blocks in 1_usize..40,
         tokens in 1_usize..140,

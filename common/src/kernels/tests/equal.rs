@@ -12,14 +12,14 @@ const TOKEN_COUNTS: [usize; 8] = [1, 2, 3, 7, 8, 33, 64, 67];
 /// depend on its neighbours.
 fn assert_all_equal(w: &Matrix<'_>, xs: &[ActRow<'_>], what: &str) {
     let scalar = Kernels::named("scalar").unwrap();
-    let expected = tile(scalar, w, xs);
+    let expected = by_row(scalar, w, xs);
     for kernels in Kernels::available() {
         let label = format!("{what}: {w:?} x {} on {}", xs.len(), kernels.name());
-        assert_eq!(bits(&tile(kernels, w, xs)), bits(&expected), "{label}");
-        let turned = tile_by_token(kernels, w, xs);
+        assert_eq!(bits(&by_row(kernels, w, xs)), bits(&expected), "{label}");
+        let turned = by_token(kernels, w, xs);
         assert_eq!(bits(&turned), bits(&expected), "{label}, by token");
         for (t, x) in xs.iter().enumerate().take(3) {
-            let alone = tile(kernels, w, &[*x]);
+            let alone = by_row(kernels, w, &[*x]);
             let column: Vec<f32> = expected.iter().skip(t).step_by(xs.len()).copied().collect();
             assert_eq!(bits(&alone), bits(&column), "{label}, token {t} alone");
         }
@@ -156,7 +156,7 @@ fn wild_scales_spoil_their_row_alone() {
             assert_equal_on_raw(&mut random, &w, 5, "wild");
             let x = random.floats(cols);
             for kernels in Kernels::available() {
-                let out = tile(kernels, &w, &[ActRow::F32(&x); 2]);
+                let out = by_row(kernels, &w, &[ActRow::F32(&x); 2]);
                 let finite: Vec<bool> = out.iter().map(|v| v.is_finite()).collect();
                 assert_eq!(
                     finite,
@@ -223,7 +223,7 @@ fn every_half_widens_alike() {
         dequantize_row(ty, &bytes, &mut expected);
         for kernels in Kernels::available() {
             let w = Matrix::new(ty, 1 << 16, 1, &bytes).unwrap();
-            let out = tile(kernels, &w, &[ActRow::F32(&[1.0])]);
+            let out = by_row(kernels, &w, &[ActRow::F32(&[1.0])]);
             assert_eq!(
                 bits(&out),
                 bits(&expected.iter().map(|v| 0.0 + v).collect::<Vec<_>>())

@@ -119,17 +119,17 @@ fn bits(values: &[f32]) -> Vec<u32> {
         .collect()
 }
 
-fn tile(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+fn by_row(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     let mut out = vec![f32::NAN; w.rows() * xs.len()];
-    kernels.tile(w, 0..w.rows(), xs, &mut out);
+    kernels.multiply_row_by_row(w, 0..w.rows(), xs, &mut out);
     out
 }
 
-/// The same results by way of [`Kernels::tile_by_token`].
-fn tile_by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
+/// The same results, in the same order, by way of [`Kernels::multiply_rows`].
+fn by_token(kernels: Kernels, w: &Matrix<'_>, xs: &[ActRow<'_>]) -> Vec<f32> {
     let (rows, tokens) = (w.rows(), xs.len());
     let mut out = vec![f32::NAN; rows * tokens];
-    kernels.tile_by_token(w, 0..rows, xs, Some(w), &mut out);
+    kernels.multiply_rows(w, 0..rows, xs, Some(w), &mut out);
     (0..rows * tokens)
         .map(|i| out[i % tokens * rows + i / tokens])
         .collect()

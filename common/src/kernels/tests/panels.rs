@@ -30,24 +30,24 @@ fn assert_same_bits(plain: &[u8], rows: usize, cols: usize, x: &[Vec<BlockQ8K>])
         let width = strip.len() / 256;
         let x: Vec<_> = x.iter().map(|x| x[..width].to_vec()).collect();
         let xs = blocks(&x);
-        let expected = bits(&tile(scalar, &w, &xs));
+        let expected = bits(&by_row(scalar, &w, &xs));
         let mut list: Vec<ActRow<'_>> = Vec::new();
         for b in 0..width {
             list.extend(x.iter().map(|x| ActRow::Q8K(&x[b..b + 1])));
         }
         let mut parts = vec![f32::NAN; list.len() * rows];
-        scalar.tile_parts(&w, 0..rows, &list, None, &mut parts);
+        scalar.multiply_rows_by_block(&w, 0..rows, &list, None, &mut parts);
         for kernels in Kernels::available() {
             let label = format!("{panels:?} x {} on {}", x.len(), kernels.name());
-            assert_eq!(bits(&tile(kernels, &panels, &xs)), expected, "{label}");
-            let turned = tile_by_token(kernels, &panels, &xs);
+            assert_eq!(bits(&by_row(kernels, &panels, &xs)), expected, "{label}");
+            let turned = by_token(kernels, &panels, &xs);
             assert_eq!(bits(&turned), expected, "{label}, by token");
             let mut out = vec![f32::NAN; parts.len()];
-            kernels.tile_parts(&panels, 0..rows, &list, Some(&w), &mut out);
+            kernels.multiply_rows_by_block(&panels, 0..rows, &list, Some(&w), &mut out);
             assert_eq!(bits(&out), bits(&parts), "{label}, in parts");
             let last = rows - PANEL_ROWS;
             let mut out = vec![f32::NAN; PANEL_ROWS * xs.len()];
-            kernels.tile(&panels, last..rows, &xs, &mut out);
+            kernels.multiply_row_by_row(&panels, last..rows, &xs, &mut out);
             assert_eq!(
                 bits(&out),
                 expected[last * xs.len()..],
@@ -116,7 +116,7 @@ fn wild_scales_spoil_their_row_alone() {
             let stored = in_panels(&plain, cols);
             let w = Matrix::stored(Layout::Panels, GgmlType::Q4K, rows, cols, &stored).unwrap();
             for kernels in Kernels::available() {
-                for (r, results) in tile(kernels, &w, &blocks(&x)).chunks(3).enumerate() {
+                for (r, results) in by_row(kernels, &w, &blocks(&x)).chunks(3).enumerate() {
                     assert!(
                         results.iter().all(|v| v.is_finite() == (r != 19)),
                         "row {r}"
@@ -128,7 +128,7 @@ fn wild_scales_spoil_their_row_alone() {
 }
 
 #[test]
-fn plain_activations_meet_the_rows_of_a_panel() {
+fn plain_activations_are_multiplied_with_the_rows_of_a_panel() {
     let mut random = Random(33);
     let (rows, cols) = (32, 512);
     let plain = weights(&mut random, GgmlType::Q4K, rows, cols);
@@ -148,12 +148,12 @@ fn plain_activations_meet_the_rows_of_a_panel() {
 }
 
 #[test]
-fn what_has_no_panels_is_refused() {
+fn what_cannot_be_in_panels_is_refused() {
     let bytes = [0; 24 * 144];
     let ragged = Matrix::stored(Layout::Panels, GgmlType::Q4K, 24, 256, &bytes).unwrap_err();
     assert_eq!(
         ragged.to_string(),
-        "a Q4_K matrix of 24 rows has no panels: those are of 16 Q4_K rows"
+        "a Q4_K matrix of 24 rows cannot be stored in panels of 16 Q4_K rows"
     );
     let other = Matrix::stored(Layout::Panels, GgmlType::Q8_0, 16, 32, &bytes[..16 * 34]);
     assert!(matches!(

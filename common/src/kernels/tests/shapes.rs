@@ -1,4 +1,4 @@
-//! Strips, tiles and whole products agree; what does not fit is refused.
+//! Strips, ranges of rows and whole products agree; what does not fit is refused.
 
 use super::*;
 use crate::kernels::Activations;
@@ -34,7 +34,7 @@ fn a_strip_is_a_matrix_of_the_same_columns() {
 }
 
 #[test]
-fn matmul_equals_tiles_equals_single_dots() {
+fn matmul_equals_rows_equals_single_dots() {
     let mut random = Random(11);
     let all = QUANTISED
         .into_iter()
@@ -51,11 +51,11 @@ fn matmul_equals_tiles_equals_single_dots() {
                 let mut out = vec![f32::NAN; rows * tokens];
                 kernels.matmul(&w, &acts, &mut out);
                 let mut part = vec![f32::NAN; 9 * tokens];
-                kernels.tile(&w, 101..110, &xs, &mut part);
+                kernels.multiply_row_by_row(&w, 101..110, &xs, &mut part);
                 for (i, r) in (101..110).enumerate() {
                     for t in 0..tokens {
                         let mut single = [f32::NAN];
-                        kernels.tile(&w, r..r + 1, &xs[t..t + 1], &mut single);
+                        kernels.multiply_row_by_row(&w, r..r + 1, &xs[t..t + 1], &mut single);
                         let got = [out[t * rows + r], part[i * tokens + t]];
                         assert_eq!(bits(&got), bits(&[single[0]; 2]), "{ty} row {r} token {t}");
                     }
@@ -76,15 +76,23 @@ fn empty_shapes_have_empty_or_zero_results() {
         let some = Matrix::new(GgmlType::Q4K, 2, 256, &[0; 288]).unwrap();
         kernels.matmul(&some, &acts, &mut []);
         let flat = Matrix::new(GgmlType::F32, 3, 0, &[]).unwrap();
-        assert_eq!(tile(kernels, &flat, &[ActRow::F32(&[]); 2]), [0.0; 6]);
+        assert_eq!(by_row(kernels, &flat, &[ActRow::F32(&[]); 2]), [0.0; 6]);
     }
 }
 
 #[test]
-#[should_panic(expected = "Q4_K weights do not meet Q8 activations")]
+#[should_panic(expected = "Q4_K weights cannot be multiplied with Q8 activations")]
 fn a_wrong_activation_format_is_refused() {
     let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
-    tile(Kernels::detect(), &w, &[ActRow::Q8(&[BlockQ8::ZERO; 8])]);
+    by_row(Kernels::detect(), &w, &[ActRow::Q8(&[BlockQ8::ZERO; 8])]);
+}
+
+#[test]
+#[should_panic(expected = "Q8_0 weights cannot be multiplied with Q8K activations")]
+fn a_wrong_activation_format_of_experts_is_refused() {
+    let w = Matrix::new(GgmlType::Q8_0, 1, 256, &[0; 8 * 34]).unwrap();
+    let xs = [ActRow::Q8K(&[BlockQ8K::ZERO])];
+    Kernels::detect().multiply_rows(&w, 0..1, &xs, None, &mut [0.0]);
 }
 
 #[test]
@@ -92,7 +100,7 @@ fn a_wrong_activation_format_is_refused() {
 fn mixed_activation_formats_are_refused() {
     let w = Matrix::new(GgmlType::Q4K, 1, 256, &[0; 144]).unwrap();
     let xs = [ActRow::Q8K(&[BlockQ8K::ZERO]), ActRow::F32(&[0.0; 256])];
-    tile(Kernels::detect(), &w, &xs);
+    by_row(Kernels::detect(), &w, &xs);
 }
 
 #[test]
@@ -117,7 +125,7 @@ fn kernels_are_found_by_name() {
     );
 }
 
-/// Whoever runs these tests on an emulated CPU says which kernels that is for.
+/// On an emulated CPU, the environment names the kernels that are expected there.
 #[test]
 fn the_fastest_kernels_are_the_expected_ones() {
     if let Ok(expected) = std::env::var("DS4_EXPECTED_KERNELS") {
@@ -126,7 +134,7 @@ fn the_fastest_kernels_are_the_expected_ones() {
 }
 
 #[test]
-fn tiles_by_token_are_tiles_turned_over() {
+fn rows_by_token_are_rows_turned_over() {
     let mut random = Random(13);
     let all = QUANTISED
         .into_iter()
@@ -146,11 +154,11 @@ fn tiles_by_token_are_tiles_turned_over() {
                     let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
                     let scalar = Kernels::named("scalar").unwrap();
                     let mut expected = vec![f32::NAN; 39 * tokens];
-                    scalar.tile(&w, 3..42, &xs, &mut expected);
+                    scalar.multiply_row_by_row(&w, 3..42, &xs, &mut expected);
                     for kernels in Kernels::available() {
                         let mut out = vec![f32::NAN; 39 * tokens];
                         let then = (tokens % 2 == 0).then_some(&full);
-                        kernels.tile_by_token(&w, 3..42, &xs, then, &mut out);
+                        kernels.multiply_rows(&w, 3..42, &xs, then, &mut out);
                         let turned: Vec<f32> = (0..39 * tokens)
                             .map(|i| out[i % tokens * 39 + i / tokens])
                             .collect();
@@ -189,7 +197,7 @@ fn parts_are_the_products_of_strips() {
             for kernels in Kernels::available() {
                 let height = 34;
                 let mut out = vec![f32::NAN; tokens * blocks * height];
-                kernels.tile_parts(&w, 2..2 + height, &xs, Some(&w), &mut out);
+                kernels.multiply_rows_by_block(&w, 2..2 + height, &xs, Some(&w), &mut out);
                 for (b, acts) in strips.iter().enumerate() {
                     let columns = 256 * b..cols.min(256 * (b + 1));
                     let strip = w.column_strip(columns).unwrap();

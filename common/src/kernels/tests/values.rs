@@ -30,7 +30,7 @@ fn fifty_random_blocks_agree_with_dequantised_f64() {
                 products().map(f64::abs).sum::<f64>(),
             );
             let w = Matrix::new(ty, 1, elements, &bytes).unwrap();
-            let got = tile(Kernels::detect(), &w, &[acts.row(0)])[0];
+            let got = by_row(Kernels::detect(), &w, &[acts.row(0)])[0];
             let error = (f64::from(got) - exact).abs();
             assert!(
                 error <= 1e-6 * size,
@@ -75,9 +75,9 @@ fn the_reference_block_of_q4_k_has_the_known_dot() {
     assert_eq!((integer, scalar::sum_of_mins(&w, &x[0])), (-6182, -858));
     let matrix = Matrix::new(GgmlType::Q4K, 1, 256, &bytes).unwrap();
     for kernels in Kernels::available() {
-        assert_eq!(tile(kernels, &matrix, &[ActRow::Q8K(&x)]), [-359.5625]);
+        assert_eq!(by_row(kernels, &matrix, &[ActRow::Q8K(&x)]), [-359.5625]);
         assert_eq!(
-            tile(kernels, &matrix, &[ActRow::Q8K(&x); 6]),
+            by_row(kernels, &matrix, &[ActRow::Q8K(&x); 6]),
             [-359.5625; 6]
         );
     }
@@ -107,7 +107,7 @@ fn the_small_formats_follow_the_lanes() {
     let w = Matrix::new(GgmlType::Mxfp4, 1, 32 * blocks, &bytes).unwrap();
     for kernels in Kernels::available() {
         assert_eq!(
-            tile(kernels, &w, &[ActRow::Q8(&x)]),
+            by_row(kernels, &w, &[ActRow::Q8(&x)]),
             [lanes[0]],
             "{}",
             kernels.name()

@@ -1,4 +1,4 @@
-//! Weights are foreign bytes: scales that are no numbers spoil their row and nothing else.
+//! Weights are foreign bytes: scales that are not numbers spoil their row and nothing else.
 
 use super::*;
 use crate::kernels::Activations;
@@ -19,10 +19,10 @@ fn results(kernels: Kernels, w: &Matrix<'_>, acts: &Activations, parts: &[ActRow
     let mut whole = vec![0.0; ROWS * tokens];
     kernels.matmul(w, acts, &mut whole);
     let mut in_parts = vec![0.0; ROWS * parts.len()];
-    kernels.tile_parts(w, 0..ROWS, parts, None, &mut in_parts);
+    kernels.multiply_rows_by_block(w, 0..ROWS, parts, None, &mut in_parts);
     let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
     let mut by_token = vec![0.0; ROWS * tokens];
-    kernels.tile_by_token(w, 0..ROWS, &xs, None, &mut by_token);
+    kernels.multiply_rows(w, 0..ROWS, &xs, None, &mut by_token);
     // All have the rows innermost.
     whole.extend(in_parts);
     whole.extend(by_token);
@@ -33,7 +33,7 @@ fn results(kernels: Kernels, w: &Matrix<'_>, acts: &Activations, parts: &[ActRow
 fn assert_spoilt_alone(random: &mut Random, good: &Matrix<'_>, bad: &Matrix<'_>, what: &str) {
     let format = good.ty().activation_format();
     for tokens in TOKENS {
-        // Nowhere zero, or an infinite scale might meet a sum of zero and a finite one the same.
+        // Nowhere zero: an infinite scale times a sum of zero is NaN, a finite one is not.
         let values: Vec<f32> = random.floats(tokens * good.cols());
         let mut acts = Activations::new();
         acts.set(format, good.cols(), &values);
@@ -141,10 +141,10 @@ fn subnormal_scales_are_equal_on_every_set() {
             let mut acts = Activations::new();
             acts.set(ty.activation_format(), cols, &values);
             let xs: Vec<_> = (0..tokens).map(|t| acts.row(t)).collect();
-            let expected = tile(Kernels::named("scalar").unwrap(), &w, &xs);
+            let expected = by_row(Kernels::named("scalar").unwrap(), &w, &xs);
             assert!(expected.iter().any(|v| v.is_subnormal()), "{ty}");
             for kernels in Kernels::available() {
-                let found = tile(kernels, &w, &xs);
+                let found = by_row(kernels, &w, &xs);
                 assert_eq!(bits(&found), bits(&expected), "{ty} on {}", kernels.name());
             }
         }

@@ -1,534 +1,89 @@
-//! AVX-512 (F, BW, VL, DQ) with VNNI.
+//! AVX-512 (F, BW, VL, DQ) without VNNI: wide vectors for sixteen rows of Q4_K, where the
+//! products are; the rest is AVX2's.
 
-use std::arch::x86_64::*;
+use super::avx2::Avx2;
+use super::q4_k_gemm_16rows_512::madd;
+use super::{f16_gemv, f32_gemm, peak};
+use crate::kernels::instruction_set::{InstructionSet, IsaName};
+use crate::kernels::operands::q4_k_blocks::{BlockRows, PanelResults, Q4KRowSums};
+use crate::quant::{BlockQ8K, PanelBlock};
 
-use super::two_bits;
-use super::{Factors, load_256, load_i16, part};
-use super::{along, eight, f16_lone, f32_grid, load_f32x16, panel, q8_lone, q8_panel, sixteen};
-use super::{spread_mins, store_f32x16, sum_mins, two_halves};
-use crate::kernels::lanes::{self, LANES};
-use crate::kernels::q4_k::{Four, Rows};
-use crate::kernels::q8_lone::{Sixteen, pair_start};
-use crate::kernels::q8_panel::{Group, MAX_ROWS, UnpackedBlock, Waiting};
-use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::{Places, Sums};
-use crate::quant::{
-    BlockQ8, BlockQ8K, IntBlock, Iq2Xxs, PanelBlock, Q2K, Q4K, SmallBlock, SuperBlock,
-};
-use crate::quant::{q4_k_scales, widen_bf16, widen_f16};
-
-/// Tokens whose lanes are kept while a part of a row meets them.
-const TOKENS: usize = 64;
-
-/// Proof that the CPU has what the functions below enable.
+/// Proof that the CPU has what the functions below enable, AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::kernels) struct Avx512(());
+pub(in crate::kernels) struct Avx512(Avx2);
 
 impl Avx512 {
     pub(in crate::kernels) fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("f16c")
-            && is_x86_feature_detected!("avx512f")
+        let avx2 = Avx2::detect()?;
+        let found = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni");
-        found.then_some(Self(()))
+            && is_x86_feature_detected!("avx512dq");
+        found.then_some(Self(avx2))
     }
 }
 
-impl RowKernel for Avx512 {
-    const SIXTEEN: bool = true;
-    const EIGHT: bool = true;
-    const TERMS: bool = true;
-    const PANEL: usize = MAX_ROWS;
-    const Q8_LONE: bool = true;
-    const F16_LONE: bool = true;
+impl InstructionSet for Avx512 {
+    type Base = Avx2;
 
-    fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { vectorised(work) }
+    const ISA: IsaName = IsaName::Avx512;
+
+    fn base(self) -> Avx2 {
+        self.0
     }
 
-    fn q8_0_lone(self, row: &[u8], x: &[Sixteen], ahead: *const u8) -> f32 {
+    fn f16_gemv(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q8_lone::q8_0_lone(row, x, ahead) }
-    }
-
-    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { f16_lone::f16_lone(row, x, ahead) }
-    }
-
-    fn q8_unpack(self, rows: &[&[u8]; MAX_ROWS], ahead: *const u8, weights: &mut [UnpackedBlock]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q8_panel::unpack(rows, ahead, weights) }
-    }
-
-    fn q8_panel(self, weights: &[UnpackedBlock], x: Group<'_>, waiting: &mut Waiting) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q8_panel::multiply(weights, x, waiting) }
+        unsafe { f16_gemv::f16_gemv_512(row, x, ahead) }
     }
 
     fn dots_grid(self, a: &[&[f32]], b: &[&[f32]], out: &mut [f32], stride: usize) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { f32_grid::dots_grid(a, b, out, stride) }
+        unsafe { f32_gemm::dots_grid(a, b, out, stride) }
     }
 
     fn add_scaled_grid(self, factors: &[f32], stride: usize, xs: &[&[f32]], ys: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { f32_grid::add_scaled_grid(factors, stride, xs, ys) }
+        unsafe { f32_gemm::add_scaled_grid(factors, stride, xs, ys) }
     }
 
-    fn q4_k_sixteen_ahead(
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.0.q2_k(row, xs, out);
+    }
+
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.0.iq2_xxs(row, xs, out);
+    }
+
+    fn q4_k_gemm_16rows(
         self,
-        w: Rows<'_, 16>,
+        w: BlockRows<'_, 16>,
         xs: &[&BlockQ8K],
         ahead: *const u8,
-        out: &mut [Sums],
+        out: &mut [Q4KRowSums],
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { sixteen::q4_k_sixteen(w, xs, ahead, out) }
+        unsafe { madd::q4_k_gemm_16rows(w, xs, ahead, out) }
     }
 
-    fn q4_k_panel<const FRESH: bool>(
+    fn q4_k_panel_gemm<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
         ahead: impl Fn(usize) -> *const u8,
-        out: &mut Places<'_>,
+        out: &mut PanelResults<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { panel::vnni::q4_k_panel::<FRESH>(panel, xs, ahead, out) }
+        unsafe { madd::q4_k_panel_gemm::<FRESH>(panel, xs, ahead, out) }
     }
 
-    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+    fn read_through(self, bytes: &[u8]) -> u64 {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { eight::q4_k_eight(w, xs, ahead, out) }
+        unsafe { peak::read_avx512(bytes) }
     }
 
-    fn q4_k_terms(
-        self,
-        row: &[u8],
-        x: &[&BlockQ8K],
-        fours: &[Four],
-        ahead: *const u8,
-        terms: &mut [f32],
-    ) {
+    fn multiply_bytes(self, rounds: u32) -> Option<u64> {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { along::q4_k_terms(row, x, fours, ahead, terms) }
+        Some(unsafe { peak::multiply_avx512(rounds) })
     }
-
-    fn prefetch(self, start: *const u8, bytes: usize) {
-        sixteen::prefetch(start, bytes);
-    }
-
-    fn name(self) -> &'static str {
-        "avx512vnni"
-    }
-
-    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { dots_f32(a, bs, out) }
-    }
-
-    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { add_scaled(factors, xs, y) }
-    }
-
-    fn widen_f16(self, row: &[u8], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { wide_f16(row, out) }
-    }
-
-    fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { wide_bf16(row, out) }
-    }
-
-    fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { q4_k(row, xs, out) }
-    }
-
-    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        match xs {
-            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
-            [_] => unsafe { two_bits::row::<Q2K>(row, xs, out) },
-            _ => self.super_blocks::<Q2K>(row, xs, out),
-        }
-    }
-
-    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        match xs {
-            // SAFETY: `self` exists, so `detect` found AVX2 and F16C too.
-            [_] => unsafe { two_bits::row::<Iq2Xxs>(row, xs, out) },
-            _ => self.super_blocks::<Iq2Xxs>(row, xs, out),
-        }
-    }
-
-    fn super_blocks<F: SuperBlock>(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe { super_blocks::<F>(row, xs, out) }
-    }
-
-    fn small_blocks<F: SmallBlock>(self, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-        // SAFETY: `self` exists, so `detect` found every enabled feature.
-        unsafe {
-            match xs {
-                [_] => small_blocks::<F, 1>(row, xs, out),
-                _ => {
-                    for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
-                        small_blocks::<F, TOKENS>(row, xs, out);
-                    }
-                }
-            }
-        }
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn vectorised<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-    lanes::dots_many(a, bs, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-    lanes::add_scaled(factors, xs, y);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn wide_bf16(row: &[u8], out: &mut [f32]) {
-    widen_bf16(row, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn wide_f16(row: &[u8], out: &mut [f32]) {
-    let (parts, rest) = row.as_chunks::<32>();
-    let (wide, wide_rest) = out.as_chunks_mut::<16>();
-    for (bits, to) in parts.iter().zip(wide) {
-        let values = _mm512_cvtph_ps(load_256(bits));
-        // SAFETY: `to` is valid for 16 floats and the store needs no alignment.
-        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) };
-    }
-    widen_f16(rest, wide_rest);
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_512(bytes: &[i8; 64]) -> __m512i {
-    // SAFETY: the reference is valid for 64 bytes and the load needs no alignment.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_i16x32(values: &[i16; 32]) -> __m512i {
-    // SAFETY: the reference is valid for 64 bytes and the load needs no alignment.
-    unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
-}
-
-/// In every 128-bit lane, the sums over that lane of the four vectors, in their order.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn sum_four_by_lane(v: &[__m512i; 4]) -> __m512i {
-    let mut pairs = [_mm512_setzero_si512(); 2];
-    for (i, pair) in pairs.iter_mut().enumerate() {
-        let low = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-        *pair = _mm512_add_epi32(low, _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    }
-    let low = _mm512_unpacklo_epi64(pairs[0], pairs[1]);
-    _mm512_add_epi32(low, _mm512_unpackhi_epi64(pairs[0], pairs[1]))
-}
-
-/// The sums of four vectors, in their order.
-#[inline]
-#[target_feature(enable = "avx2,avx512f")]
-pub(super) fn sum_four(v: &[__m512i; 4]) -> __m128i {
-    let lanes = sum_four_by_lane(v);
-    let halves = _mm256_add_epi32(
-        _mm512_castsi512_si256(lanes),
-        _mm512_extracti64x4_epi64::<1>(lanes),
-    );
-    _mm_add_epi32(
-        _mm256_castsi256_si128(halves),
-        _mm256_extracti128_si256::<1>(halves),
-    )
-}
-
-/// A Q4_K block in registers.
-struct Nibbles {
-    /// Two sub-blocks a vector, one after the other.
-    q: [__m512i; 4],
-    /// The scales of both in every 32-bit lane.
-    scales: [__m512i; 4],
-    /// One min a 16-bit lane.
-    mins: __m256i,
-    d: f32,
-    dmin: f32,
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn unpack_q4_k(bytes: &[u8; 144]) -> Nibbles {
-    let (scales, mins) = q4_k_scales(bytes);
-    let low = _mm512_set1_epi8(15);
-    // The upper half of a vector takes the high nibbles of the same bytes.
-    let shifts = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
-    let first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    let scales = _mm512_castsi256_si512(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales as i64)));
-    let zero = _mm512_setzero_si512();
-    let mut block = Nibbles {
-        q: [zero; 4],
-        scales: [zero; 4],
-        mins: spread_mins(mins),
-        d: 0.0,
-        dmin: 0.0,
-    };
-    (block.d, block.dmin) = two_halves(bytes);
-    for p in 0..4 {
-        let packed = _mm512_broadcast_i64x4(load_256(part::<_, 32>(&bytes[16..], p)));
-        block.q[p] = _mm512_and_si512(_mm512_srlv_epi64(packed, shifts), low);
-        let index = _mm512_add_epi32(first, _mm512_set1_epi32(2 * p as i32));
-        block.scales[p] = _mm512_permutexvar_epi32(index, scales);
-    }
-    block
-}
-
-/// The integer sum in 16 parts.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn dot_q4_k(w: &Nibbles, x: &BlockQ8K) -> __m512i {
-    let mut sum = _mm512_setzero_si512();
-    for p in 0..4 {
-        let quads = _mm512_dpbusd_epi32(_mm512_setzero_si512(), w.q[p], load_512(part(&x.q, p)));
-        // Four products are at most 4 * 15 * 128, so the lower 16 bits of a lane are its value,
-        // and the zero above the scale hides the upper ones.
-        sum = _mm512_dpwssd_epi32(sum, quads, w.scales[p]);
-    }
-    sum
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q4_k(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    let blocks = Q4K::blocks(row);
-    if let ([x], [out]) = (xs, &mut *out) {
-        let (fours, rest) = blocks.as_chunks::<4>();
-        let (x_fours, x_rest) = x.as_chunks::<4>();
-        *out = 0.0;
-        for (w, x) in fours.iter().zip(x_fours) {
-            q4_k_along::<4>(w, x, out);
-        }
-        for (w, x) in rest.iter().zip(x_rest) {
-            q4_k_along::<1>(&[*w], &[*x], out);
-        }
-        return;
-    }
-    out.fill(0.0);
-    for (b, bytes) in blocks.iter().enumerate() {
-        let w = unpack_q4_k(bytes);
-        for (xs, out) in xs.chunks(4).zip(out.chunks_mut(4)) {
-            match xs.len() {
-                4 => q4_k_across::<4>(&w, xs, b, out),
-                3 => q4_k_across::<3>(&w, xs, b, out),
-                2 => q4_k_across::<2>(&w, xs, b, out),
-                _ => q4_k_across::<1>(&w, xs, b, out),
-            }
-        }
-    }
-}
-
-/// `N` blocks in a row, one activation.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q4_k_along<const N: usize>(w: &[[u8; 144]; N], x: &[BlockQ8K; N], acc: &mut f32) {
-    let mut sums = [_mm512_setzero_si512(); 4];
-    let mut factors = Factors::zero();
-    for i in 0..N {
-        let w = unpack_q4_k(&w[i]);
-        sums[i] = dot_q4_k(&w, &x[i]);
-        factors.set(i, x[i].d, w.d, w.dmin, sum_mins(w.mins, &x[i]));
-    }
-    let terms = factors.terms::<Q4K>(sum_four(&sums));
-    for term in &terms[..N] {
-        *acc += term;
-    }
-}
-
-/// One block, `N` activations.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q4_k_across<const N: usize>(w: &Nibbles, xs: &[&[BlockQ8K]], b: usize, out: &mut [f32]) {
-    let mut sums = [_mm512_setzero_si512(); 4];
-    let mut factors = Factors::zero();
-    for i in 0..N {
-        let x = &xs[i][b];
-        sums[i] = dot_q4_k(w, x);
-        factors.set(i, x.d, w.d, w.dmin, sum_mins(w.mins, x));
-    }
-    let terms = factors.terms::<Q4K>(sum_four(&sums));
-    for (out, term) in out[..N].iter_mut().zip(terms) {
-        *out += term;
-    }
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn super_blocks<F: SuperBlock>(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    out.fill(0.0);
-    let mut w = IntBlock::ZERO;
-    let mut scaled = [0; 256];
-    for (b, bytes) in F::blocks(row).iter().enumerate() {
-        F::unpack(bytes, &mut w);
-        w.scale_into(&mut scaled);
-        for (xs, out) in xs.chunks(4).zip(out.chunks_mut(4)) {
-            match xs.len() {
-                4 => super_across::<F, 4>(&w, &scaled, xs, b, out),
-                3 => super_across::<F, 3>(&w, &scaled, xs, b, out),
-                2 => super_across::<F, 2>(&w, &scaled, xs, b, out),
-                _ => super_across::<F, 1>(&w, &scaled, xs, b, out),
-            }
-        }
-    }
-}
-
-/// One block, `N` activations; `scaled` are the block's integers times their scales.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn super_across<F: SuperBlock, const N: usize>(
-    w: &IntBlock,
-    scaled: &[i16; 256],
-    xs: &[&[BlockQ8K]],
-    b: usize,
-    out: &mut [f32],
-) {
-    let mut sums = [_mm512_setzero_si512(); 4];
-    let mut factors = Factors::zero();
-    for i in 0..N {
-        let x = &xs[i][b];
-        for k in 0..8 {
-            let q = _mm512_cvtepi8_epi16(load_256(part(&x.q, k)));
-            sums[i] = _mm512_dpwssd_epi32(sums[i], load_i16x32(part(scaled, k)), q);
-        }
-        let mins = match F::HAS_MINS {
-            true => sum_mins(load_i16(&w.mins), x),
-            false => _mm256_setzero_si256(),
-        };
-        factors.set(i, x.d, w.d, w.dmin, mins);
-    }
-    let terms = factors.terms::<F>(sum_four(&sums));
-    for (out, term) in out[..N].iter_mut().zip(terms) {
-        *out += term;
-    }
-}
-
-/// Up to `T` activations and a row of small blocks, 16 blocks at a time.
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn small_blocks<F: SmallBlock, const T: usize>(row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    let (parts, rest) = F::blocks(row).as_chunks::<LANES>();
-    let mut lanes = [[0.0; LANES]; T];
-    for (p, bytes) in parts.iter().enumerate() {
-        let scales = small_scales::<F>(bytes);
-        let mut q = [[0; 32]; LANES];
-        for (q, bytes) in q.iter_mut().zip(bytes) {
-            *q = F::integers(bytes);
-        }
-        let w = pair_blocks(&q);
-        for (lanes, x) in lanes.iter_mut().zip(xs) {
-            add_small(lanes, &scales, &w, part(x, p));
-        }
-    }
-    for (i, bytes) in rest.iter().enumerate() {
-        let (scale, q) = (F::scale(bytes), F::integers(bytes));
-        for (lanes, x) in lanes.iter_mut().zip(xs) {
-            lanes::add_small_block(&mut lanes[i], scale, &q, &x[LANES * parts.len() + i]);
-        }
-    }
-    for (lanes, out) in lanes.iter().zip(out) {
-        *out = lanes::tree(*lanes);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn small_scales<F: SmallBlock>(blocks: &[F::Bytes; LANES]) -> [f32; LANES] {
-    let mut scales = [0.0; LANES];
-    let mut halves = [0; 2 * LANES];
-    for (i, bytes) in blocks.iter().enumerate() {
-        match F::half_scale(bytes) {
-            Some(bits) => halves[2 * i..2 * i + 2].copy_from_slice(&bits.to_le_bytes()),
-            None => scales[i] = F::scale(bytes),
-        }
-    }
-    if blocks
-        .first()
-        .is_some_and(|bytes| F::half_scale(bytes).is_some())
-    {
-        wide_f16(&halves, &mut scales);
-    }
-    scales
-}
-
-/// 16 blocks of signed bytes, two a vector, and for each lane of four bytes -128 times their sum.
-struct Pairs {
-    q: [__m512i; 8],
-    offset: [__m512i; 8],
-}
-
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn pair_blocks(w: &[[i8; 32]; LANES]) -> Pairs {
-    let zero = _mm512_setzero_si512();
-    let ones = _mm512_set1_epi8(-128);
-    let mut pairs = Pairs {
-        q: [zero; 8],
-        offset: [zero; 8],
-    };
-    for i in 0..8 {
-        let at = pair_start(i);
-        pairs.q[i] = join(load_256(&w[at]), load_256(&w[at + 4]));
-        // -128 is 128 where the instruction takes it as unsigned.
-        let sums = _mm512_dpbusd_epi32(zero, ones, pairs.q[i]);
-        pairs.offset[i] = _mm512_sub_epi32(zero, sums);
-    }
-    pairs
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn join(low: __m256i, high: __m256i) -> __m512i {
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
-}
-
-/// Adds 16 blocks to their lanes.
-///
-/// The instruction multiplies unsigned by signed bytes, so it gets the activation plus 128; the
-/// sum starts at what this adds, taken away. Exact for every byte: `255 * 128 * 32 < 2^31`.
-#[inline]
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_small(lanes: &mut [f32; LANES], scales: &[f32; LANES], w: &Pairs, x: &[BlockQ8; LANES]) {
-    let mut parts = [[_mm512_setzero_si512(); 4]; 2];
-    for i in 0..8 {
-        let at = pair_start(i);
-        let signed = join(load_256(&x[at].q), load_256(&x[at + 4].q));
-        let raised = _mm512_xor_si512(signed, _mm512_set1_epi8(-128));
-        parts[i / 4][i % 4] = _mm512_dpbusd_epi32(w.offset[i], raised, w.q[i]);
-    }
-    let low = sum_four_by_lane(&parts[0]);
-    let high = sum_four_by_lane(&parts[1]);
-    let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high);
-    let odd = _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high);
-    let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd));
-    let mut d8 = [0.0; LANES];
-    for (d8, x) in d8.iter_mut().zip(x) {
-        *d8 = x.d;
-    }
-    let scale = _mm512_mul_ps(load_f32x16(scales), load_f32x16(&d8));
-    let sum = _mm512_add_ps(load_f32x16(lanes), _mm512_mul_ps(scale, sums));
-    store_f32x16(sum, lanes);
 }

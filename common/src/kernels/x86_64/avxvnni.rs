@@ -1,14 +1,12 @@
-//! AVX-VNNI: the AVX2 kernels with one instruction for four products, where rows have lanes of
-//! their own. In a lone row it saves nothing: a vector holds one sub-block, which has its scale.
+//! AVX-VNNI: the loops of AVX2 with one instruction for four products, where rows have lanes of
+//! their own. In a GEMV it saves nothing: a vector holds one sub-block, which has its scale.
 
 use super::avx2::Avx2;
-use super::step::Vnni;
-use super::through_avx2;
-use super::{eight_rows, half_panel};
-use crate::kernels::q4_k::{Four, Rows};
-use crate::kernels::row::RowKernel;
-use crate::kernels::sixteen::Places;
-use crate::quant::{BlockQ8, BlockQ8K, PanelBlock, SmallBlock, SuperBlock};
+use super::byte_products::Vnni;
+use super::{peak, q4_k_gemm_8rows_256, q4_k_panel_gemm_256};
+use crate::kernels::instruction_set::{InstructionSet, IsaName};
+use crate::kernels::operands::q4_k_blocks::{BlockRows, PanelResults};
+use crate::quant::{BlockQ8K, PanelBlock};
 
 /// Proof that the CPU has AVX-VNNI, AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -21,45 +19,47 @@ impl AvxVnni {
     }
 }
 
-impl RowKernel for AvxVnni {
-    const EIGHT: bool = true;
-    const TERMS: bool = true;
-    const F16_LONE: bool = true;
+impl InstructionSet for AvxVnni {
+    type Base = Avx2;
 
-    fn name(self) -> &'static str {
-        "avxvnni"
+    const ISA: IsaName = IsaName::AvxVnni;
+
+    fn base(self) -> Avx2 {
+        self.0
     }
 
-    through_avx2!();
-
-    fn f16_lone(self, row: &[u8], x: &[f32], ahead: *const u8) -> f32 {
-        self.0.f16_lone(row, x, ahead)
+    fn q2_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.0.q2_k(row, xs, out);
     }
 
-    fn q4_k_eight(self, w: Rows<'_, 8>, xs: &[&BlockQ8K], ahead: *const u8, out: &mut [[f32; 8]]) {
+    fn iq2_xxs(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+        self.0.iq2_xxs(row, xs, out);
+    }
+
+    fn q4_k_gemm_8rows(
+        self,
+        w: BlockRows<'_, 8>,
+        xs: &[&BlockQ8K],
+        ahead: *const u8,
+        out: &mut [[f32; 8]],
+    ) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { eight_rows::q4_k_eight::<Vnni>(w, xs, ahead, out) }
+        unsafe { q4_k_gemm_8rows_256::q4_k_gemm_8rows::<Vnni>(w, xs, ahead, out) }
     }
 
-    fn q4_k_panel<const FRESH: bool>(
+    fn q4_k_panel_gemm<const FRESH: bool>(
         self,
         panel: &[PanelBlock],
         xs: &[&BlockQ8K],
         ahead: impl Fn(usize) -> *const u8,
-        out: &mut Places<'_>,
+        out: &mut PanelResults<'_>,
     ) {
         // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
-        unsafe { half_panel::q4_k_panel::<Vnni, FRESH>(panel, xs, ahead, out) }
+        unsafe { q4_k_panel_gemm_256::q4_k_panel_gemm::<Vnni, FRESH>(panel, xs, ahead, out) }
     }
 
-    fn q4_k_terms(
-        self,
-        row: &[u8],
-        x: &[&BlockQ8K],
-        fours: &[Four],
-        ahead: *const u8,
-        terms: &mut [f32],
-    ) {
-        self.0.q4_k_terms(row, x, fours, ahead, terms);
+    fn multiply_bytes(self, rounds: u32) -> Option<u64> {
+        // SAFETY: `self` exists, so `detect` found AVX-VNNI, AVX2 and F16C.
+        Some(unsafe { peak::multiply_avxvnni(rounds) })
     }
 }

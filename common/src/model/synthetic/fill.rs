@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 
-use super::rng::SplitMix;
 use crate::quant::GgmlType;
+use crate::random::SplitMix64;
 
 /// What one tensor is filled with.
 #[derive(Clone, Debug)]
@@ -54,14 +54,14 @@ impl Filler {
     }
 
     /// `out` is a whole number of units.
-    pub(super) fn fill(&self, rng: &mut SplitMix, out: &mut [u8]) {
+    pub(super) fn fill(&self, rng: &mut SplitMix64, out: &mut [u8]) {
         match *self {
             Filler::Uniform {
                 ty,
                 center,
                 half_width,
             } => {
-                let value = |rng: &mut SplitMix| center + half_width * rng.signed_unit();
+                let value = |rng: &mut SplitMix64| center + half_width * rng.signed_unit();
                 match ty {
                     GgmlType::F16 => fill_each(rng, out, |r| f16::from_f32(value(r)).to_le_bytes()),
                     GgmlType::BF16 => {
@@ -82,9 +82,9 @@ impl Filler {
 }
 
 fn fill_each<const N: usize>(
-    rng: &mut SplitMix,
+    rng: &mut SplitMix64,
     out: &mut [u8],
-    mut value: impl FnMut(&mut SplitMix) -> [u8; N],
+    mut value: impl FnMut(&mut SplitMix64) -> [u8; N],
 ) {
     let (values, _) = out.as_chunks_mut::<N>();
     for slot in values {
@@ -92,7 +92,7 @@ fn fill_each<const N: usize>(
     }
 }
 
-fn fill_table(rng: &mut SplitMix, out: &mut [u8], used: usize, experts: usize) {
+fn fill_table(rng: &mut SplitMix64, out: &mut [u8], used: usize, experts: usize) {
     let mut row: Vec<usize> = Vec::with_capacity(used);
     for bytes in out.chunks_exact_mut(used * size_of::<i32>()) {
         row.clear();
@@ -126,7 +126,7 @@ const RMS_MXFP4: f32 = 2.93;
 
 /// Turns a block of random bytes into a legal one. Codes stay random; scales give the wanted
 /// spread, mins make the mean 0.
-fn shape_block(ty: GgmlType, rms: f32, rng: &mut SplitMix, block: &mut [u8]) {
+fn shape_block(ty: GgmlType, rms: f32, rng: &mut SplitMix64, block: &mut [u8]) {
     match ty {
         GgmlType::Q8_0 => {
             put_f16(block, 0, rms / spread(255.0));
@@ -169,11 +169,11 @@ fn shape_block(ty: GgmlType, rms: f32, rng: &mut SplitMix, block: &mut [u8]) {
 
 /// Q4_K and Q5_K: `levels` codes; every sub-block's min equals its scale, so one ratio of the two
 /// super-scales centres them all.
-fn shape_k(block: &mut [u8], rms: f32, levels: f32, rng: &mut SplitMix) {
+fn shape_k(block: &mut [u8], rms: f32, levels: f32, rng: &mut SplitMix64) {
     let d = rms / (RMS_UPPER_6BIT * spread(levels));
     put_f16(block, 0, d);
     put_f16(block, 2, d * (levels - 1.0) / 2.0);
-    let random = rng.next().to_le_bytes();
+    let random = rng.next_u64().to_le_bytes();
     let scale = |j: usize| 32 + (random[j] & 31);
     for j in 0..4 {
         let (low, high) = (scale(j), scale(j + 4));

@@ -40,7 +40,7 @@ fn weights_have_the_wanted_spread() {
     for ty in GgmlType::ALL.into_iter().filter(|&ty| ty != GgmlType::I32) {
         for wanted in [1.0, 1.0 / 64.0] {
             let mut bytes = vec![0; ty.block_bytes() * (16384 / ty.block_elements())];
-            Filler::weights(ty, wanted).fill(&mut SplitMix::named(7, "spread"), &mut bytes);
+            Filler::weights(ty, wanted).fill(&mut SplitMix64::named(7, "spread"), &mut bytes);
             let mut values = vec![0.0; 16384];
             dequantize_row(ty, &bytes, &mut values);
             let mean = values.iter().sum::<f32>() / values.len() as f32;
@@ -61,7 +61,7 @@ fn bytes_depend_on_seed_and_name_and_do_not_repeat() {
         let mut out = Vec::new();
         let filler = Filler::weights(GgmlType::Q4K, 0.1);
         let total = 144 * 20_000;
-        stream(&filler, SplitMix::named(seed, name), total, &mut out).unwrap();
+        stream(&filler, SplitMix64::named(seed, name), total, &mut out).unwrap();
         assert_eq!(out.len() as u64, total);
         out
     };
@@ -76,7 +76,7 @@ fn bytes_depend_on_seed_and_name_and_do_not_repeat() {
 #[test]
 fn hash_tables_name_different_experts() {
     let mut bytes = vec![0; 4 * 6 * 100];
-    Filler::table(6, 7).fill(&mut SplitMix::named(1, "t"), &mut bytes);
+    Filler::table(6, 7).fill(&mut SplitMix64::named(1, "t"), &mut bytes);
     let (entries, _) = bytes.as_chunks::<4>();
     for row in entries.chunks_exact(6) {
         let mut ids: Vec<i32> = row.iter().map(|&b| i32::from_le_bytes(b)).collect();

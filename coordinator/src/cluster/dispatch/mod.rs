@@ -26,9 +26,8 @@ mod router;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ds4_common::expert::ExpertBatch;
+use ds4_common::expert::{ExpertBatch, MoeShape};
 use ds4_proto::limits::MAX_DEADLINE;
-use ds4_proto::wire::Shape;
 
 pub use counters::describe;
 pub use deadline::LatenessLimits;
@@ -49,7 +48,7 @@ const MESSAGE_PAUSE: Duration = Duration::from_secs(5);
 /// How the dispatcher decides.
 #[derive(Clone, Debug)]
 pub struct DispatchSettings {
-    pub shape: Shape,
+    pub shape: MoeShape,
     /// Expert groups x block strips; `None` cuts by who holds what.
     pub cut: Option<(u32, u32)>,
     /// Time for one layer's experts, whatever happens on the way. What is missing then is computed
@@ -65,7 +64,7 @@ pub struct DispatchSettings {
 impl DispatchSettings {
     /// Usual settings.
     #[must_use]
-    pub fn new(shape: Shape) -> Self {
+    pub fn new(shape: MoeShape) -> Self {
         DispatchSettings {
             shape,
             cut: None,
@@ -173,8 +172,7 @@ impl Dispatcher {
 
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
-        let shape = self.settings.shape;
-        batch.check(shape.layers, shape.grid, shape.hidden, shape.used)?;
+        batch.expect_shape(&self.settings.shape)?;
         self.look();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))

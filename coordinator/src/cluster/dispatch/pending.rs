@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::ExpertBatch;
+use ds4_proto::wire::tokens_per_call;
 
 use super::part::{Part, Shared};
 use super::{Dispatcher, counters};
@@ -35,7 +36,7 @@ impl<'a> PendingLayer<'a> {
         let now = dispatcher.fabric.now();
         let plan = dispatcher.router().plan(batch.layer, now)?;
         let shape = dispatcher.settings.shape;
-        let most = shape.tokens_per_call(plan.most_subtrees, batch.input.format());
+        let most = tokens_per_call(&shape, plan.most_subtrees, batch.input.format());
         if most == 0 {
             return Err(ExpertError::TooLarge);
         }

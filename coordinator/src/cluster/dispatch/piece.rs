@@ -178,7 +178,7 @@ impl Piece {
 
 /// (token, chosen expert, block) triples of `rects` for the tokens in `tokens`.
 pub(super) fn products(batch: &ExpertBatch, tokens: Range<usize>, rects: &[TileRect]) -> u64 {
-    let routes = &batch.routes[tokens.start * batch.used..tokens.end * batch.used];
+    let routes = batch.routes_of_all(tokens);
     let of_rect = |rect: &TileRect| {
         let chosen = routes.iter().filter(|r| rect.experts.contains(r.expert));
         chosen.count() as u64 * u64::from(rect.blocks.len())

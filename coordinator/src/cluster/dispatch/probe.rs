@@ -10,7 +10,6 @@ use ds4_proto::wire::EncodedBatch;
 
 use super::piece::products;
 use super::{Dispatcher, counters};
-use crate::cluster::combine::count_rows;
 #[cfg(test)]
 use crate::cluster::fabric::NodeId;
 use crate::cluster::fabric::{Call, CallId, Forgotten, ViewNode};
@@ -99,10 +98,9 @@ impl Dispatcher {
         node: &ViewNode,
         now: Instant,
     ) -> bool {
-        let grid = self.settings.shape.grid;
         let tokens = token..token + 1;
         let products = products(batch, tokens.clone(), tiles.rects());
-        let rows = count_rows(grid, batch, tokens.clone(), tiles.rects());
+        let rows = batch.reply_rows(tokens.clone(), tiles.rects());
         // Until the probe is in the list its answer must not be looked for.
         let mut probes = self.probes();
         probes.last += 1;
@@ -140,7 +138,7 @@ fn small_work(grid: Grid, batch: &ExpertBatch, node: &ViewNode) -> Option<(usize
             ..*rect
         })
         .find_map(|rect| {
-            let has_row = |token: &usize| count_rows(grid, batch, *token..token + 1, &[rect]) > 0;
+            let has_row = |token: &usize| batch.reply_rows(*token..token + 1, &[rect]) > 0;
             let token = (0..batch.tokens.min(TOKENS_TRIED)).find(has_row)?;
             Some((token, rect))
         })?;

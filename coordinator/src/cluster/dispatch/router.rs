@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileRect, TileSet};
-use ds4_proto::wire::Shape;
 
 use super::deadline::LatenessLimits;
 use super::health::{FULL_WEIGHT, Health, Standing};
@@ -55,7 +55,7 @@ pub(super) struct Plan {
 /// Decisions and what they rest on.
 #[derive(Debug)]
 pub(super) struct Router {
-    shape: Shape,
+    shape: MoeShape,
     cut: Option<(u32, u32)>,
     limits: LatenessLimits,
     /// What this process holds: everything, or nothing.
@@ -72,7 +72,7 @@ pub(super) struct Router {
 
 impl Router {
     pub(super) fn new(
-        shape: Shape,
+        shape: MoeShape,
         cut: Option<(u32, u32)>,
         limits: LatenessLimits,
         own: bool,

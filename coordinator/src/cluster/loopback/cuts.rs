@@ -1,5 +1,7 @@
 //! The same bits, whoever computes.
 
+use ds4_common::expert::BatchFields;
+
 use super::*;
 
 #[test]
@@ -72,7 +74,7 @@ fn nodes_report_the_whole_work_and_share_it() {
     assert!(
         counters
             .iter()
-            .all(|c| c.calls == 1 && c.expert_blocks == 10 * SHAPE.used as u64)
+            .all(|c| c.calls == 1 && c.expert_blocks == 10 * SHAPE.experts_used as u64)
     );
     assert!(
         counters
@@ -118,7 +120,16 @@ fn batches_in_flight_together_do_not_mix() {
 fn a_batch_that_does_not_fit_the_model_never_travels() {
     let cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
-    let error = compute(&backend, &batch(SHAPE.layers, 1)).expect_err("no such layer");
+    let larger = MoeShape {
+        layers: SHAPE.layers + 1,
+        ..SHAPE
+    };
+    let fields = BatchFields {
+        layer: SHAPE.layers,
+        ..BatchFields::clone(&batch(0, 1))
+    };
+    let foreign = Arc::new(ExpertBatch::new(larger, fields).expect("legal in its own model"));
+    let error = compute(&backend, &foreign).expect_err("no such layer");
     assert!(matches!(error, ExpertError::Batch(_)), "{error}");
     assert_eq!(cluster.nodes[0].counters().bytes_in, 0);
 }

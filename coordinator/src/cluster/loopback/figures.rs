@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener as StdListener, TcpStream};
 use std::sync::atomic::Ordering;
 
-use ds4_common::expert::{BatchError, ExpertInput, Route};
+use ds4_common::expert::{BatchError, BatchFields, ExpertInput, Route};
 use ds4_common::quant::BlockQ8K;
 use ds4_expert_node::compute::Compute;
 
@@ -15,10 +15,10 @@ use super::*;
 use crate::cluster::scripted::FINGERPRINT;
 
 /// Widths of DeepSeek V4 Flash.
-const FLASH: Shape = Shape {
+const FLASH: MoeShape = MoeShape {
     layers: 1,
     hidden: 4096,
-    used: 6,
+    experts_used: 6,
     grid: Grid {
         experts: 256,
         blocks: 8,
@@ -105,7 +105,7 @@ impl Compute for Zeros {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         out.clear();
-        out.resize(batch.reply_rows(FLASH.grid, rects) * FLASH.hidden, 0.0);
+        out.resize(batch.reply_rows(0..batch.tokens, rects) * FLASH.hidden, 0.0);
         Ok(0)
     }
 }
@@ -115,14 +115,14 @@ fn flash_batch() -> Arc<ExpertBatch> {
         expert: slot as u32 * 41,
         weight: 0.5,
     };
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 1,
-        used: FLASH.used,
-        routes: (0..FLASH.used).map(route).collect(),
+        routes: (0..FLASH.experts_used).map(route).collect(),
         input: ExpertInput::Q8K(vec![BlockQ8K::ZERO; FLASH.hidden / 256]),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(FLASH, fields).expect("a legal batch"))
 }
 
 /// The bytes of one call there and back over a bare connection.

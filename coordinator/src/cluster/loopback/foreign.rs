@@ -29,7 +29,7 @@ impl Impostor {
                 fingerprint: FINGERPRINT.to_vec().into(),
                 layers: SHAPE.layers as u32,
                 hidden: SHAPE.hidden as u32,
-                used: SHAPE.used as u32,
+                used: SHAPE.experts_used as u32,
                 grid_experts: GRID.experts,
                 grid_blocks: GRID.blocks,
                 held: ds4_proto::wire::encode_tiles(&TileSet::whole(GRID)),
@@ -166,7 +166,7 @@ fn another_shape_or_nonsense_is_refused() {
     let error = connect_to(&cluster, busier).expect_err("another router");
     let text = error.to_string();
     assert!(
-        text.contains("3 experts a token") && text.contains("7 experts a token"),
+        text.contains("3 experts per token") && text.contains("7 experts per token"),
         "{text}"
     );
     let mut absurd = Impostor::honest();

@@ -15,11 +15,10 @@ mod script;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ds4_common::expert::ExpertBatch;
+use ds4_common::expert::{ExpertBatch, MoeShape};
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::Identity;
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use ds4_common::expert::{ExpertInput, ExpertStore, Route};
+use ds4_common::expert::{BatchFields, ExpertInput, ExpertStore, Route};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::quant::ActivationFormat;
+use ds4_common::tiles::{GridCut, TileChoice};
 use ds4_expert_node::load::{ModelConfig, WeightSource};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 
 use super::*;
@@ -30,12 +30,7 @@ impl Model {
         let tensors = ModelTensors::bind(&gguf, &hp).expect("tensors");
         let expectation = Expectation {
             fingerprint: *Fingerprint::of(&gguf, &hp).expect("fingerprint").as_bytes(),
-            shape: Shape {
-                layers: hp.layers,
-                hidden: hp.hidden,
-                used: hp.experts_used,
-                grid: Grid::of(hp.experts, hp.expert_width),
-            },
+            shape: MoeShape::of(&hp),
         };
         Model {
             path,
@@ -64,21 +59,21 @@ impl Model {
         };
         let mut input = Activations::new();
         input.set(format, hidden, &values);
-        let used = self.hp.experts_used;
-        let routes = (0..tokens * used)
+        let experts_used = self.hp.experts_used;
+        let routes = (0..tokens * experts_used)
             .map(|i| Route {
-                expert: ((i / used * 3 + i % used * 5) % self.hp.experts) as u32,
+                expert: ((i / experts_used * 3 + i % experts_used * 5) % self.hp.experts) as u32,
                 weight: 0.1 + (i % 7) as f32 / 5.0,
             })
             .collect();
-        Arc::new(ExpertBatch {
+        let fields = BatchFields {
             layer,
             tokens,
-            used,
             routes,
             input: ExpertInput::from_activations(&input),
             round,
-        })
+        };
+        Arc::new(ExpertBatch::new(self.expectation.shape, fields).expect("a legal batch"))
     }
 
     fn compute(&self, backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Vec<u32> {

@@ -1,9 +1,10 @@
 //! Why there is no cluster.
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileError, TileRect};
 use ds4_proto::channel::AddressError;
 use ds4_proto::security::{DialError, PlainText};
-use ds4_proto::wire::{Mismatch, Shape, WireError};
+use ds4_proto::wire::{Mismatch, WireError};
 
 use crate::cluster::assignment::list;
 
@@ -29,15 +30,11 @@ pub enum ClusterError {
     },
     #[error("expert node {node} does not fit: {mismatch}")]
     Mismatch { node: String, mismatch: Mismatch },
-    #[error(
-        "expert node {node} does not fit: it has {}, the coordinator {}",
-        shape_text(found),
-        shape_text(expected)
-    )]
+    #[error("expert node {node} does not fit: it has {found}, the coordinator {expected}")]
     Shape {
         node: String,
-        found: Shape,
-        expected: Shape,
+        found: MoeShape,
+        expected: MoeShape,
     },
     #[error("expert node {node} describes itself wrongly: {problem}")]
     Malformed { node: String, problem: WireError },
@@ -54,14 +51,4 @@ impl From<DialError> for ClusterError {
             DialError::PlainText(error) => ClusterError::PlainText(error),
         }
     }
-}
-
-fn shape_text(shape: &Shape) -> String {
-    let Shape {
-        layers,
-        hidden,
-        used,
-        grid,
-    } = shape;
-    format!("{layers} layers, width {hidden}, {used} experts a token and {grid}")
 }

@@ -6,7 +6,8 @@ mod resolve;
 mod spec;
 mod table;
 
-use ds4_proto::wire::{FingerprintBytes, Shape};
+use ds4_common::expert::MoeShape;
+use ds4_proto::wire::FingerprintBytes;
 
 pub use error::ClusterError;
 pub(super) use ready::wait_ready;
@@ -20,5 +21,5 @@ pub use table::{NodeState, NodeStatus, Table};
 #[derive(Clone, Debug)]
 pub struct Expectation {
     pub fingerprint: FingerprintBytes,
-    pub shape: Shape,
+    pub shape: MoeShape,
 }

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileRect, TileSet};
-use ds4_proto::wire::Shape;
 use tokio::time::Instant;
 
 use super::{ClusterError, NodeState, NodeStatus, Table};
@@ -21,7 +21,7 @@ const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 /// the tiles.
 pub(in crate::cluster) async fn wait_ready(
     table: &Table,
-    shape: Shape,
+    shape: MoeShape,
     fallback: bool,
     resolving: bool,
     patience: Duration,
@@ -67,7 +67,7 @@ fn refusal(node: &NodeStatus) -> Option<ClusterError> {
 }
 
 /// The first layer of which some tiles are nowhere, and the tiles.
-fn first_missing(shape: Shape, nodes: &[NodeStatus]) -> Option<(usize, Vec<TileRect>)> {
+fn first_missing(shape: MoeShape, nodes: &[NodeStatus]) -> Option<(usize, Vec<TileRect>)> {
     let held = |layer| -> Vec<Option<&TileSet>> {
         nodes
             .iter()

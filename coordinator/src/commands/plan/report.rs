@@ -1,12 +1,12 @@
-//! A plan in words.
+//! A plan as a report for people.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{CHUNK, Loss, PROMPT, Plan};
+use crate::plan::{CHUNK, NodeLoss, PROMPT, PlacementPlan};
 
-/// Lines for people. `model` and `out` are the paths that the slicing commands name.
-pub(super) fn text(plan: &Plan, model: Option<&[PathBuf]>, out: Option<&Path>) -> String {
+/// The report. `model` and `out` are the paths in the slicing commands at its end.
+pub(super) fn text(plan: &PlacementPlan, model: Option<&[PathBuf]>, out: Option<&Path>) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = summary(&mut text, plan)
@@ -25,7 +25,7 @@ fn size(bytes: u64) -> String {
     }
 }
 
-fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
+fn summary(text: &mut String, plan: &PlacementPlan) -> std::fmt::Result {
     let demand = &plan.demand;
     writeln!(text, "model      {}", demand.name)?;
     writeln!(
@@ -44,29 +44,29 @@ fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
         )?,
         None => writeln!(text, "cut        uneven, by the nodes' speed and memory")?,
     }
-    let share = 100.0 * plan.copied as f64 / plan.tiles.max(1) as f64;
+    let share = 100.0 * plan.replicated_tiles as f64 / plan.tiles.max(1) as f64;
     writeln!(
         text,
-        "replicas   {} of {} tiles have a second holder ({share:.0}%)",
-        plan.copied, plan.tiles
+        "replicas   {} of {} tiles have a second replica ({share:.0}%)",
+        plan.replicated_tiles, plan.tiles
     )?;
     let decode = &plan.decode;
     writeln!(
         text,
-        "decode     {:.2} tokens/s; of {:.1} ms a token {:.1} ms wait for nodes",
+        "decode     {:.2} tokens/s; {:.1} ms per token, {:.1} ms of it waiting for nodes",
         1.0 / decode.seconds,
         decode.seconds * 1e3,
         decode.waiting * 1e3,
     )?;
     writeln!(
         text,
-        "prefill    {:.1} tokens/s in chunks of {CHUNK}; first token of {PROMPT} after {:.1} s",
+        "prefill    {:.1} tokens/s in chunks of {CHUNK}; first token of a {PROMPT}-token prompt after {:.1} s",
         CHUNK as f64 / plan.prefill.seconds,
         plan.first_token,
     )?;
     writeln!(
         text,
-        "network    {:.0} kB a token to nodes, {:.0} kB back",
+        "network    {:.0} kB per token to the nodes, {:.0} kB back",
         decode.requests / 1e3,
         decode.replies / 1e3,
     )?;
@@ -76,13 +76,13 @@ fn summary(text: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
-fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
+fn nodes(text: &mut String, plan: &PlacementPlan) -> std::fmt::Result {
     writeln!(text, "\nnodes")?;
     for (share, node) in plan.nodes.iter().zip(&plan.cluster.nodes) {
-        let held = share.first_bytes + share.replica_bytes;
+        let held = share.primary_bytes + share.replica_bytes;
         writeln!(
             text,
-            "  {}: {} of weights, {} of them replicas, of {} room",
+            "  {}: {} of weights, including {} of replicas; room for {}",
             node.machine.name,
             size(held),
             size(share.replica_bytes),
@@ -95,7 +95,7 @@ fn nodes(text: &mut String, plan: &Plan) -> std::fmt::Result {
     Ok(())
 }
 
-fn losses(text: &mut String, plan: &Plan) -> std::fmt::Result {
+fn losses(text: &mut String, plan: &PlacementPlan) -> std::fmt::Result {
     writeln!(text, "\nif a node is lost")?;
     for (loss, node) in plan.losses.iter().zip(&plan.cluster.nodes) {
         let rate = 1.0 / loss.decode.seconds;
@@ -103,21 +103,21 @@ fn losses(text: &mut String, plan: &Plan) -> std::fmt::Result {
             text,
             "  {}: {}{rate:.2} tokens/s",
             node.machine.name,
-            heirs(plan, loss)
+            successors(plan, loss)
         )?;
     }
     Ok(())
 }
 
-fn heirs(plan: &Plan, loss: &Loss) -> String {
+fn successors(plan: &PlacementPlan, loss: &NodeLoss) -> String {
     let mut said = String::new();
-    if !loss.heirs.is_empty() {
+    if !loss.successors.is_empty() {
         let names = loss
-            .heirs
+            .successors
             .iter()
             .map(|&i| &plan.cluster.nodes[i].machine.name[..]);
         let names: Vec<&str> = names.collect();
-        said += &format!("{} take over; ", names.join(", "));
+        said += &format!("taken over by {}; ", names.join(", "));
     }
     if loss.uncovered > 0 {
         let from = if loss.cached { "memory" } else { "its disk" };
@@ -131,13 +131,16 @@ fn heirs(plan: &Plan, loss: &Loss) -> String {
 
 fn commands(
     text: &mut String,
-    plan: &Plan,
+    plan: &PlacementPlan,
     model: Option<&[PathBuf]>,
     out: Option<&Path>,
 ) -> std::fmt::Result {
     writeln!(text, "\nslices")?;
     let Some(out) = out else {
-        return writeln!(text, "  write the plan with --out PLAN.toml to cut by it");
+        return writeln!(
+            text,
+            "  add --out PLAN.toml to write the plan, by which slices are cut"
+        );
     };
     let paths = model.unwrap_or_default().iter();
     let paths: Vec<String> = paths.map(|path| path.display().to_string()).collect();
@@ -159,7 +162,7 @@ fn commands(
     Ok(())
 }
 
-/// As a shell takes it for one word.
+/// `word` as a shell reads it: one word, in quotes if it needs them.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./,=+:@".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -173,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_the_unit_that_shows_them() {
+    fn sizes_are_shown_in_a_fitting_unit() {
         assert_eq!(size(155_800_000_000), "155.8 GB");
         assert_eq!(size(4_718_592), "4.7 MB");
         assert_eq!(size(0), "0.0 kB");

@@ -1,4 +1,4 @@
-//! Turns every `ratio` tokens into one row that stands for them.
+//! Pools every `ratio` tokens into one compressed row.
 
 use ds4_common::math::{hadamard, rms_norm, round_e4m3_blocks, round_fp4_blocks};
 
@@ -8,24 +8,24 @@ use crate::engine::kv_cache::Compressed;
 use crate::engine::rope::rotate;
 use crate::engine::weights::{CompressorWeights, Linear};
 
-/// What a finished row serves as, which decides how it is rounded.
+/// What a compressed row serves as, which decides how it is rounded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RowRounding {
-    /// Key and value of attention: FP8 but for the rotated part.
+    /// Key and value of attention: FP8 except for the rotated part.
     Key,
     /// Key of the indexer: Hadamard, then FP4.
     Index,
 }
 
+/// Projections of the layer's input, `(rows x width)` each.
 #[derive(Debug, Default)]
 pub(super) struct CompressorScratch {
-    /// Of every row.
     values: Vec<f32>,
     scores: Vec<f32>,
 }
 
 impl CompressorScratch {
-    /// The products of the layer's input that are wanted.
+    /// The matrices to multiply with the layer's input, and where the products go.
     pub(super) fn projections<'a>(
         &'a mut self,
         weights: &'a CompressorWeights,
@@ -36,7 +36,7 @@ impl CompressorScratch {
         ]
     }
 
-    /// Feeds the projected rows of one chunk to its state and appends the entries that close.
+    /// Feeds the projected rows of one chunk to its state and appends the rows whose windows close.
     pub(super) fn push(
         &self,
         layer: &AttentionLayer<'_>,
@@ -63,11 +63,11 @@ impl CompressorScratch {
             }
             // A row stands at the position of its window's first token.
             rope.angles(position + 1 - ratio, &mut angles);
-            layer.compute.kernels.vectorised(|| {
+            layer.dense.kernels.vectorised(|| {
                 target.state.pool(pooled);
                 rms_norm(pooled, &weights.norm, layer.hp.rms_eps, entry);
                 rotate(entry, &angles);
-                if layer.compute.numerics.rounds_cache() {
+                if layer.dense.numerics.rounds_cache() {
                     round_entry(entry, rounding, rope.dims());
                 }
             });

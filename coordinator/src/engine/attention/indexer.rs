@@ -1,4 +1,4 @@
-//! The lightning indexer: picks which compressed rows a token attends to once there are more
+//! The lightning indexer: chooses the compressed rows that a token attends to once there are more
 //! than `index_top_k` of them.
 
 use std::ops::Range;
@@ -16,28 +16,34 @@ use crate::engine::weights::{IndexerWeights, Linear};
 
 /// Compressed rows scored by one task, and the padding of a token's score row.
 const SCORE_SPAN: usize = 256;
-/// Keys that meet a head together.
+/// Keys that a head is multiplied with at once.
 const KEYS_AT_ONCE: usize = 32;
 /// Tokens scored at once, which bounds the score buffer at long contexts.
 const TOKENS_AT_ONCE: usize = 16;
 
+/// Buffers of the indexer, reused by all layers and steps.
 #[derive(Debug, Default)]
 pub(super) struct IndexerScratch {
+    /// `(rows x index_heads x index_dim)`.
     queries: Vec<f32>,
+    /// `(rows x index_heads)`.
     head_weights: Vec<f32>,
+    /// Scores of compressed rows, `(TOKENS_AT_ONCE x visible)` with padded rows.
     scores: Vec<f32>,
+    /// Indices of the chosen compressed rows, ascending, for every row; empty means all.
     chosen: Vec<Vec<u32>>,
+    /// Whether any row of the batch sees more compressed rows than it may attend to.
     active: bool,
 }
 
 impl IndexerScratch {
-    /// Finds out whether any row of the batch must choose at all.
+    /// Determines whether any row of the batch must choose at all.
     pub(super) fn start(&mut self, layer: &AttentionLayer<'_>, batch: &Batch) {
         self.active = layer.weights.indexer.is_some()
             && (0..batch.rows()).any(|row| visible(layer, batch, row) > layer.hp.index_top_k);
     }
 
-    /// The product of the layer's input that is wanted: the heads' weights.
+    /// The matrix to multiply with the layer's input, if any, and where the product goes.
     pub(super) fn input_projection<'a>(
         &'a mut self,
         weights: &'a IndexerWeights,
@@ -46,7 +52,7 @@ impl IndexerScratch {
             .then_some((&weights.head_weights, &mut self.head_weights))
     }
 
-    /// The product of the query latent that is wanted.
+    /// The matrix to multiply with the query latent, if any, and where the product goes.
     pub(super) fn query_projection<'a>(
         &'a mut self,
         weights: &'a IndexerWeights,
@@ -68,9 +74,9 @@ impl IndexerScratch {
             .enumerate()
             .for_each(|(i, head)| {
                 let angles = batch.angles(i / hp.index_heads, true);
-                layer.compute.kernels.vectorised(|| {
+                layer.dense.kernels.vectorised(|| {
                     rotate(head, angles);
-                    if layer.compute.numerics.rounds_cache() {
+                    if layer.dense.numerics.rounds_cache() {
                         hadamard(head);
                         round_fp4_blocks(head);
                     }
@@ -78,14 +84,14 @@ impl IndexerScratch {
             });
     }
 
-    /// The compressed rows each batch row attends to, ascending; `None` stands for all that are
-    /// visible to it, as does an empty list.
+    /// The compressed rows that each batch row attends to, ascending; `None` and an empty list mean
+    /// all that are visible to it.
     pub(super) fn selection(&self) -> Option<&[Vec<u32>]> {
         self.active.then_some(&self.chosen)
     }
 }
 
-/// Compressed rows that a row of the batch sees.
+/// Number of compressed rows that a row of the batch sees.
 fn visible(layer: &AttentionLayer<'_>, batch: &Batch, row: usize) -> usize {
     (batch.positions[row] + 1) / layer.ratio.max(1)
 }
@@ -108,7 +114,7 @@ pub(super) fn select(
     scratch.chosen.iter_mut().for_each(Vec::clear);
     for (rows, cache) in batch.chunks.iter().zip(caches) {
         let Some(index) = &cache.index else { continue };
-        // Later rows see more, so those that must choose are the last ones.
+        // Later rows see more, so the rows that must choose come last.
         let end = rows.first + rows.len;
         let few = (rows.first..end).take_while(|&row| visible(row) <= hp.index_top_k);
         for start in (rows.first + few.count()..end).step_by(TOKENS_AT_ONCE) {
@@ -146,7 +152,7 @@ fn score_group(
             let weights = &head_weights[row * hp.index_heads..(row + 1) * hp.index_heads];
             let heads: Vec<&[f32]> = query.chunks_exact(hp.index_dim).collect();
             let scores = &mut scores[..count];
-            score_keys(layer.compute.kernels, &heads, weights, keys, scores);
+            score_keys(layer.dense.kernels, &heads, weights, keys, scores);
         });
     let chosen = &mut scratch.chosen[group.clone()];
     chosen

@@ -1,58 +1,62 @@
 //! Attention over a window of recent rows and the compressed rows of all that came before.
 //!
-//! One latent row a token serves as key and value of every head. Values carry the rotation of
+//! One latent row per token serves as key and value of every head. Values carry the rotation of
 //! their position, so it is undone on the heads' outputs.
 
 mod compressor;
-mod core;
 mod indexer;
+mod softmax;
 
 use ds4_common::math::{rms_norm, rms_scale, round_e4m3_blocks};
 use ds4_common::model::HyperParams;
 use rayon::prelude::*;
 
 use super::batch::{Batch, Ropes};
-use super::compute::Compute;
+use super::dense::DenseOps;
+use super::error::EngineError;
 use super::kv_cache::LayerCache;
 use super::operand::Operand;
 use super::rope::rotate;
+use super::stage::Stage;
 use super::weights::AttentionWeights;
-use super::{EngineError, Stage};
 
 use compressor::{CompressorScratch, RowRounding};
 use indexer::IndexerScratch;
 
-/// What one layer's attention works with, besides its scratch.
+/// What one layer's attention reads, apart from caches and scratch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AttentionLayer<'a> {
     pub(crate) hp: &'a HyperParams,
-    pub(crate) compute: Compute,
+    pub(crate) dense: DenseOps,
     pub(crate) ropes: &'a Ropes,
     pub(crate) weights: &'a AttentionWeights,
+    /// Tokens per compressed row; 0 on layers that attend to the window alone.
     pub(crate) ratio: usize,
 }
 
 /// Buffers reused by all layers and steps; sizes are those of the largest batch so far.
 #[derive(Debug, Default)]
 pub(crate) struct AttentionScratch {
+    /// Query latent before its norm, `(rows x q_rank)`.
     query_input: Vec<f32>,
-    /// Normed query latent, `rows x q_rank`.
+    /// Query latent after its norm, `(rows x q_rank)`.
     query_latent: Operand,
-    /// `rows x heads x head_dim`.
+    /// `(rows x heads x head_dim)`.
     queries: Vec<f32>,
+    /// Keys before norm and rotation, `(rows x head_dim)`.
     key_input: Vec<f32>,
-    /// `rows x head_dim`.
+    /// `(rows x head_dim)`.
     keys: Vec<f32>,
     compressor: CompressorScratch,
     index_compressor: CompressorScratch,
     indexer: IndexerScratch,
-    /// `rows x heads x head_dim`.
+    /// Outputs of all heads, `(rows x heads x head_dim)`.
     heads: Operand,
-    /// `rows x groups x out_rank`.
+    /// `(rows x out_groups x out_rank)`.
     low_rank: Operand,
 }
 
-/// Heads that one task norms and rotates, at least.
+/// Fewest heads that one task norms and rotates.
 const HEADS_AT_ONCE: usize = 8;
 
 impl AttentionLayer<'_> {
@@ -60,8 +64,9 @@ impl AttentionLayer<'_> {
         self.ratio != 0
     }
 
-    /// Attention of every row in `x` (normed, `rows x hidden`) into `out`; the rows enter the
-    /// caches, one cache for each chunk of `batch`. `lap` is called after each stage.
+    /// Writes the attention of every row of `x` (normed, `(rows x hidden)`) to `out`
+    /// `(rows x hidden)` and appends the rows' keys to `caches`, one cache for each chunk of
+    /// `batch`. Calls `lap` after each stage.
     pub(crate) fn forward(
         &self,
         batch: &Batch,
@@ -82,7 +87,7 @@ impl AttentionLayer<'_> {
         lap(Stage::Indexer);
         let shared: Vec<&LayerCache> = caches.iter().map(|c| &**c).collect();
         let width = self.hp.heads * self.hp.head_dim;
-        core::attend(
+        softmax::attend(
             self,
             batch,
             &shared,
@@ -99,7 +104,7 @@ impl AttentionLayer<'_> {
         Ok(())
     }
 
-    /// Everything that is a product of the layer's input.
+    /// All products of the layer's input.
     fn project_in(
         &self,
         batch: &Batch,
@@ -119,13 +124,13 @@ impl AttentionLayer<'_> {
             jobs.extend(scratch.index_compressor.projections(&weights.compressor));
             jobs.extend(scratch.indexer.input_projection(weights));
         }
-        self.compute.linears(x, jobs)
+        self.dense.linears(x, jobs)
     }
 
     /// Low-rank queries, each head normed without weight and rotated, and the indexer's.
     fn queries(&self, batch: &Batch, scratch: &mut AttentionScratch) -> Result<(), EngineError> {
         let (w, hp) = (self.weights, self.hp);
-        let kernels = self.compute.kernels;
+        let kernels = self.dense.kernels;
         scratch
             .query_latent
             .values_mut(hp.q_rank, batch.rows())
@@ -138,7 +143,7 @@ impl AttentionLayer<'_> {
         if let Some(weights) = &w.indexer {
             jobs.extend(scratch.indexer.query_projection(weights));
         }
-        self.compute.linears(&mut scratch.query_latent, jobs)?;
+        self.dense.linears(&mut scratch.query_latent, jobs)?;
         scratch
             .queries
             .par_chunks_mut(hp.head_dim)
@@ -172,10 +177,10 @@ impl AttentionLayer<'_> {
             .enumerate();
         rows.for_each(|(r, (key, latent))| {
             let angles = batch.angles(r, self.compressing());
-            self.compute.kernels.vectorised(|| {
+            self.dense.kernels.vectorised(|| {
                 rms_norm(latent, &w.kv_norm, hp.rms_eps, key);
                 rotate(key, angles);
-                if self.compute.numerics.rounds_cache() {
+                if self.dense.numerics.rounds_cache() {
                     round_e4m3_blocks(&mut key[..hp.head_dim - hp.rope_dims]);
                 }
             });
@@ -199,7 +204,7 @@ impl AttentionLayer<'_> {
             index_compressor: index,
             ..
         } = scratch;
-        // A sequence's rows follow each other, but nothing else does.
+        // Only the rows of one sequence depend on each other.
         let compressed: Vec<_> = caches
             .iter_mut()
             .map(|cache| (cache.compressed.as_mut(), cache.index.as_mut()))
@@ -221,7 +226,7 @@ impl AttentionLayer<'_> {
         );
     }
 
-    /// Each group of heads through its own low-rank matrix, then all of them together.
+    /// Projects each group of heads with its own low-rank matrix, then all groups together.
     fn project_out(
         &self,
         rows: usize,
@@ -230,8 +235,8 @@ impl AttentionLayer<'_> {
     ) -> Result<(), EngineError> {
         let (w, groups) = (self.weights, self.hp.out_groups);
         let low_rank = scratch.low_rank.values_mut(w.output_a.rows(), rows);
-        self.compute
+        self.dense
             .grouped(&w.output_a, groups, &mut scratch.heads, low_rank)?;
-        self.compute.linear(&w.output_b, &mut scratch.low_rank, out)
+        self.dense.linear(&w.output_b, &mut scratch.low_rank, out)
     }
 }

@@ -1,20 +1,25 @@
 //! The open window of a compressor: values and scores of its tokens, pooled when it closes.
 //!
-//! Ratio 128 pools its own 128 tokens. Ratio 4 overlaps: its rows are twice as wide, and an entry
-//! pools the first halves of the previous window's rows with the second halves of its own.
+//! Ratio 128 pools its own 128 tokens. Ratio 4 overlaps: its rows are twice as wide, and a
+//! compressed row pools the first halves of the previous window's rows with the second halves of
+//! its own.
 
 use ds4_common::math::exp;
 
 /// Dimensions that are pooled together.
 const POOLED: usize = 16;
 
+/// The open window of one compressor of one sequence.
 #[derive(Debug)]
 pub(crate) struct CompressorState {
+    /// Width of a compressed row.
     dim: usize,
+    /// Tokens per compressed row.
     ratio: usize,
-    /// `slots x width` values and scores, slot-major; overlapping windows keep the previous one
-    /// in the first half of the slots.
+    /// `(slots x width)`, one slot per token; overlapping windows keep the previous window in the
+    /// first half of the slots.
     values: Vec<f32>,
+    /// Logits of the pooling weights, laid out as the values.
     scores: Vec<f32>,
 }
 
@@ -29,7 +34,7 @@ impl CompressorState {
         }
     }
 
-    /// Values, and as many scores.
+    /// Number of values, and of scores.
     fn elements(dim: usize, ratio: usize) -> usize {
         ratio * overlap(ratio) * Self::width(dim, ratio)
     }
@@ -39,10 +44,12 @@ impl CompressorState {
         2 * size_of::<f32>() * Self::elements(dim, ratio)
     }
 
+    /// Bytes of this state.
     pub(crate) fn held_bytes(&self) -> usize {
         size_of_val(self.values.as_slice()) + size_of_val(self.scores.as_slice())
     }
 
+    /// Tokens per compressed row.
     pub(crate) fn ratio(&self) -> usize {
         self.ratio
     }
@@ -69,7 +76,7 @@ impl CompressorState {
         position % self.ratio + 1 == self.ratio
     }
 
-    /// Makes the window that closed the previous one.
+    /// Keeps the window that just closed as the previous one, where windows overlap.
     pub(crate) fn slide(&mut self) {
         if overlap(self.ratio) == 2 {
             let half = self.values.len() / 2;
@@ -78,8 +85,8 @@ impl CompressorState {
         }
     }
 
-    /// Writes the row of a window that closes to `out` (`dim` values): per dimension, the
-    /// softmax-weighted mean over all slots.
+    /// Writes the compressed row of a window that closes to `out` (`dim` values): per dimension,
+    /// the softmax-weighted mean over all slots.
     #[inline(always)]
     pub(crate) fn pool(&self, out: &mut [f32]) {
         let (parts, rest) = out.as_chunks_mut::<POOLED>();
@@ -92,12 +99,12 @@ impl CompressorState {
         }
     }
 
-    /// The dimensions `first..first + N`, slot by slot, so that they are vectors.
+    /// Pools the dimensions `first..first + N` together, slot by slot, so that they fill vectors.
     #[inline(always)]
     fn pool_columns<const N: usize>(&self, first: usize, out: &mut [f32; N]) {
         let width = Self::width(self.dim, self.ratio);
         let slots = self.values.len() / width;
-        // The column in which a slot holds dimension 0 of the entry that closes now.
+        // The column in which a slot holds dimension 0 of the row that closes.
         let column = |slot: usize| {
             if overlap(self.ratio) == 2 && slot >= self.ratio {
                 self.dim
@@ -130,7 +137,7 @@ impl CompressorState {
     }
 }
 
-/// How many windows an entry pools.
+/// How many windows a compressed row pools.
 fn overlap(ratio: usize) -> usize {
     if ratio == 4 { 2 } else { 1 }
 }
@@ -139,7 +146,7 @@ fn overlap(ratio: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// Whether the token closed a window, whose row is in `out` then.
+    /// Whether the token closed a window; its row is in `out` then.
     fn push(
         state: &mut CompressorState,
         p: usize,

@@ -1,30 +1,34 @@
-//! What a sequence remembers: per layer the last window of key/value rows, the compressed rows of
-//! all that came before, the indexer's keys, and the unfinished window of each compressor.
+//! The cache of a sequence: per layer the last window of key/value rows, the compressed rows of all
+//! that came before, the indexer's keys, and the open window of each compressor.
 
+mod cache_rows;
 mod compressor_state;
-mod rows;
 
 use ds4_common::model::HyperParams;
 
+pub(crate) use cache_rows::CacheRows;
 pub(crate) use compressor_state::CompressorState;
-pub(crate) use rows::Rows;
 
-use super::Numerics;
+use super::numerics::Numerics;
 
-/// One timeline of tokens. A failed or cancelled step leaves it broken, since its layers then
-/// stand at different positions.
+/// A sequence of tokens and its caches. A failed or cancelled step leaves it broken, since its
+/// layers then stand at different positions.
 #[derive(Debug)]
 pub struct Sequence {
+    /// Tokens in the caches; the position of the next token.
     pub(crate) position: usize,
     pub(crate) broken: bool,
+    /// One for each layer of the model.
     pub(crate) layers: Vec<LayerCache>,
 }
 
-/// One layer's memory of a sequence.
+/// One layer's cache of a sequence.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
-    /// Key/value rows of positions `window_start..`, at least the last `window - 1`.
-    pub(crate) window: Rows,
+    /// Key/value rows `(tokens x head_dim)` of positions `window_start..`, at least the last
+    /// `window - 1`.
+    pub(crate) window: CacheRows,
+    /// Position of the first row of `window`.
     pub(crate) window_start: usize,
     /// Present on compressing layers.
     pub(crate) compressed: Option<Compressed>,
@@ -32,16 +36,17 @@ pub(crate) struct LayerCache {
     pub(crate) index: Option<Compressed>,
 }
 
-/// Rows that stand for `ratio` tokens each, and the state of the window not yet closed.
+/// Rows that each pool `ratio` tokens, and the state of the open window.
 #[derive(Debug)]
 pub(crate) struct Compressed {
-    pub(crate) rows: Rows,
+    /// `(tokens/ratio x head_dim)`, or `index_dim` wide for the indexer.
+    pub(crate) rows: CacheRows,
     pub(crate) state: CompressorState,
 }
 
 impl Sequence {
     pub(crate) fn new(hp: &HyperParams, numerics: Numerics) -> Self {
-        let rows = |width| Rows::new(width, numerics.rounds_cache());
+        let rows = |width| CacheRows::new(width, numerics.rounds_cache());
         let layers = hp
             .compress_ratios
             .iter()
@@ -65,9 +70,9 @@ impl Sequence {
         }
     }
 
-    /// Bytes of a sequence of `tokens` tokens at its largest, which is inside of a step, if no step
-    /// adds more than `chunk` of them. Of rows that are held, not of what their lists reserve and
-    /// have not touched.
+    /// The most bytes that a sequence of `tokens` tokens holds, which is during a step, if no step
+    /// appends more than `chunk` of them. Counts the rows, not the capacity that their lists
+    /// reserve without touching it.
     pub(crate) fn most_bytes(
         hp: &HyperParams,
         numerics: Numerics,
@@ -75,11 +80,11 @@ impl Sequence {
         chunk: usize,
     ) -> u64 {
         let half = numerics.rounds_cache();
-        let rows = |count: usize, width| (count as u64) * Rows::row_bytes(width, half) as u64;
+        let rows = |count: usize, width| (count as u64) * CacheRows::row_bytes(width, half) as u64;
         let compressed = |width, ratio| {
             rows(tokens / ratio, width) + CompressorState::bytes(width, ratio) as u64
         };
-        // What trimming leaves, and the rows of the next chunk.
+        // The rows that trimming leaves and those of the next chunk.
         let window = tokens.min((2 * hp.window).saturating_sub(1).saturating_add(chunk));
         let layers = hp.compress_ratios.iter().map(|&ratio| {
             let keys = if ratio == 0 {
@@ -97,7 +102,7 @@ impl Sequence {
         layers.fold(0, u64::saturating_add)
     }
 
-    /// Bytes of everything that is held now.
+    /// Bytes that the caches hold.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         let compressed = |c: &Option<Compressed>| c.as_ref().map_or(0, Compressed::bytes);
@@ -107,13 +112,13 @@ impl Sequence {
         self.layers.iter().map(|l| layer(l) as u64).sum()
     }
 
-    /// Tokens taken in so far.
+    /// Tokens in the caches, which is the position of the next token.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Whether an earlier step left the sequence unfinished.
+    /// Whether a failed or cancelled step left the sequence unusable.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
@@ -127,7 +132,7 @@ impl Compressed {
 }
 
 impl LayerCache {
-    /// Forgets window rows that no later token can see. Moves memory once a window at most.
+    /// Drops window rows that no later token can see. Moves memory at most once per window.
     pub(crate) fn trim_window(&mut self, window: usize) {
         let held = self.window.len();
         if held >= 2 * window {

@@ -1,5 +1,5 @@
-//! The feed-forward half of a layer: routed experts behind the [`super::ExpertBackend`] seam and
-//! the shared expert, which runs in the shadow of the wait for them.
+//! The feed-forward half of a layer: the router, which chooses the experts that the
+//! [`super::ExpertBackend`] computes, and the shared expert, which runs while they are computed.
 
 mod router;
 mod shared_expert;

@@ -1,10 +1,10 @@
-//! Which experts a token goes to, and with what weight.
+//! The router: which experts a token goes to, and with which weights.
 
 use ds4_common::expert::Route;
 use ds4_common::math::softplus;
 use ds4_common::model::HyperParams;
 
-use crate::engine::weights::Choice;
+use crate::engine::weights::ExpertChoice;
 
 /// Smallest divisor of the weights' normalisation.
 const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
@@ -12,14 +12,16 @@ const MIN_WEIGHT_SUM: f32 = 6.103_515_6e-5;
 /// Buffers of [`route`].
 #[derive(Debug, Default)]
 pub(crate) struct RouterScratch {
+    /// Score plus bias of every expert.
     biased: Vec<f32>,
+    /// Ids of the chosen experts.
     order: Vec<u32>,
 }
 
-/// Writes the `experts_used` routes of one token. `logits` has one value for each expert.
+/// Writes the `experts_used` routes of one token to `routes`. `logits` has one value per expert.
 pub(crate) fn route(
     hp: &HyperParams,
-    choice: &Choice,
+    choice: &ExpertChoice,
     token: u32,
     logits: &[f32],
     scratch: &mut RouterScratch,
@@ -29,7 +31,7 @@ pub(crate) fn route(
     let used = hp.experts_used;
     let RouterScratch { biased, order } = scratch;
     match choice {
-        Choice::Hash { table, stride } => {
+        ExpertChoice::Hash { table, stride } => {
             let row = token as usize * stride * 4;
             order.clear();
             order.extend(
@@ -38,7 +40,7 @@ pub(crate) fn route(
                     .map(|id| u32::from_le_bytes([id[0], id[1], id[2], id[3]])),
             );
         }
-        Choice::Learned { bias } => {
+        ExpertChoice::Learned { bias } => {
             biased.clear();
             biased.extend(bias.iter().enumerate().map(|(e, b)| score(e as u32) + b));
             top_k(biased, used, order);

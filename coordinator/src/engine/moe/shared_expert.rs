@@ -1,15 +1,17 @@
+//! The expert that every token passes, computed by the coordinator itself.
+
 use ds4_common::expert::swiglu;
 use rayon::prelude::*;
 
-use crate::engine::EngineError;
-use crate::engine::compute::Compute;
+use crate::engine::dense::DenseOps;
+use crate::engine::error::EngineError;
 use crate::engine::operand::Operand;
 use crate::engine::weights::FfnWeights;
 
-/// Values of one task between the products.
-const PART: usize = 4096;
+/// Values that one task combines between the products.
+const VALUES_PER_TASK: usize = 4096;
 
-/// Buffers of the shared expert, `tokens x width` each.
+/// Buffers of the shared expert, `(tokens x width)` each.
 #[derive(Debug, Default)]
 pub(crate) struct SharedScratch {
     gate: Vec<f32>,
@@ -17,16 +19,16 @@ pub(crate) struct SharedScratch {
     inner: Operand,
 }
 
-/// The expert that every token passes: out = down · (silu(gate · x) ⊙ (up · x)).
+/// `out = down · (silu(gate · x) ⊙ (up · x))`, `(tokens x hidden)`.
 pub(crate) fn shared_expert(
-    compute: Compute,
+    dense: DenseOps,
     weights: &FfnWeights,
     clamp: f32,
     input: &mut Operand,
     scratch: &mut SharedScratch,
     out: &mut Vec<f32>,
 ) -> Result<(), EngineError> {
-    compute.linears(
+    dense.linears(
         input,
         vec![
             (&weights.shared_gate, &mut scratch.gate),
@@ -37,12 +39,12 @@ pub(crate) fn shared_expert(
         .inner
         .values_mut(weights.shared_gate.rows(), input.rows());
     inner
-        .par_chunks_mut(PART)
-        .zip(scratch.gate.par_chunks(PART))
-        .zip(scratch.up.par_chunks(PART))
+        .par_chunks_mut(VALUES_PER_TASK)
+        .zip(scratch.gate.par_chunks(VALUES_PER_TASK))
+        .zip(scratch.up.par_chunks(VALUES_PER_TASK))
         .for_each(|((inner, gate), up)| {
             inner.copy_from_slice(gate);
-            compute.kernels.vectorised(|| swiglu(inner, up, clamp, 1.0));
+            dense.kernels.vectorised(|| swiglu(inner, up, clamp, 1.0));
         });
-    compute.linear(&weights.shared_down, &mut scratch.inner, out)
+    dense.linear(&weights.shared_down, &mut scratch.inner, out)
 }

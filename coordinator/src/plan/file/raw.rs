@@ -1,22 +1,24 @@
-//! The fields of the file, and the checks between them and a plan.
+//! The fields of the TOML file, their checks, and the way back from a plan to its text.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
 use ds4_common::model::Fingerprint;
-use ds4_common::tiles::{Grid, Holdings, TileRect};
-use ds4_expert_node::tiles::{GridCut, TileChoice};
+use ds4_common::tiles::{Grid, GridCut, Holdings, TileChoice, TileRect};
 use ds4_proto::limits::{MAX_AXIS, MAX_LAYERS};
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_NODES, PlanFile, PlanFileError, PlanModel, PlanNode, VERSION};
-use crate::plan::machine::{CoordinatorMachine, Machine, is_name};
+use super::{MAX_NODES, PlanFile, PlanFileError, PlanModel, PlanNode, VERSION, read_text};
+use crate::plan::machine::{CoordinatorMachine, NodeMachine, is_name};
 
-const HEADER: &str = "# Which node of a ds4 cluster holds which tiles, as `ds4-coord plan` writes \
-                      it.\n\n";
+const HEADER: &str =
+    "# Which node of a ds4 cluster holds which tiles. Written by `ds4-coord plan`.\n\n";
 
-/// The one field that all versions have.
+/// The most bytes of a plan file: far more than any cluster needs.
+pub(super) const MAX_BYTES: u64 = 4 << 20;
+
+/// The one field that files of all versions have.
 #[derive(Deserialize)]
 struct Versioned {
     version: u32,
@@ -24,14 +26,14 @@ struct Versioned {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Raw {
+struct RawPlan {
     version: u32,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     partial: bool,
     model: RawModel,
     #[serde(default, skip_serializing_if = "is_default")]
     coordinator: CoordinatorMachine,
-    node: Vec<Machine>,
+    node: Vec<NodeMachine>,
     #[serde(default)]
     holding: Vec<RawHolding>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -63,13 +65,13 @@ fn is_default(machine: &CoordinatorMachine) -> bool {
     *machine == CoordinatorMachine::default()
 }
 
-/// Errors that name the file.
-struct Source<'a> {
+/// The file and its text, for errors.
+struct PlanSource<'a> {
     file: &'a Path,
     text: &'a str,
 }
 
-impl Source<'_> {
+impl PlanSource<'_> {
     fn syntax(&self, error: &toml::de::Error) -> PlanFileError {
         PlanFileError::syntax(self.file, self.text, error)
     }
@@ -86,12 +88,54 @@ impl Source<'_> {
         if (1..=most).contains(&value) {
             return Ok(value);
         }
-        Err(self.value(place, format!("{value} is not from 1 to {most}")))
+        Err(self.value(place, format!("{value} is not between 1 and {most}")))
+    }
+}
+
+impl PlanFile {
+    /// Reads and checks the TOML file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is too large, is of another version, or has a wrong field; see
+    /// [`PlanFileError`].
+    pub fn read(path: &Path) -> Result<Self, PlanFileError> {
+        Self::parse(&read_text(path, MAX_BYTES)?, path)
+    }
+
+    /// As [`Self::read`], from a text; `source` is the path that errors name.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, source: &Path) -> Result<Self, PlanFileError> {
+        parse(text, source)
+    }
+
+    /// The text that [`Self::parse`] reads back as the same plan.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        show(self)
+    }
+
+    /// Writes the plan to `path`, which is replaced at once or not at all.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), PlanFileError> {
+        let failed = |problem| PlanFileError::Io {
+            file: path.to_path_buf(),
+            problem,
+        };
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        std::fs::write(&partial, self.to_toml())
+            .and_then(|()| std::fs::rename(&partial, path))
+            .map_err(failed)
     }
 }
 
 impl PlanFileError {
-    /// TOML's errors span lines and quote the text; this is the line and the reason.
+    /// The line and the reason of an error of the TOML parser, whose own message spans several
+    /// lines and quotes the text.
     pub(in crate::plan) fn syntax(file: &Path, text: &str, error: &toml::de::Error) -> Self {
         let start = error.span().map_or(0, |span| span.start);
         let before = text.as_bytes().iter().take(start);
@@ -103,9 +147,9 @@ impl PlanFileError {
     }
 }
 
-pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> {
-    let source = Source { file, text };
-    // First: another version may have other fields.
+fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> {
+    let source = PlanSource { file, text };
+    // Comes first, because another version may have other fields.
     let Versioned { version } = toml::from_str(text).map_err(|e| source.syntax(&e))?;
     if version != VERSION {
         let file = file.to_path_buf();
@@ -114,7 +158,7 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> 
             found: version,
         });
     }
-    let raw: Raw = toml::from_str(text).map_err(|e| source.syntax(&e))?;
+    let raw: RawPlan = toml::from_str(text).map_err(|e| source.syntax(&e))?;
     let model = model(&source, &raw.model)?;
     check_nodes(&source, &raw.node)?;
     let held = holdings(&source, &model, &raw.node, &raw.holding)?;
@@ -125,7 +169,7 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> 
             let rects = replicas.rects(layer).iter();
             if let Some(rect) = rects.copied().find(|r| !holdings.covers(layer, *r)) {
                 let place = format!("node {}: replica", machine.name);
-                let problem = format!("it does not hold {rect} of layer {layer}");
+                let problem = format!("the node does not hold {rect} of layer {layer}");
                 return Err(source.value(place, problem));
             }
         }
@@ -151,19 +195,19 @@ pub(super) fn parse(text: &str, file: &Path) -> Result<PlanFile, PlanFileError> 
     }
 }
 
-/// One a node.
+/// The tiles of every node, as `listed` in the tables of one kind.
 fn holdings(
-    source: &Source<'_>,
+    source: &PlanSource<'_>,
     model: &PlanModel,
-    nodes: &[Machine],
+    nodes: &[NodeMachine],
     listed: &[RawHolding],
 ) -> Result<Vec<Holdings>, PlanFileError> {
     let mut tiles = vec![vec![Vec::new(); model.layers]; nodes.len()];
     for holding in listed {
-        let named = |machine: &Machine| machine.name == holding.node;
+        let named = |machine: &NodeMachine| machine.name == holding.node;
         let Some(node) = nodes.iter().position(named) else {
             let place = format!("holding of node {:?}", holding.node);
-            return Err(source.value(place, "there is no node of that name"));
+            return Err(source.value(place, "no node has this name"));
         };
         add_holding(source, model, holding, &mut tiles[node])?;
     }
@@ -174,7 +218,7 @@ fn holdings(
     all.collect()
 }
 
-fn model(source: &Source<'_>, raw: &RawModel) -> Result<PlanModel, PlanFileError> {
+fn model(source: &PlanSource<'_>, raw: &RawModel) -> Result<PlanModel, PlanFileError> {
     let fingerprint = raw.fingerprint.as_deref().map(|text| {
         let wrong = || source.value("model.fingerprint", "expected 64 hex digits");
         parse_fingerprint(text).ok_or_else(wrong)
@@ -205,26 +249,26 @@ fn parse_fingerprint(text: &str) -> Option<Fingerprint> {
     Fingerprint::try_from(whole).ok()
 }
 
-fn check_nodes(source: &Source<'_>, nodes: &[Machine]) -> Result<(), PlanFileError> {
+fn check_nodes(source: &PlanSource<'_>, nodes: &[NodeMachine]) -> Result<(), PlanFileError> {
     if nodes.is_empty() || nodes.len() > MAX_NODES {
-        let found = format!("there are {}, allowed are 1 to {MAX_NODES}", nodes.len());
+        let found = format!("found {} nodes, expected 1 to {MAX_NODES}", nodes.len());
         return Err(source.value("node", found));
     }
     let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
     for machine in nodes {
         let name = &machine.name;
         if !is_name(name) {
-            let rule = "a name has 1 to 63 letters, digits, '-', '_' and '.', a letter or digit \
-                        first";
+            let rule = "a name has 1 to 63 letters, digits, '-', '_' and '.', and starts with a \
+                        letter or digit";
             return Err(source.value(format!("node {name:?}: name"), rule));
         }
         if !names.insert(name) {
-            return Err(source.value(format!("node {name}: name"), "it is there twice"));
+            return Err(source.value(format!("node {name}: name"), "two nodes have this name"));
         }
         if let Some(address) = &machine.address
             && !addresses.insert(address)
         {
-            let problem = format!("another node has {address} too");
+            let problem = format!("another node also has the address {address}");
             return Err(source.value(format!("node {name}: address"), problem));
         }
     }
@@ -232,7 +276,7 @@ fn check_nodes(source: &Source<'_>, nodes: &[Machine]) -> Result<(), PlanFileErr
 }
 
 fn add_holding(
-    source: &Source<'_>,
+    source: &PlanSource<'_>,
     model: &PlanModel,
     holding: &RawHolding,
     tiles: &mut [Vec<TileRect>],
@@ -246,7 +290,7 @@ fn add_holding(
     let layers = parse_layers(&holding.layers, model.layers)
         .map_err(|problem| source.value(place("layers"), problem))?;
     if let Some(twice) = layers.clone().find(|&l| !tiles[l].is_empty()) {
-        let problem = format!("layer {twice} is in another holding of this node too");
+        let problem = format!("layer {twice} is also in another holding of this node");
         return Err(source.value(place("layers"), problem));
     }
     let choice: Result<TileChoice, _> = holding.tiles.join("+").parse();
@@ -259,21 +303,21 @@ fn add_holding(
     Ok(())
 }
 
-/// `START..END` inside of the model's layers.
+/// Reads `START..END`, a range within the model's layers that is not empty.
 fn parse_layers(text: &str, layers: usize) -> Result<Range<usize>, String> {
     let parsed = text
         .split_once("..")
         .and_then(|(start, end)| Some(start.trim().parse().ok()?..end.trim().parse().ok()?));
     match parsed {
         Some(range) if !range.is_empty() && range.end <= layers => Ok(range),
-        Some(_) => Err(format!("the model has the layers 0..{layers}")),
+        Some(_) => Err(format!("the model has layers 0..{layers}")),
         None => Err("expected START..END".to_owned()),
     }
 }
 
-pub(super) fn show(plan: &PlanFile) -> String {
+fn show(plan: &PlanFile) -> String {
     let model = &plan.model;
-    let raw = Raw {
+    let raw = RawPlan {
         version: VERSION,
         partial: plan.partial,
         model: RawModel {
@@ -291,7 +335,7 @@ pub(super) fn show(plan: &PlanFile) -> String {
         holding: list(plan, |node| &node.holdings),
         replica: list(plan, |node| &node.replicas),
     };
-    // Text, integers and lists of tables, which TOML always has a form for.
+    // Cannot fail: there are only texts, integers and lists of tables.
     let text = toml::to_string(&raw).unwrap_or_default();
     format!("{HEADER}{text}")
 }
@@ -312,7 +356,7 @@ fn list<'p>(plan: &'p PlanFile, of: impl Fn(&'p PlanNode) -> &'p Holdings) -> Ve
     listed
 }
 
-/// As the node's `--tiles` takes it.
+/// The form that the node's flag `--tiles` takes.
 fn show_rect(rect: &TileRect) -> String {
     format!("experts={},blocks={}", rect.experts, rect.blocks)
 }

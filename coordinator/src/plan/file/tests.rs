@@ -1,10 +1,11 @@
 use std::path::Path;
 
+use ds4_common::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 use ds4_common::tiles::{Span, TileSet};
 use proptest::prelude::*;
 
+use super::raw::MAX_BYTES;
 use super::*;
-use crate::plan::quantity::{Bandwidth, BitRate, Bytes, Nanos, OpRate};
 
 const GRID: Grid = Grid {
     experts: 12,
@@ -101,14 +102,16 @@ fn mistakes_name_their_place() {
         (
             "name = \"b\"",
             "name = \"a\"",
-            "node a: name: it is there twice",
+            "node a: name: two nodes have this name",
         ),
         ("name = \"b\"", "name = \"../b\"", "node \"../b\": name"),
         (
             "memory = \"64G\"",
             "memory = \"much\"",
-            "line 16: \"much\" is no amount of memory",
+            "line 16: invalid memory size \"much\"",
         ),
+        ("memory = \"64G\"", "memory = \"64\"", "write a unit"),
+        ("memory = \"64G\"", "memory = 64", "write a unit"),
         ("memory = \"64G\"", "memory = -4", "line 16"),
         (
             "memory = \"64G\"",
@@ -124,7 +127,7 @@ fn mistakes_name_their_place() {
         (
             "layers = \"2..4\"",
             "layers = \"2..9\"",
-            "layers: the model has the layers 0..4",
+            "layers: the model has layers 0..4",
         ),
         (
             "layers = \"2..4\"",
@@ -155,11 +158,11 @@ fn mistakes_name_their_place() {
     let replica = "[[replica]]\nnode = \"b\"\nlayers = \"0..1\"\ntiles = [\"blocks=2..3\"]\n";
     let text = error(&format!("{EXAMPLE}\n{replica}"));
     assert!(
-        text.contains("node b: replica: it does not hold experts 0..12 blocks 2..3"),
+        text.contains("node b: replica: the node does not hold experts 0..12 blocks 2..3"),
         "{text}"
     );
     let twice = EXAMPLE.replace("name = \"b\"", "name = \"b\"\naddress = \"10.0.0.1:50051\"");
-    assert!(error(&twice).contains("node b: address: another node has"));
+    assert!(error(&twice).contains("node b: address: another node also has"));
 }
 
 #[test]
@@ -222,10 +225,10 @@ fn any_rects() -> impl Strategy<Value = Vec<TileRect>> {
     })
 }
 
-fn any_machine() -> impl Strategy<Value = Machine> {
+fn any_machine() -> impl Strategy<Value = NodeMachine> {
     let amount = || prop::option::of(0u64..1 << 45);
     let rest = (amount(), amount(), amount(), amount(), amount());
-    (prop::option::of("[a-z]{1,5}:[0-9]{4}"), rest).prop_map(|(address, rest)| Machine {
+    (prop::option::of("[a-z]{1,5}:[0-9]{4}"), rest).prop_map(|(address, rest)| NodeMachine {
         name: String::new(),
         address,
         memory: rest.0.map(Bytes),

@@ -1,15 +1,15 @@
 use std::path::Path;
 
+use ds4_common::quantity::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::cluster::{Assumptions, ClusterFile};
-use crate::plan::cover::pieces;
-use crate::plan::quantity::Bytes;
+use crate::plan::cluster_spec::{Assumptions, ClusterFile};
+use crate::plan::held_rects::held_rects;
 use crate::plan::test_models::{flash, small};
 
 /// Nodes as flags list them.
-fn cluster(nodes: &[String], reserve: u64) -> Cluster {
+fn cluster(nodes: &[String], reserve: u64) -> ClusterSpec {
     let listed = ClusterFile {
         node: nodes.iter().map(|n| n.parse().expect("a node")).collect(),
         ..ClusterFile::default()
@@ -21,18 +21,22 @@ fn cluster(nodes: &[String], reserve: u64) -> Cluster {
 }
 
 /// What must hold of every plan.
-fn check(plan: &Plan) {
+fn check(plan: &PlacementPlan) {
     let grid = plan.demand.grid;
     assert_eq!(plan.placement.len(), plan.demand.layers.len());
-    for parts in &plan.placement {
-        let rects: Vec<Vec<TileRect>> = parts.iter().map(|p| vec![p.rect]).collect();
+    for placed in &plan.placement {
+        let rects: Vec<Vec<TileRect>> = placed.iter().map(|p| vec![p.rect]).collect();
         let rects: Vec<&[TileRect]> = rects.iter().map(Vec::as_slice).collect();
-        for piece in pieces(grid, &rects) {
-            assert_eq!(piece.holders.len(), 1, "{} has one part", piece.rect);
+        for held in held_rects(grid, &rects) {
+            assert_eq!(held.nodes.len(), 1, "{} is placed once", held.rect);
         }
-        for part in parts {
-            let different: BTreeSet<usize> = part.holders.iter().copied().collect();
-            assert_eq!(different.len(), part.holders.len(), "a copy is elsewhere");
+        for PlacedRect { replicas, .. } in placed {
+            let different: BTreeSet<usize> = replicas.iter().copied().collect();
+            assert_eq!(
+                different.len(),
+                replicas.len(),
+                "replicas are on different nodes"
+            );
         }
     }
     for (share, node) in plan.nodes.iter().zip(&plan.cluster.nodes) {
@@ -48,7 +52,7 @@ fn check(plan: &Plan) {
                     .sum::<u64>()
             })
             .sum();
-        assert_eq!(bytes, share.first_bytes + share.replica_bytes);
+        assert_eq!(bytes, share.primary_bytes + share.replica_bytes);
         assert!(bytes <= node.room, "{} has room", node.machine.name);
     }
     let file = plan.file();
@@ -67,7 +71,7 @@ proptest! {
         narrow in any::<bool>(),
         // Shares of the model in percent, and bandwidths.
         nodes in proptest::collection::vec((0_u64..160, 1_u64..100), 1..=32),
-        copies in 0_usize..4,
+        extra in 0_usize..4,
     ) {
         let width = 256 * blocks - if narrow { 64 } else { 0 };
         let demand = small(layers, experts, width);
@@ -77,33 +81,34 @@ proptest! {
             .enumerate()
             .map(|(i, (percent, rate))| {
                 let memory = 1 + total * percent / 100;
-                format!("name=n{i},memory={memory},bandwidth={rate}G")
+                format!("name=n{i},memory={memory}B,bandwidth={rate}G")
             })
             .collect();
         let cluster = cluster(&list, 0);
-        let copies = if copies == 3 { Copies::AsFit } else { Copies::Exactly(copies) };
-        match plan(demand.clone(), cluster.clone(), copies) {
+        let extra = if extra == 3 { ExtraReplicas::AsFit } else { ExtraReplicas::Exactly(extra) };
+        match plan(demand.clone(), cluster.clone(), extra) {
             Ok(found) => {
                 check(&found);
-                if let Copies::Exactly(count) = copies {
-                    prop_assert!(found.placement.iter().flatten().all(|p| p.holders.len() == count + 1));
+                if let ExtraReplicas::Exactly(count) = extra {
+                    let mut placed = found.placement.iter().flatten();
+                    prop_assert!(placed.all(|p| p.replicas.len() == count + 1));
                 }
-                let again = plan(demand, cluster, copies).expect("the same plan");
+                let again = plan(demand, cluster, extra).expect("the same plan");
                 prop_assert_eq!(again.file(), found.file());
             }
             Err(PlanError::NoFit(no_fit)) => {
                 let room: u64 = cluster.nodes.iter().map(|n| n.room).sum();
                 prop_assert_eq!(no_fit.room, room);
-                // What is said to help does help.
+                // The advice is right: with these nodes the model fits.
                 if let Some((more, memory)) = no_fit.more_nodes {
                     let mut more_nodes = list.clone();
                     let largest = cluster.nodes.iter().max_by_key(|n| n.room).expect("a node");
                     prop_assert_eq!(largest.memory, memory);
                     let bandwidth = largest.machine.bandwidth.expect("given").0;
                     more_nodes.extend((0..more).map(|i| {
-                        format!("name=more{i},memory={memory},bandwidth={bandwidth}")
+                        format!("name=more{i},memory={memory}B,bandwidth={bandwidth}")
                     }));
-                    let found = plan(demand, self::cluster(&more_nodes, 0), copies);
+                    let found = plan(demand, self::cluster(&more_nodes, 0), extra);
                     prop_assert!(found.is_ok());
                 }
             }
@@ -113,9 +118,14 @@ proptest! {
 }
 
 #[test]
-fn four_machines_of_64_gb_take_flash_and_some_copies() {
+fn four_machines_of_64_gb_take_flash_and_some_replicas() {
     let nodes: Vec<String> = (0..4).map(|i| format!("name=n{i},memory=64G")).collect();
-    let plan = plan(flash(), cluster(&nodes, 3_000_000_000), Copies::AsFit).expect("a plan");
+    let plan = plan(
+        flash(),
+        cluster(&nodes, 3_000_000_000),
+        ExtraReplicas::AsFit,
+    )
+    .expect("a plan");
     check(&plan);
     assert_eq!(
         plan.cut,
@@ -124,32 +134,37 @@ fn four_machines_of_64_gb_take_flash_and_some_copies() {
             strips: 4
         })
     );
-    // A row of every node and layer comes back, whatever the copies.
+    // Each node sends back one row for each layer, whatever the replicas.
     let rows = (4 * 43 * 4096 * 4) as f64;
     let replies = plan.decode.replies;
     assert!(replies >= rows && replies < 1.01 * rows, "{replies} bytes");
     let quarter = flash().routed_bytes() / 4;
     for share in &plan.nodes {
-        assert_eq!(share.first_bytes, quarter);
+        assert_eq!(share.primary_bytes, quarter);
         assert!(share.replica_bytes > 0 && share.replica_bytes < quarter);
     }
-    // Weights that a token reads, at the assumed 40 GB/s of the coordinator and of every node, are
-    // what a step cannot be faster than.
+    // A step cannot be faster than its weights are read at the assumed 40 GB/s of the coordinator
+    // and of every node.
     let least = flash().dense_bytes as f64 / 40e9 * 0.5;
     assert!(plan.decode.seconds > least, "{} s", plan.decode.seconds);
     for loss in &plan.losses {
-        assert!(!loss.heirs.is_empty() && loss.uncovered > 0);
+        assert!(!loss.successors.is_empty() && loss.uncovered > 0);
         assert!(loss.decode.seconds > plan.decode.seconds);
     }
 }
 
 #[test]
-fn too_few_machines_are_told_what_is_missing() {
+fn advice_tells_how_much_memory_is_missing() {
     let nodes = [
         "name=a,memory=64G".to_owned(),
         "name=b,memory=64G".to_owned(),
     ];
-    let error = plan(flash(), cluster(&nodes, 3_000_000_000), Copies::AsFit).expect_err("no room");
+    let error = plan(
+        flash(),
+        cluster(&nodes, 3_000_000_000),
+        ExtraReplicas::AsFit,
+    )
+    .expect_err("no room");
     let said = error.to_string();
     assert!(said.contains("the 2 nodes have room for"), "{said}");
     assert!(said.contains("GB short"), "{said}");

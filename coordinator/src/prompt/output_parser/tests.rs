@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::OutputParser;
-use crate::prompt::output::{Ended, FinishReason, OutputEvent, Progress, Start};
+use crate::prompt::output::{AnswerStart, Continuation, Ended, FinishReason, OutputEvent};
 
 /// What a client ends up with.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -14,20 +14,20 @@ struct Answer {
 }
 
 struct Setup<'a> {
-    start: Start,
+    start: AnswerStart,
     tools: bool,
     stops: &'a [&'a str],
     ended: Ended,
 }
 
 const ANSWER: Setup<'static> = Setup {
-    start: Start::Content,
+    start: AnswerStart::Content,
     tools: true,
     stops: &[],
     ended: Ended::Stop,
 };
 const REASONING: Setup<'static> = Setup {
-    start: Start::Reasoning,
+    start: AnswerStart::Reasoning,
     ..ANSWER
 };
 
@@ -37,7 +37,7 @@ impl Setup<'_> {
         let mut parser = OutputParser::new(self.start, self.tools, stops);
         let mut events = Vec::new();
         for delta in deltas {
-            if parser.push(delta, &mut events) == Progress::Stopped {
+            if parser.push(delta, &mut events) == Continuation::Stopped {
                 break;
             }
         }
@@ -104,11 +104,11 @@ fn reasoning_ends_at_its_marker_and_newlines_around_it_disappear() {
 fn continued_texts_keep_their_first_newlines() {
     let parse = |start, text| Setup { start, ..ANSWER }.parse_whole(text);
     assert_eq!(
-        parse(Start::ReasoningContinued, "\nr</think>c"),
+        parse(AnswerStart::ReasoningContinued, "\nr</think>c"),
         answer("\nr", "c", FinishReason::Stop)
     );
     assert_eq!(
-        parse(Start::ContentContinued, "\nc"),
+        parse(AnswerStart::ContentContinued, "\nc"),
         answer("", "\nc", FinishReason::Stop)
     );
 }
@@ -159,7 +159,7 @@ fn calls_may_follow_reasoning_directly() {
 #[test]
 fn a_block_that_the_prompt_opened_goes_on() {
     let setup = Setup {
-        start: Start::ToolCalls,
+        start: AnswerStart::ToolCalls,
         ..ANSWER
     };
     let parsed = setup.parse_whole(&[INVOKE, END_INVOKE, CLOSE].concat());
@@ -318,7 +318,7 @@ fn stop_strings_end_the_content_only() {
     ]
     .concat();
     let parsed = Setup {
-        start: Start::Content,
+        start: AnswerStart::Content,
         ..setup
     }
     .parse_whole(&text);
@@ -329,7 +329,7 @@ fn stop_strings_end_the_content_only() {
 fn plain_text_has_no_markers() {
     let text = ["\n</think>", OPEN, INVOKE, END_INVOKE].concat();
     let setup = Setup {
-        start: Start::Plain,
+        start: AnswerStart::Plain,
         stops: &["name="],
         ..ANSWER
     };
@@ -342,10 +342,10 @@ fn plain_text_has_no_markers() {
 
 #[test]
 fn text_comes_as_soon_as_it_is_certain() {
-    let mut parser = OutputParser::new(Start::Reasoning, true, Vec::new());
+    let mut parser = OutputParser::new(AnswerStart::Reasoning, true, Vec::new());
     let mut push = |delta: &str| {
         let mut events = Vec::new();
-        assert_eq!(parser.push(delta, &mut events), Progress::Continue);
+        assert_eq!(parser.push(delta, &mut events), Continuation::Continue);
         (events, parser.in_markup())
     };
     let content = |text: &str| vec![OutputEvent::Content(text.to_owned())];
@@ -415,12 +415,12 @@ proptest! {
     fn the_cut_of_the_text_does_not_matter(
         text in any_answer(),
         start in prop::sample::select(vec![
-            Start::Plain,
-            Start::Reasoning,
-            Start::ReasoningContinued,
-            Start::Content,
-            Start::ContentContinued,
-            Start::ToolCalls,
+            AnswerStart::Plain,
+            AnswerStart::Reasoning,
+            AnswerStart::ReasoningContinued,
+            AnswerStart::Content,
+            AnswerStart::ContentContinued,
+            AnswerStart::ToolCalls,
         ]),
         tools in any::<bool>(),
         stops in prop::sample::select(vec![&[][..], &["STOP"], &["\n\n", "x"], &["<", "12\n"]]),
@@ -447,7 +447,7 @@ proptest! {
 
     #[test]
     fn without_markers_nothing_is_lost(text in "[a-z<>/\n ]{0,40}") {
-        let setup = Setup { start: Start::ContentContinued, ..ANSWER };
+        let setup = Setup { start: AnswerStart::ContentContinued, ..ANSWER };
         prop_assert_eq!(setup.parse_whole(&text), answer("", &text, FinishReason::Stop));
     }
 }
@@ -473,7 +473,7 @@ fn long_answers_in_small_deltas_take_linear_time() {
         format!("<｜DSML｜invoke name=\"{}", "x".repeat(200_000)),
     ];
     let setup = Setup {
-        start: Start::ContentContinued,
+        start: AnswerStart::ContentContinued,
         stops: &["STOP", "\n<"],
         ..ANSWER
     };

@@ -1,12 +1,13 @@
 use serde_json::json;
 
 use super::{
-    Dialect, EFFORT_X, EFFORT_Y, JSON_NOTE, Prompt, SCHEMA_NOTE, TOOLS_FOOT, TOOLS_HEAD, render,
+    Dialect, EFFORT_X, EFFORT_Y, JSON_NOTE, RenderedPrompt, SCHEMA_NOTE, TOOLS_FOOT, TOOLS_HEAD,
+    render,
 };
 use crate::prompt::message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice, ToolError,
 };
-use crate::prompt::output::Start;
+use crate::prompt::output::AnswerStart;
 
 const BOS: &str = "<｜begin▁of▁sentence｜>";
 
@@ -23,7 +24,7 @@ fn tool() -> Tool {
         .unwrap()
 }
 
-fn rendered(conversation: &Conversation) -> Prompt {
+fn rendered(conversation: &Conversation) -> RenderedPrompt {
     render(conversation, Dialect::V0731).unwrap()
 }
 
@@ -150,10 +151,10 @@ fn tool_choice_none_hides_the_tools_and_required_opens_a_block() {
             .text()
             .ends_with("</think>\n\n<｜DSML｜tool_calls>\n")
     );
-    assert_eq!(required.start, Start::ToolCalls);
+    assert_eq!(required.start, AnswerStart::ToolCalls);
     let thinking = with(ToolChoice::Required, Thinking::On(None));
     assert!(thinking.text().ends_with("<think>"));
-    assert_eq!(thinking.start, Start::Reasoning);
+    assert_eq!(thinking.start, AnswerStart::Reasoning);
 }
 
 #[test]
@@ -227,22 +228,22 @@ fn a_prefix_is_continued_where_it_ends() {
         (answer.to_owned(), prompt.start)
     };
     let on = Thinking::On(Some(Effort::Low));
-    assert_eq!(with("", "", on), ("<think>".into(), Start::Reasoning));
+    assert_eq!(with("", "", on), ("<think>".into(), AnswerStart::Reasoning));
     assert_eq!(
         with("r", "", on),
-        ("<think>r".into(), Start::ReasoningContinued)
+        ("<think>r".into(), AnswerStart::ReasoningContinued)
     );
     assert_eq!(
         with("r", "c", on),
-        ("<think>r</think>c".into(), Start::ContentContinued)
+        ("<think>r</think>c".into(), AnswerStart::ContentContinued)
     );
     assert_eq!(
         with("r", "c", Thinking::Off),
-        ("</think>c".into(), Start::ContentContinued)
+        ("</think>c".into(), AnswerStart::ContentContinued)
     );
     assert_eq!(
         with("", "", Thinking::Off),
-        ("</think>".into(), Start::Content)
+        ("</think>".into(), AnswerStart::Content)
     );
 }
 
@@ -293,10 +294,13 @@ fn only_the_format_itself_is_template_text() {
 
 #[test]
 fn completions_are_text_after_the_first_token() {
-    let prompt = Prompt::completion("<｜User｜>x");
+    let prompt = RenderedPrompt::completion("<｜User｜>x");
     assert_eq!(prompt.text(), format!("{BOS}<｜User｜>x"));
     let template: Vec<bool> = prompt.segments.iter().map(|s| s.is_template()).collect();
-    assert_eq!((template, prompt.start), (vec![true, false], Start::Plain));
+    assert_eq!(
+        (template, prompt.start),
+        (vec![true, false], AnswerStart::Plain)
+    );
 }
 
 #[test]

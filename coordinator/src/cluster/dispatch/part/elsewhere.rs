@@ -6,7 +6,6 @@ use std::time::Instant;
 use ds4_common::tiles::{TileRect, TileSet};
 
 use super::{Part, Shared};
-use crate::cluster::combine::count_rows;
 use crate::cluster::dispatch::counters;
 use crate::cluster::dispatch::piece::{Fault, Piece, PieceId, Work, products};
 use crate::cluster::dispatch::router::{Place, Reach};
@@ -80,7 +79,7 @@ impl Part {
         let parent = self.attempts.len();
         let mut places = Vec::with_capacity(offers.len());
         for (place, rects) in offers {
-            let rows = count_rows(grid, &shared.batch, self.tokens.clone(), &rects);
+            let rows = shared.batch.reply_rows(self.tokens.clone(), &rects);
             let products = products(&shared.batch, self.tokens.clone(), &rects);
             // Parts of a set are a set; only their number can be wrong.
             let tiles = TileSet::new(grid, rects).map_err(|_| ExpertError::TooLarge)?;

@@ -1,4 +1,5 @@
 use super::*;
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings, Span};
 
 use crate::cluster::fabric::{Call, CallError, CallId, Forgotten, Link};
@@ -7,10 +8,10 @@ const GRID: Grid = Grid {
     experts: 8,
     blocks: 4,
 };
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 6,
     hidden: 8,
-    used: 2,
+    experts_used: 2,
     grid: GRID,
 };
 const MS: Duration = Duration::from_millis(1);

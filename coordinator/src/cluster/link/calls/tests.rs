@@ -2,7 +2,7 @@ use super::*;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, TileSet};
 use ds4_proto::wire::EncodedBatch;
 
@@ -31,10 +31,15 @@ fn bench(window: usize) -> Bench {
 
 impl Bench {
     fn send(&self, slot: u64, deadline: Duration) -> Result<CallId, CallError> {
-        let batch = ExpertBatch {
+        let shape = MoeShape {
+            layers: 1,
+            hidden: 1,
+            experts_used: 1,
+            grid: GRID,
+        };
+        let fields = BatchFields {
             layer: 0,
             tokens: 1,
-            used: 1,
             routes: vec![Route {
                 expert: 0,
                 weight: 1.0,
@@ -42,6 +47,7 @@ impl Bench {
             input: ExpertInput::F32(vec![0.0]),
             round: false,
         };
+        let batch = ExpertBatch::new(shape, fields).expect("a legal batch");
         self.calls.send(Call {
             encoded: EncodedBatch::new(&batch, 0..1),
             tiles: Arc::new(TileSet::whole(GRID)),
