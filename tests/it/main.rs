@@ -1,3 +1,5 @@
+//! Tests that link every crate: golden outputs, clusters of real processes, files, flags, manifests.
+
 mod api;
 mod bad_flags;
 mod bad_input;
