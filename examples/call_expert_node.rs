@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, Route};
 use ds4_common::kernels::Kernels;
 use ds4_common::quant::{BlockQ8K, quantize_q8_k};
 use ds4_common::tiles::TileChoice;
@@ -104,14 +104,14 @@ fn work(node: &NodeInfo) -> Result<pb::Work> {
         expert: slot as u32 % shape.grid.experts,
         weight: 0.25,
     };
-    let batch = ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens,
-        experts_used: shape.experts_used,
         routes: (0..tokens * shape.experts_used).map(route).collect(),
         input: ExpertInput::Q8K(blocks),
         round: true,
     };
+    let batch = ExpertBatch::new(shape, fields)?;
     // The tiles to compute: all that this node holds of the layer.
     let held = node.held.layer(0);
     let tiles = held.context("the node holds nothing of layer 0")?;

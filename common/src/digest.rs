@@ -1,4 +1,4 @@
-//! Digests over fields.
+//! Digests over lists of fields, for fingerprints and slices.
 
 use crate::gguf::Value;
 
@@ -27,7 +27,7 @@ impl FieldDigest {
         self.0.update(value.as_bytes());
     }
 
-    /// Bytes whose number the fields before them say.
+    /// Bytes whose number follows from the fields before them.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }

@@ -1,9 +1,24 @@
 //! What every ds4 binary links: GGUF files, quantised formats, kernels, tiles and the one expert
 //! function. No async, no network, no command line.
 //!
-//! The floors, lowest first; a module imports only from floors below its own:
-//! `math`, `quant`, `random`, `memory_limit`, `quantity`, `threads` · `gguf`, `kernels` · `model`,
-//! `tiles`, `measure` · `slice` · `expert`.
+//! A module imports only from the lines below its own:
+//!
+//! ```text
+//! expert         the batch of a layer's routed experts, and the one function that computes it
+//! slice          slice files: cut, written, hashed, verified
+//! model          hyper-parameters, tensor names and shapes, fingerprint, synthetic models
+//! tiles          the grid of expert tiles, the canonical reduction tree, who holds what
+//! digest         BLAKE3 over fields, for fingerprints and slices
+//! measure        what this machine can do: memory rate, operations, cores
+//! kernels        products of weights and activations, for each instruction set
+//! gguf           the container: parse, map, write
+//! quant          weight formats: what a block holds
+//! math           float functions with the same bits on every platform
+//! random         pseudo-random numbers that a seed determines
+//! quantity       sizes and rates, as text
+//! memory_limit   memory that the process may still allocate
+//! threads        compute threads and their cores
+//! ```
 
 mod digest;
 pub mod expert;

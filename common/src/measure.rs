@@ -57,9 +57,9 @@ enum Stage {
 /// What the turns of a [`Measurement`] found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Bytes a second that all threads together read from memory.
+    /// Bytes per second that all threads together read from memory.
     pub read: f64,
-    /// 8-bit operations a second of all threads, two for a product; `None` for kernels without
+    /// 8-bit operations per second of all threads, two for a product; `None` for kernels without
     /// vectors.
     pub operations: Option<f64>,
 }
@@ -67,9 +67,9 @@ pub struct Rates {
 /// What a machine can do, as measured on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MachineRates {
-    /// Bytes a second that all threads together read from memory.
+    /// Bytes per second that all threads together read from memory.
     pub read: u64,
-    /// 8-bit operations a second of all threads, two for a product. `None` where the kernels have
+    /// 8-bit operations per second of all threads, two for a product. `None` where the kernels have
     /// no instructions for that.
     pub operations: Option<u64>,
     /// Bytes that the process may take, if the system tells.

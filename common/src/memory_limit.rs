@@ -1,10 +1,10 @@
-//! How much memory the process may still take: what the machine has left, or less where a control
+//! Memory that the process may still allocate: what the machine has left, or less where a control
 //! group allows less.
 
 use std::path::Path;
 
-/// Bytes that the process could still take without driving others out, page cache not counted as
-/// taken. `None` where the system does not tell.
+/// Bytes that the process can still allocate without displacing others; page cache counts as free.
+/// `None` where the operating system does not tell.
 #[must_use]
 pub fn available() -> Option<u64> {
     available_under(Path::new("/"))
@@ -69,7 +69,7 @@ fn in_group(mount: &Path, path: &str, files: &Files) -> Option<u64> {
 fn left(group: &Path, files: &Files) -> Option<u64> {
     let read = |name| std::fs::read_to_string(group.join(name)).ok();
     let number = |name| read(name)?.trim().parse::<u64>().ok();
-    // A group without a limit says "max", which is no number.
+    // A group without a limit holds "max", which is not a number.
     let limit = number(files.limit)?;
     let stat = read("memory.stat").unwrap_or_default();
     let cache = field(&stat, files.cache).unwrap_or(0);

@@ -220,7 +220,7 @@ quantity!(
 );
 
 quantity!(
-    /// Bytes a second, of a memory or a disk.
+    /// Bytes per second, of a memory or a disk.
     Bandwidth,
     Form {
         kind: "bandwidth",
@@ -246,7 +246,7 @@ quantity!(
 );
 
 quantity!(
-    /// 8-bit operations a second, two for a product.
+    /// 8-bit operations per second, two for a product.
     OpRate,
     Form {
         kind: "rate of operations",

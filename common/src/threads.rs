@@ -1,8 +1,8 @@
-//! Compute threads, on cores of their own if asked.
+//! Compute threads, optionally pinned to cores of their own.
 
 use rayon::ThreadPoolBuilder;
 
-/// How many threads compute, and where they stay.
+/// A number of compute threads, and the cores that they are pinned to.
 #[derive(Clone, Debug)]
 pub struct Threads {
     count: usize,
@@ -11,10 +11,11 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// `count` threads, or one a core for 0. Those to be pinned share out the cores that the
+    /// `count` threads, or one per core for 0. Pinned threads take in turn the cores that the
     /// calling thread may use at this moment, so that limits of a container or `taskset` hold.
     ///
-    /// Where the system has no such cores to tell, a warning is logged and nothing is pinned.
+    /// Where the operating system does not tell these cores, a warning is logged and nothing is
+    /// pinned.
     #[must_use]
     pub fn new(count: usize, pin: bool) -> Self {
         let count = match count {
@@ -28,17 +29,18 @@ impl Threads {
                     tracing::warn!(
                         threads = count,
                         cores = found.len(),
-                        "more threads than cores to pin them to: they share"
+                        "more threads than cores: pinned threads share cores"
                     );
                     cores = found;
                 }
                 Ok(found) => cores = found,
-                Err(error) => tracing::warn!(%error, "threads are not pinned"),
+                Err(error) => tracing::warn!(%error, "cannot pin threads to cores"),
             }
         }
         Threads { count, cores }
     }
 
+    /// Number of threads.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -61,7 +63,7 @@ impl Threads {
         }
         let core = self.cores[index % self.cores.len()];
         if let Err(error) = affinity::stay_on(core) {
-            tracing::warn!(index, core, %error, "a thread is not pinned");
+            tracing::warn!(index, core, %error, "cannot pin a thread to a core");
         }
     }
 }

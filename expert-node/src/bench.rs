@@ -13,12 +13,14 @@ use clap::builder::Resettable;
 use clap::{Arg, Args};
 use ds4_cli::{ModelFlag, ThreadArgs, parse, print};
 use ds4_common::expert::{
-    ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore, Route,
+    BatchError, BatchFields, ExpertBatch, ExpertInput, ExpertScratch, ExpertShape, ExpertStore,
+    Route,
 };
 use ds4_common::gguf::{GgufModel, Tensor};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::quant::{ActivationFormat, GgmlType, Layout, PANEL_ROWS};
+use ds4_common::random::SplitMix64;
 use ds4_common::slice::Slice;
 use rayon::ThreadPool;
 use report::{Report, Row, Sample};
@@ -205,9 +207,9 @@ fn populate(tensor: &Tensor) -> Result<()> {
 /// read as rows or as panels.
 fn fill(seed: u64, bytes: &mut [u8]) {
     const SCALES: [u8; 4] = [0x00, 0x08, 0x00, 0x0c];
-    let mut random = Random(seed);
+    let mut random = SplitMix64::new(seed);
     for word in bytes.as_chunks_mut::<8>().0 {
-        *word = random.next().to_le_bytes();
+        *word = random.next_u64().to_le_bytes();
     }
     for block in bytes.chunks_exact_mut(BLOCK.1) {
         block[..4].copy_from_slice(&SCALES);
@@ -217,28 +219,12 @@ fn fill(seed: u64, bytes: &mut [u8]) {
     }
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit.max(1) as u64) as usize
-    }
-}
-
 struct Bench<'a> {
     /// One an order of the weights.
     stores: &'a [ExpertStore],
     pool: &'a ThreadPool,
     rounds: usize,
-    random: Random,
+    random: SplitMix64,
     scratch: ExpertScratch,
     out: Vec<f32>,
     /// Where the next probe starts to read.
@@ -251,7 +237,7 @@ impl<'a> Bench<'a> {
             stores,
             pool,
             rounds,
-            random: Random(7),
+            random: SplitMix64::new(7),
             scratch: ExpertScratch::default(),
             out: Vec::new(),
             cursor: 0,
@@ -314,7 +300,9 @@ impl<'a> Bench<'a> {
         tokens: usize,
         calls: usize,
     ) -> Result<(f64, usize)> {
-        let batches: Vec<_> = (0..calls).map(|_| self.batch(tokens)).collect();
+        let batches: Vec<_> = (0..calls)
+            .map(|_| self.batch(tokens))
+            .collect::<Result<_, _>>()?;
         let experts = batches.iter().map(different_experts).sum();
         let rects = [store.grid().whole()];
         let Bench {
@@ -327,7 +315,7 @@ impl<'a> Bench<'a> {
         Ok((start.elapsed().as_secs_f64(), experts))
     }
 
-    fn batch(&mut self, tokens: usize) -> ExpertBatch {
+    fn batch(&mut self, tokens: usize) -> Result<ExpertBatch, BatchError> {
         let experts_used = self.store().experts_used();
         let experts = self.store().grid().experts as usize;
         let mut routes: Vec<Route> = Vec::with_capacity(tokens * experts_used);
@@ -348,14 +336,14 @@ impl<'a> Bench<'a> {
             .collect();
         let mut activations = Activations::new();
         activations.set(ActivationFormat::Q8K, self.store().hidden(), &values);
-        ExpertBatch {
+        let fields = BatchFields {
             layer: self.random.below(self.store().layers()),
             tokens,
-            experts_used,
             routes,
             input: ExpertInput::from_activations(&activations),
             round: true,
-        }
+        };
+        ExpertBatch::new(*self.store().shape(), fields)
     }
 
     /// GB/s of all threads, each reading one stream of the same weights.
@@ -413,8 +401,7 @@ mod tests {
         let pool = Threads::new(2, false).pool().build().expect("pool");
         let mut bench = Bench::new(&stores, &pool, 3);
         assert_eq!(bench.expert_bytes(), 3 * 256 * BLOCK.1);
-        let batch = bench.batch(5);
-        batch.check(2, store.grid(), 256, 2).expect("a legal batch");
+        let batch = bench.batch(5).expect("a legal batch");
         assert!(different_experts(&batch) <= 8);
         let (seconds, experts) = bench.calls(store, Kernels::detect(), 5, 2).expect("calls");
         assert!(seconds > 0.0 && experts >= 4);

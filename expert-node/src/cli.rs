@@ -148,7 +148,7 @@ mod tests {
             (pull.coordinator.as_deref(), pull.node.as_str()),
             (Some("coord:1"), "n-1")
         );
-        assert_eq!(pull.patience, Duration::from_secs(9));
+        assert_eq!(pull.timeout, Duration::from_secs(9));
         assert!(serve("--data-dir d --name ../a").weights.source().is_err());
         // A node without a name has the machine's.
         assert!(serve("--data-dir d").weights.source().is_ok());

@@ -1,15 +1,14 @@
-//! What a worker runs: the one expert function, or a script in a test.
+//! What a worker runs: the one expert function, or a stand-in in tests.
 
-use ds4_common::expert::{BatchError, ExpertBatch};
+use ds4_common::expert::{BatchError, ExpertBatch, MoeShape, TileComputer};
 use ds4_common::kernels::Kernels;
 use ds4_common::tiles::{Holdings, TileRect};
-use ds4_proto::wire::{FingerprintBytes, Shape};
+use ds4_proto::wire::FingerprintBytes;
 
-/// Computes the rows of a checked batch on the current rayon pool.
+/// Computes the rows of a batch on the current rayon pool.
 pub trait Compute: Send + 'static {
-    /// Replaces `out` by the rows that a holder of `rects` returns, `hidden` floats each, in the
-    /// order of [`ExpertBatch::reply_rows`]. Returns how many (token, expert, block) products that
-    /// took.
+    /// Replaces `out` by the rows that [`ExpertBatch::reply_rows`] counts, `hidden` floats each.
+    /// Returns the number of expert block operations: (token, chosen expert, block) triples.
     ///
     /// # Errors
     /// The batch does not fit the weights.
@@ -20,27 +19,55 @@ pub trait Compute: Send + 'static {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError>;
 
-    /// No work has come for a while: buffers that it would need again may go.
+    /// Called after a while without work: buffers may be freed.
     fn idle(&mut self) {}
 
-    /// What computes, to measure with.
+    /// The kernels that calls use, for measurements.
     fn kernels(&self) -> Kernels {
         Kernels::detect()
     }
 
-    /// The weights that calls read, to measure with.
+    /// The weights that calls read, for measurements.
     fn weights(&self) -> Vec<&[u8]> {
         Vec::new()
+    }
+}
+
+impl Compute for TileComputer {
+    fn compute(
+        &mut self,
+        batch: &ExpertBatch,
+        rects: &[TileRect],
+        out: &mut Vec<f32>,
+    ) -> Result<u64, BatchError> {
+        TileComputer::compute(self, batch, rects, out)
+    }
+
+    fn idle(&mut self) {
+        self.release();
+    }
+
+    fn kernels(&self) -> Kernels {
+        TileComputer::kernels(self)
+    }
+
+    fn weights(&self) -> Vec<&[u8]> {
+        let store = self.store();
+        let layers = 0..store.layers();
+        layers.flat_map(|layer| store.weights(layer)).collect()
     }
 }
 
 /// What a node tells about itself, fixed while it runs.
 #[derive(Clone, Debug)]
 pub struct Identity {
-    /// The model's name, as its file says.
+    /// Name of the model in its file; may be empty.
     pub model: String,
+    /// Fingerprint of the model.
     pub fingerprint: FingerprintBytes,
-    pub shape: Shape,
+    /// Sizes of the model's routed experts.
+    pub shape: MoeShape,
+    /// Tiles that the node holds, layer by layer.
     pub held: Holdings,
     /// Instruction set of the kernels.
     pub kernels: String,
@@ -51,7 +78,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The bytes of the weights, and those that they keep in memory where that is notably more.
+    /// The size of the weights as text, and of what they keep in memory where that is more.
     #[must_use]
     pub fn weight_summary(&self) -> String {
         let megabytes = |bytes: u64| bytes as f64 / 1e6;
@@ -65,7 +92,7 @@ impl Identity {
         }
     }
 
-    /// Whether more than a twentieth comes on top of the weights held.
+    /// Whether more stays in memory than the weights held and a twentieth of them.
     pub(crate) fn pays_for_more(&self) -> bool {
         self.resident_bytes.saturating_sub(self.weight_bytes) > self.weight_bytes / 20
     }

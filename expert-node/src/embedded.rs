@@ -1,26 +1,31 @@
-//! A node inside of another process: its own mapping, its own threads, reached over its socket
-//! like any other.
+//! A node inside of another process. It has a mapping and threads of its own, and is reached over
+//! its socket like any other node.
 
 use ds4_proto::pb;
 use tokio::net::TcpListener;
 
-use crate::load::{LoadError, ModelConfig, load};
+use crate::load::{LoadError, LoadedTiles, ModelConfig, load};
 use crate::node::{NodeError, NodeSettings, RunningNode};
 
-/// Everything that a node needs but its socket.
+/// Everything that a node needs except its socket.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
+    /// What it serves.
     pub model: ModelConfig,
+    /// How it runs.
     pub settings: NodeSettings,
 }
 
 /// Why a node did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Threads, socket or certificates cannot be used.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// The loading thread panicked, or the runtime is shutting down.
     #[error("loading the model was interrupted")]
     Interrupted,
 }
@@ -41,7 +46,7 @@ impl EmbeddedNode {
         Ok(EmbeddedNode(start(config, listener).await?))
     }
 
-    /// `host:port`, as a coordinator names it.
+    /// Address of the node's socket, as `host:port`.
     #[must_use]
     pub fn address(&self) -> String {
         self.0.address().to_string()
@@ -53,7 +58,7 @@ impl EmbeddedNode {
         self.0.counters()
     }
 
-    /// Drains and stops. Returns whether everything taken was finished.
+    /// Drains and stops. Returns whether all accepted work was finished.
     pub async fn stop(self) -> bool {
         self.0.stop().await
     }
@@ -64,8 +69,16 @@ pub(crate) async fn start(
     listener: TcpListener,
 ) -> Result<RunningNode, StartError> {
     let model = config.model.clone();
-    let (compute, identity) = tokio::task::spawn_blocking(move || load(&model))
-        .await
-        .map_err(|_| StartError::Interrupted)??;
-    Ok(RunningNode::start(Box::new(compute), identity, &config.settings, listener).await?)
+    let loaded = tokio::task::spawn_blocking(move || load(&model)).await;
+    let LoadedTiles {
+        computer,
+        identity,
+        warming,
+    } = loaded.map_err(|_| StartError::Interrupted)??;
+    let computer = Box::new(computer);
+    let mut node = RunningNode::start(computer, identity, &config.settings, listener).await?;
+    if let Some(warming) = warming {
+        node.warm(warming);
+    }
+    Ok(node)
 }

@@ -1,12 +1,30 @@
 //! The expert node: maps its tiles of a model and computes them for coordinators.
 //!
 //! ```text
-//! stream -> session (decode, check) -> bounded queue -> worker (one thread + rayon pool)
-//!                                                         |
-//! stream <- session (encode)        <- bounded channel <--+
+//! stream ─► session (decode, check) ─► bounded queue ─► worker (one thread and its rayon pool)
+//!                                                          │
+//! stream ◄─ outbox (encode)         ◄─ bounded channel ◄───┘
 //! ```
 //!
-//! A tokio thread never computes and the compute thread never touches a socket.
+//! Tokio threads run no kernels: they decode activations in `session` and encode rows in `outbox`.
+//! The compute thread touches no socket.
+//!
+//! A module imports only from the lines below its own:
+//!
+//! ```text
+//! main
+//! cli
+//! bench · inspect · lifecycle   the commands
+//! weight_args · embedded        flags that choose the weights; a node, from files to socket
+//! load · node · pull            weights, ready to compute; servers; a slice from a coordinator
+//! probe                         the service that measures this machine
+//! service                       the other gRPC services
+//! session                       one coordinator's stream
+//! outbox · state                its replies; what streams share
+//! worker                        the compute thread
+//! memory · compute              the budget of calls; the trait that the worker runs
+//! stats · warming · weights     counters; reading weights ahead; their place in the files
+//! ```
 
 pub mod bench;
 pub mod cli;
@@ -22,6 +40,7 @@ mod probe;
 pub mod pull;
 mod service;
 mod session;
+mod state;
 pub mod stats;
 mod warming;
 mod weight_args;

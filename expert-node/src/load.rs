@@ -3,25 +3,26 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ds4_common::expert::{BatchError, ExpertBatch, ExpertScratch, ExpertStore, StoreError};
+use ds4_common::expert::{ExpertStore, StoreError, TileComputer};
 use ds4_common::gguf::{GgufError, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelError, ModelTensors};
-use ds4_common::slice::{self, Progress, Slice, SliceError};
-use ds4_common::tiles::{ChoiceError, Holdings, TileChoice, TileRect};
-use ds4_proto::wire::Shape;
+use ds4_common::slice::{self, ByteProgress, Slice, SliceError};
+use ds4_common::tiles::{ChoiceError, Holdings, TileChoice};
 
-use crate::compute::{Compute, Identity};
+use crate::compute::Identity;
 use crate::warming::Warming;
 use crate::weights;
 
 /// Which weights a node serves, and with which kernels.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
+    /// Where the weights are.
     pub source: WeightSource,
+    /// What multiplies them.
     pub kernels: Kernels,
-    /// Whether to read the held tiles into memory: of a whole model before the node is ready, of
-    /// a slice behind its back.
+    /// Whether to read the held tiles into memory: those of a whole model before the node is
+    /// ready, those of a slice while it serves.
     pub populate: bool,
 }
 
@@ -32,10 +33,12 @@ pub enum WeightSource {
     Model {
         /// The model's file, one of its split files, or all of its layer shards.
         paths: Vec<PathBuf>,
+        /// Which of its tiles to hold.
         tiles: TileChoice,
     },
     /// In a slice, all of which is held.
     Slice {
+        /// The slice's file.
         path: PathBuf,
         /// Whether to check every tensor's hash first, which reads the whole file.
         verify: bool,
@@ -45,76 +48,46 @@ pub enum WeightSource {
 /// Why a node's model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// A file is not a valid GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// The file does not hold a model of this architecture.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The expert tensors cannot be computed with.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The model's grid does not have the chosen tiles.
     #[error("tiles: {0}")]
     Tiles(#[from] ChoiceError),
-    #[error("the weights could not be read: {0}")]
+    /// The operating system failed to read the held tiles.
+    #[error("cannot read the weights: {0}")]
     Populate(io::Error),
+    /// The slice is not valid.
     #[error(transparent)]
     Slice(#[from] SliceError),
-    #[error("{} is a slice of a model: name it with --slice", .0.display())]
+    /// A slice was passed where a whole model belongs.
+    #[error("{} is a slice, not a whole model: pass it with --slice", .0.display())]
     IsSlice(PathBuf),
 }
 
-/// The expert function over mapped weights.
+/// A node's weights, ready to compute, and its description of itself.
 #[derive(Debug)]
-pub struct StoreCompute {
-    store: ExpertStore,
-    kernels: Kernels,
-    scratch: ExpertScratch,
-    /// Ends with this.
-    _warming: Option<Warming>,
+pub struct LoadedTiles {
+    /// Computes the held tiles.
+    pub computer: TileComputer,
+    /// What the node tells about itself.
+    pub identity: Identity,
+    /// Reads a slice into memory, until it is dropped.
+    pub(crate) warming: Option<Warming>,
 }
 
-impl StoreCompute {
-    #[must_use]
-    pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        StoreCompute {
-            store,
-            kernels,
-            scratch: ExpertScratch::default(),
-            _warming: None,
-        }
-    }
-}
-
-impl Compute for StoreCompute {
-    fn compute(
-        &mut self,
-        batch: &ExpertBatch,
-        rects: &[TileRect],
-        out: &mut Vec<f32>,
-    ) -> Result<u64, BatchError> {
-        self.store
-            .compute(self.kernels, batch, rects, &mut self.scratch, out)
-    }
-
-    /// Every expert's buffers have the size of the largest batch that it has met, which differs
-    /// from expert to expert, so that all of them together grow far beyond one batch's need.
-    fn idle(&mut self) {
-        self.scratch = ExpertScratch::default();
-    }
-
-    fn kernels(&self) -> Kernels {
-        self.kernels
-    }
-
-    fn weights(&self) -> Vec<&[u8]> {
-        let layers = 0..self.store.layers();
-        layers.flat_map(|layer| self.store.weights(layer)).collect()
-    }
-}
-
-/// Maps the held tiles; reads them in if asked to. Blocks: not for a tokio thread.
+/// Maps the held tiles and, if `config` says so, reads them into memory. Blocks: not for a Tokio
+/// thread.
 ///
 /// # Errors
-/// The files are no model that this node could serve, or do not have these tiles.
-pub fn load(config: &ModelConfig) -> Result<(StoreCompute, Identity), LoadError> {
+/// The files are not a model that this node can serve, or do not have these tiles.
+pub fn load(config: &ModelConfig) -> Result<LoadedTiles, LoadError> {
     match &config.source {
         WeightSource::Model { paths, tiles } => load_model(config, paths, tiles),
         WeightSource::Slice { path, verify } => load_slice(config, path, *verify),
@@ -125,7 +98,7 @@ fn load_model(
     config: &ModelConfig,
     paths: &[PathBuf],
     tiles: &TileChoice,
-) -> Result<(StoreCompute, Identity), LoadError> {
+) -> Result<LoadedTiles, LoadError> {
     let gguf = GgufModel::open_parts(paths)?;
     if Slice::is_slice(&gguf) {
         return Err(LoadError::IsSlice(gguf.name().to_path_buf()));
@@ -139,7 +112,7 @@ fn load_model(
     if config.populate {
         tracing::info!(
             megabytes = weight_bytes / 1_000_000,
-            "reading the held weights"
+            "reading the held weights into memory"
         );
         weights::populate(&hp, &tensors, held.rects()).map_err(LoadError::Populate)?;
     }
@@ -147,12 +120,7 @@ fn load_model(
     let identity = Identity {
         model: name_or_stem(named.ok().flatten(), gguf.name()),
         fingerprint: *Fingerprint::of(&gguf, &hp)?.as_bytes(),
-        shape: Shape {
-            layers: store.layers(),
-            hidden: store.hidden(),
-            experts_used: store.experts_used(),
-            grid,
-        },
+        shape: *store.shape(),
         kernels: config.kernels.name().to_owned(),
         weight_bytes,
         resident_bytes: weights::resident_bytes(&hp, &tensors, held.rects()),
@@ -166,14 +134,14 @@ fn load_model(
              in memory"
         );
     }
-    Ok((StoreCompute::new(store, config.kernels), identity))
+    Ok(LoadedTiles {
+        computer: TileComputer::new(store, config.kernels),
+        identity,
+        warming: None,
+    })
 }
 
-fn load_slice(
-    config: &ModelConfig,
-    path: &Path,
-    verify: bool,
-) -> Result<(StoreCompute, Identity), LoadError> {
+fn load_slice(config: &ModelConfig, path: &Path, verify: bool) -> Result<LoadedTiles, LoadError> {
     let slice = Slice::open(path)?;
     if verify {
         check_hashes(&slice)?;
@@ -183,38 +151,37 @@ fn load_slice(
     let identity = Identity {
         model: name_or_stem(head.model(), path),
         fingerprint: *head.fingerprint().as_bytes(),
-        shape: Shape {
-            layers: store.layers(),
-            hidden: store.hidden(),
-            experts_used: store.experts_used(),
-            grid: store.grid(),
-        },
+        shape: *store.shape(),
         kernels: config.kernels.name().to_owned(),
         weight_bytes: slice.weight_bytes(),
         resident_bytes: slice.weight_bytes(),
         held: head.holdings().clone(),
     };
-    let mut compute = StoreCompute::new(store, config.kernels);
-    if config.populate {
-        compute._warming = Some(Warming::start(&slice)?);
-    }
-    Ok((compute, identity))
+    let warming = match config.populate {
+        true => Some(Warming::start(&slice)?),
+        false => None,
+    };
+    Ok(LoadedTiles {
+        computer: TileComputer::new(store, config.kernels),
+        identity,
+        warming,
+    })
 }
 
 fn check_hashes(slice: &Slice) -> Result<(), LoadError> {
-    let mut progress = Progress::new(slice.weight_bytes(), 0);
+    let mut progress = ByteProgress::new(slice.weight_bytes(), 0);
     let mut done = 0;
-    let faults = slice::verify(slice, &mut |bytes| {
+    let mismatches = slice::verify(slice, &mut |bytes| {
         done += bytes;
         if let Some(line) = progress.reach(done) {
             tracing::info!("verifying the slice: {line}");
         }
     })?;
-    for fault in faults.iter().skip(1) {
-        tracing::error!(tensor = fault.tensor, "has another hash");
+    for mismatch in mismatches.iter().skip(1) {
+        tracing::error!(tensor = mismatch.tensor, "a tensor does not match its hash");
     }
-    match faults.into_iter().next() {
-        Some(fault) => Err(fault.error(&slice.path()).into()),
+    match mismatches.into_iter().next() {
+        Some(mismatch) => Err(mismatch.error(&slice.path()).into()),
         None => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
 //! What the calls of all coordinators may keep in memory.
 //!
-//! Not of this budget is what arrives: one message of each stream, whose buffer exists before
-//! anything of it is known, and what a connection may send unread. Both are bounded by their
-//! numbers: `MAX_SESSIONS` streams of at most [`Shape::request_bytes`] (8.5 MB with Flash's
-//! widths, so 0.5 GB), and [`MAX_CONNECTIONS`] connections of at most [`CONNECTION_WINDOW`].
+//! What arrives is outside of this budget: one message of each stream, whose buffer exists before
+//! anything about it is known, and what a connection may send unread. Both are bounded by their
+//! numbers: `MAX_SESSIONS` streams of at most [`request_bytes`] (8.5 MB with Flash's widths, so
+//! 0.5 GB), and [`MAX_CONNECTIONS`] connections of at most [`CONNECTION_WINDOW`].
 //!
-//! [`Shape::request_bytes`]: ds4_proto::wire::Shape::request_bytes
+//! [`request_bytes`]: ds4_proto::wire::request_bytes
 //! [`MAX_CONNECTIONS`]: ds4_proto::limits::MAX_CONNECTIONS
 //! [`CONNECTION_WINDOW`]: ds4_proto::limits::CONNECTION_WINDOW
 
@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Bytes of one permit; a semaphore of single bytes could not lend a large call at once.
 const UNIT: usize = 1024;
 
-/// A node's budget for the inputs of calls that were taken and for replies that were not sent.
+/// A node's budget for the inputs of accepted calls and for unsent replies.
 #[derive(Debug)]
 pub(crate) struct CallMemory {
     units: Arc<Semaphore>,
@@ -32,9 +32,9 @@ pub(crate) struct Room {
 /// Why a call gets no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoRoom {
-    #[error("other calls have it")]
+    #[error("the memory for calls is in use")]
     Now,
-    #[error("the call takes {bytes} bytes, this node keeps {total} for all calls together")]
+    #[error("the call needs {bytes} bytes, this node keeps {total} for all calls together")]
     Ever { bytes: usize, total: usize },
 }
 

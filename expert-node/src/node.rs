@@ -10,6 +10,7 @@ use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{Peers, TlsError};
+use ds4_proto::wire::request_bytes;
 use ds4_proto::{channel, gate};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -20,8 +21,10 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::compute::{Compute, Identity};
 use crate::memory::CallMemory;
-use crate::service::{MAX_SESSIONS, NodeService, NodeState, Phase};
+use crate::service::NodeService;
+use crate::state::{MAX_SESSIONS, NodeState, Phase};
 use crate::stats::Stats;
+use crate::warming::Warming;
 use crate::worker::Worker;
 
 /// The name under which health answers for the compute service.
@@ -33,20 +36,20 @@ pub const CONTROL_SERVICE: &str = "ds4.v1.NodeControl";
 /// Time that open connections get to close once the streams have ended.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How a node runs, whatever it computes.
+/// How a node runs, independent of what it computes.
 #[derive(Clone, Debug)]
 pub struct NodeSettings {
-    /// Compute threads; 0 takes one a core.
+    /// Compute threads; 0 takes one per core.
     pub threads: usize,
     /// Whether each compute thread stays on a core of its own.
     pub pin: bool,
-    /// Work items that wait, of all coordinators together.
+    /// Most work items that wait in the queue, of all coordinators together.
     pub queue: usize,
-    /// Work items in flight on one coordinator's stream.
+    /// Most work items in flight on one coordinator's stream.
     pub in_flight: usize,
-    /// Bytes of inputs and unsent replies that are kept, of all coordinators together.
+    /// Most bytes of inputs and unsent replies, of all coordinators together.
     pub memory: usize,
-    /// Time in which a stopping node finishes what it has taken.
+    /// Longest time that a stopping node waits for accepted work to finish.
     pub drain_timeout: Duration,
     /// What protects the node's connections.
     pub security: Security,
@@ -69,10 +72,13 @@ impl Default for NodeSettings {
 /// A node that could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
+    /// The operating system does not tell the socket's address.
     #[error("the listening socket has no address: {0}")]
     Address(std::io::Error),
-    #[error("compute threads could not be started: {0}")]
+    /// The operating system refused a thread.
+    #[error("cannot start the compute threads: {0}")]
     Threads(std::io::Error),
+    /// The certificates cannot be served with.
     #[error(transparent)]
     Tls(#[from] TlsError),
 }
@@ -93,13 +99,15 @@ pub struct RunningNode {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     worker: Worker,
     drain_timeout: Duration,
+    /// Ends with the node.
+    warming: Option<Warming>,
 }
 
 impl RunningNode {
-    /// Serves `compute` on `listener`, on the current tokio runtime; ready when it returns.
+    /// Serves `compute` on `listener`, on the current Tokio runtime; ready when it returns.
     ///
     /// # Errors
-    /// The threads or the socket fail.
+    /// The threads cannot be started, or the socket or the certificates cannot be used.
     pub async fn start(
         compute: Box<dyn Compute>,
         identity: Identity,
@@ -115,7 +123,7 @@ impl RunningNode {
             .map_err(NodeError::Threads)?;
         let (phase, phase_seen) = watch::channel(Phase::Serving);
         let sessions = Arc::new(Semaphore::new(MAX_SESSIONS as usize));
-        let largest_request = identity.shape.request_bytes();
+        let largest_request = request_bytes(&identity.shape);
         let identity = Arc::new(identity);
         let service = NodeService(Arc::new(NodeState {
             identity: Arc::clone(&identity),
@@ -158,11 +166,12 @@ impl RunningNode {
             server: tokio::spawn(server),
             worker,
             drain_timeout: settings.drain_timeout,
+            warming: None,
         })
     }
 
-    /// Answers questions about health, and nothing else, in plain text on another socket: what
-    /// asks there, such as a kubelet, has no certificate. Ends with the node.
+    /// Serves health, and nothing else, in plain text on another socket, for probes that have no
+    /// certificate, such as a kubelet. Ends with the node.
     pub fn serve_health(&mut self, listener: TcpListener) {
         let service = HealthServer::new(HealthService::from_health_reporter(self.health.clone()))
             .max_decoding_message_size(MAX_HELLO_BYTES);
@@ -171,11 +180,17 @@ impl RunningNode {
             .serve_with_incoming(gate::incoming(listener, None));
         self.probes.spawn(async {
             if let Err(error) = server.await {
-                tracing::error!(%error, "health is no longer answered");
+                tracing::error!(%error, "the health server failed");
             }
         });
     }
 
+    /// Reads the weights into memory while the node serves, until it stops.
+    pub(crate) fn warm(&mut self, warming: Warming) {
+        self.warming = Some(warming);
+    }
+
+    /// Address of the listening socket.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -208,17 +223,18 @@ impl RunningNode {
         }
     }
 
-    /// Drains and stops: health turns to not serving, new work is refused, work that was taken is
-    /// finished within the drain timeout, then the connections close. Returns whether all of it
-    /// was finished.
+    /// Drains and stops: health turns to not serving, new work is refused, accepted work is
+    /// finished within the drain timeout, then the connections close. Returns whether all accepted
+    /// work was finished.
     pub async fn stop(mut self) -> bool {
+        self.warming = None;
         set_health(&self.health, ServingStatus::NotServing).await;
         self.phase.send_replace(Phase::Draining);
         let idle = self.sessions.acquire_many(MAX_SESSIONS);
         let finished = tokio::time::timeout(self.drain_timeout, idle).await.is_ok();
         self.phase.send_replace(Phase::Stopping);
         drop(self.shutdown.take());
-        // A server that has failed was awaited already.
+        // A server that has failed was awaited before.
         if !self.server.is_finished() {
             let closed = tokio::time::timeout(CLOSE_TIMEOUT, &mut self.server).await;
             if closed.is_err() {

@@ -1,4 +1,5 @@
-//! Replies of one stream on their way out.
+//! Replies of one stream on their way out. Rows become bytes here, on Tokio's threads, when the
+//! stream is ready to send them.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,29 +12,33 @@ use tonic::Status;
 
 use crate::memory::Room;
 use crate::stats::Stats;
-use crate::worker::Outcome;
+use crate::worker::JobOutcome;
 
-/// A reply before its floats become bytes, which happens when the stream is ready for it.
-pub(crate) type Reply = Result<Event, Status>;
+/// A reply, or the status that ends the stream.
+pub(crate) type OutboxItem = Result<PendingReply, Status>;
 
-pub(crate) enum Event {
+/// A reply before it is encoded.
+pub(crate) enum PendingReply {
+    /// First reply of a stream.
     Welcome(pb::Welcome),
+    /// A call was computed, or dropped from the queue.
     Done {
         id: u64,
-        outcome: Outcome,
+        outcome: JobOutcome,
         /// The memory that call and reply take.
         room: Room,
     },
+    /// A call that was refused before it was queued.
     Failure(pb::Failure),
 }
 
-/// A stream's place among the coordinators, which a stopping node waits for; it returns when this
-/// is dropped or released.
-pub(crate) struct Slot(Mutex<Option<OwnedSemaphorePermit>>);
+/// A stream's permit among those of all coordinators, which a stopping node waits for; it returns
+/// when this is dropped or released.
+pub(crate) struct SessionSlot(Mutex<Option<OwnedSemaphorePermit>>);
 
-impl Slot {
+impl SessionSlot {
     pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
-        Slot(Mutex::new(Some(permit)))
+        SessionSlot(Mutex::new(Some(permit)))
     }
 
     pub(crate) fn release(&self) {
@@ -42,19 +47,23 @@ impl Slot {
     }
 }
 
-/// Replies as tonic sends them.
+/// The replies of a stream in the form that tonic sends.
 pub(crate) struct Outbox {
-    replies: mpsc::Receiver<Reply>,
+    replies: mpsc::Receiver<OutboxItem>,
     stats: Arc<Stats>,
-    /// Of the reply that was handed out last. It is asked for the next one when that has left, so
-    /// a reply that the coordinator does not read keeps its room.
+    /// Room of the reply that was handed out last. The next one is polled for once that has left,
+    /// so a reply that the coordinator does not read keeps its room.
     unsent: Option<Room>,
     /// The stream counts among the coordinators until its last reply has left.
-    _slot: Arc<Slot>,
+    _slot: Arc<SessionSlot>,
 }
 
 impl Outbox {
-    pub(crate) fn new(replies: mpsc::Receiver<Reply>, stats: Arc<Stats>, slot: Arc<Slot>) -> Self {
+    pub(crate) fn new(
+        replies: mpsc::Receiver<OutboxItem>,
+        stats: Arc<Stats>,
+        slot: Arc<SessionSlot>,
+    ) -> Self {
         Outbox {
             replies,
             stats,
@@ -71,18 +80,18 @@ impl futures::Stream for Outbox {
         let this = &mut *self;
         this.unsent = None;
         this.replies.poll_recv(cx).map(|reply| {
-            let event = match reply? {
-                Ok(event) => event,
+            let reply = match reply? {
+                Ok(reply) => reply,
                 Err(status) => return Some(Err(status)),
             };
-            let (message, room) = encode(event, &this.stats);
+            let (message, room) = encode(reply, &this.stats);
             this.unsent = room;
             Some(Ok(message))
         })
     }
 }
 
-/// A failure as it travels.
+/// The message that answers call `id` with a failure.
 pub(crate) fn failure(id: u64, kind: pb::FailureKind, reason: &str) -> pb::Failure {
     pb::Failure {
         id,
@@ -91,18 +100,20 @@ pub(crate) fn failure(id: u64, kind: pb::FailureKind, reason: &str) -> pb::Failu
     }
 }
 
-fn encode(event: Event, stats: &Stats) -> (pb::ComputeReply, Option<Room>) {
-    let (kind, room) = match event {
-        Event::Welcome(welcome) => (compute_reply::Kind::Welcome(welcome), None),
-        Event::Failure(failure) => (compute_reply::Kind::Failure(failure), None),
-        Event::Done { id, outcome, room } => (encode_outcome(id, outcome, stats), Some(room)),
+fn encode(reply: PendingReply, stats: &Stats) -> (pb::ComputeReply, Option<Room>) {
+    let (kind, room) = match reply {
+        PendingReply::Welcome(welcome) => (compute_reply::Kind::Welcome(welcome), None),
+        PendingReply::Failure(failure) => (compute_reply::Kind::Failure(failure), None),
+        PendingReply::Done { id, outcome, room } => {
+            (encode_outcome(id, outcome, stats), Some(room))
+        }
     };
     (pb::ComputeReply { kind: Some(kind) }, room)
 }
 
-fn encode_outcome(id: u64, outcome: Outcome, stats: &Stats) -> compute_reply::Kind {
+fn encode_outcome(id: u64, outcome: JobOutcome, stats: &Stats) -> compute_reply::Kind {
     match outcome {
-        Outcome::Rows {
+        JobOutcome::Rows {
             values,
             queued,
             computed,
@@ -116,17 +127,17 @@ fn encode_outcome(id: u64, outcome: Outcome, stats: &Stats) -> compute_reply::Ki
                 compute_us: computed.as_micros() as u64,
             })
         }
-        Outcome::Cancelled => failed(id, pb::FailureKind::Cancelled, "cancelled"),
-        Outcome::Expired => failed(
+        JobOutcome::Cancelled => failed(id, pb::FailureKind::Cancelled, "cancelled"),
+        JobOutcome::Expired => failed(
             id,
             pb::FailureKind::Expired,
-            "the deadline passed in the queue",
+            "the deadline passed while the call was queued",
         ),
-        Outcome::Refused(error) => failed(id, pb::FailureKind::Invalid, &error.to_string()),
-        Outcome::Broken => failed(
+        JobOutcome::Refused(error) => failed(id, pb::FailureKind::Invalid, &error.to_string()),
+        JobOutcome::Broken => failed(
             id,
             pb::FailureKind::Internal,
-            "the computation failed; the node's log says where",
+            "the computation failed; see the node's log",
         ),
     }
 }
@@ -150,11 +161,11 @@ mod tests {
         let memory = CallMemory::new(1024);
         let (replies, inbox) = mpsc::channel(1);
         let slots = Arc::new(Semaphore::new(1));
-        let slot = Arc::new(Slot::new(slots.try_acquire_owned().expect("a slot")));
+        let slot = Arc::new(SessionSlot::new(slots.try_acquire_owned().expect("a slot")));
         let mut outbox = Outbox::new(inbox, Arc::default(), slot);
-        let done = |room| Event::Done {
+        let done = |room| PendingReply::Done {
             id: 1,
-            outcome: Outcome::Cancelled,
+            outcome: JobOutcome::Cancelled,
             room,
         };
         let room = memory.take(1).expect("room");

@@ -1,5 +1,5 @@
-//! Answers those who want to know what this machine and its link can do. One at a time, so that
-//! measurements do not measure each other.
+//! Measures this machine and its link for coordinators, one measurement at a time, so that none
+//! disturbs another.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,11 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::service::{NodeService, Phase};
-use crate::worker::Turn;
+use crate::service::NodeService;
+use crate::state::Phase;
+use crate::worker::MeasureTurn;
 
-/// A message to a link's other end.
-type Data = Result<pb::ProbeData, Status>;
+/// A message to the other end of a link, or the status that ends the stream.
+type ProbeItem = Result<pb::ProbeData, Status>;
 
 /// Pause before a turn that found the queue full is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(10);
@@ -28,25 +29,25 @@ const FULL_PAUSE: Duration = Duration::from_millis(10);
 impl NodeService {
     fn begin_probe(&self) -> Result<OwnedSemaphorePermit, Status> {
         if *self.0.phase.borrow() != Phase::Serving {
-            return Err(Status::unavailable("this node is about to stop"));
+            return Err(Status::unavailable("this node is shutting down"));
         }
         let turn = Arc::clone(&self.0.probe).try_acquire_owned();
         turn.map_err(|_| Status::resource_exhausted("another measurement is running"))
     }
 
-    /// Turn by turn through the queue: what waits there already goes first.
+    /// Measures turn by turn through the queue, behind the work that waits there.
     async fn measure_machine(&self, budget: Duration) -> Result<MachineRates, Status> {
         let memory = memory_limit::available();
         let mut measurement = Measurement::new(budget);
         loop {
             let (done, outcome) = oneshot::channel();
-            let mut turn = Box::new(Turn { measurement, done });
+            let mut turn = Box::new(MeasureTurn { measurement, done });
             while let Err(refused) = self.0.queue.submit_turn(turn) {
                 tokio::time::sleep(FULL_PAUSE).await;
                 turn = refused;
             }
             let outcome = outcome.await;
-            let outcome = outcome.map_err(|_| Status::internal("the measurement broke"))?;
+            let outcome = outcome.map_err(|_| Status::internal("the measurement failed"))?;
             match outcome.rates {
                 Some(rates) => return Ok(MachineRates::of(rates, outcome.kernels, memory)),
                 None => measurement = outcome.measurement,
@@ -57,7 +58,7 @@ impl NodeService {
 
 #[tonic::async_trait]
 impl NodeProbe for NodeService {
-    type SourceStream = ReceiverStream<Data>;
+    type SourceStream = ReceiverStream<ProbeItem>;
 
     async fn measure(
         &self,
@@ -65,10 +66,10 @@ impl NodeProbe for NodeService {
     ) -> Result<Response<pb::MeasureReply>, Status> {
         let budget = check_measure(request.get_ref()).map_err(invalid)?;
         let _alone = self.begin_probe()?;
-        let rates = in_time(self.measure_machine(budget)).await?;
+        let rates = within_timeout(self.measure_machine(budget)).await?;
         tracing::info!(
             gigabytes_per_second = rates.read as f64 / 1e9,
-            "this machine was measured"
+            "measured this machine"
         );
         Ok(Response::new(encode_rates(&rates)))
     }
@@ -86,7 +87,7 @@ impl NodeProbe for NodeService {
             }
             Ok::<_, Status>(bytes)
         };
-        let bytes = in_time(receive).await?;
+        let bytes = within_timeout(receive).await?;
         Ok(Response::new(pb::SinkReply { bytes }))
     }
 
@@ -97,20 +98,20 @@ impl NodeProbe for NodeService {
         let bytes = check_source(request.get_ref()).map_err(invalid)?;
         let alone = self.begin_probe()?;
         let (data, outbound) = mpsc::channel(1);
-        // Whoever does not read is not waited for: the stream ends before all was sent.
+        // A peer that does not read is not waited for: the stream ends early.
         let sending = tokio::time::timeout(PROBE_TIMEOUT, send(bytes, data, alone));
         tokio::spawn(sending);
         Ok(Response::new(ReceiverStream::new(outbound)))
     }
 }
 
-async fn send(mut left: u64, data: mpsc::Sender<Data>, alone: OwnedSemaphorePermit) {
+async fn send(mut left: u64, data: mpsc::Sender<ProbeItem>, alone: OwnedSemaphorePermit) {
     let mut alone = Some(alone);
     while left > 0 {
         let bytes = left.min(PROBE_CHUNK_BYTES as u64);
         left -= bytes;
         if left == 0 {
-            // Whoever has the last message may begin the next measurement.
+            // With the last message received, the peer may begin the next measurement.
             drop(alone.take());
         }
         let message = pb::ProbeData {
@@ -122,13 +123,14 @@ async fn send(mut left: u64, data: mpsc::Sender<Data>, alone: OwnedSemaphorePerm
     }
 }
 
-async fn in_time<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+async fn within_timeout<T>(work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
     let result = tokio::time::timeout(PROBE_TIMEOUT, work).await;
     result.map_err(|_| late())?
 }
 
 fn late() -> Status {
-    Status::deadline_exceeded("the measurement took too long")
+    let seconds = PROBE_TIMEOUT.as_secs();
+    Status::deadline_exceeded(format!("the measurement took longer than {seconds} s"))
 }
 
 fn invalid(error: WireError) -> Status {

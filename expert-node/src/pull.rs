@@ -1,4 +1,4 @@
-//! Brings a node's slice from the coordinator, however often it is interrupted.
+//! Fetches a node's slice from the coordinator, however often the transfer is interrupted.
 //!
 //! ```text
 //! Offer ─► head of the slice ─► what is missing? ─► Fetch tensor ─► NAME.gguf.part ─► NAME.gguf
@@ -12,7 +12,7 @@ mod fetch;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ds4_common::slice::{Progress, Slice, SliceHead, SliceWriter, ensure_room, part_path};
+use ds4_common::slice::{ByteProgress, Slice, SliceHead, SliceWriter, ensure_room, part_path};
 use ds4_proto::channel;
 use ds4_proto::limits::HANDSHAKE_TIMEOUT;
 use ds4_proto::security::{DialError, Security};
@@ -22,38 +22,38 @@ use tonic::transport::Channel;
 pub use error::PullError;
 use error::{Setback, setback};
 
-/// Waits after setbacks, from the first to those after many.
+/// The first wait after a setback, and the longest.
 const BACKOFF: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 
-/// Wrong data in a row, after which the fault is not the network's.
+/// Corrupted transfers of one tensor in a row, after which the network is not to blame.
 const MAX_STRIKES: u32 = 3;
 
 /// Which slice a node wants, and where to get it.
 #[derive(Clone, Debug)]
 pub struct PullConfig {
-    /// Where the slice is, or is to be.
+    /// Where the slice is stored.
     pub path: PathBuf,
     /// The node's name in the plan.
     pub node: String,
-    /// `host:port`; `None` takes what is there.
+    /// `host:port` of the coordinator; `None` uses the slice on disk.
     pub coordinator: Option<String>,
     /// What protects the connection to it.
     pub security: Security,
     /// Longest time without progress.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
-/// Makes sure that the slice is there. A good one that is there is kept unless the coordinator can
-/// be asked and has another one for this node.
+/// Makes sure that the slice is on disk. A valid slice is kept unless the coordinator can be reached
+/// and has another one for this node.
 ///
 /// # Errors
-/// It is not there and cannot be had: the coordinator stays away or refuses, the disk is too
-/// small, or what comes is wrong again and again.
+/// It is not on disk and cannot be fetched: the coordinator cannot be reached or refuses, the disk
+/// is too small, or the data arrives corrupted several times.
 pub async fn ensure(config: &PullConfig) -> Result<(), PullError> {
     let path = config.path.clone();
-    let there = blocking(move || Ok(open(&path))).await?;
+    let on_disk = blocking(move || Ok(open(&path))).await?;
     let Some(coordinator) = &config.coordinator else {
-        return match there {
+        return match on_disk {
             Some(_) => Ok(()),
             None => Err(PullError::NoSlice {
                 file: config.path.clone(),
@@ -74,17 +74,17 @@ pub async fn ensure(config: &PullConfig) -> Result<(), PullError> {
         config,
         coordinator,
         channel,
-        setbacks: Setbacks::new(config.patience),
+        setbacks: Setbacks::new(config.timeout),
     };
-    if let Some(there) = there {
+    if let Some(on_disk) = on_disk {
         match pull.offer().await {
-            Ok(offer) if offer.identity() == there.identity() => return Ok(()),
+            Ok(offer) if offer.identity() == on_disk.identity() => return Ok(()),
             Ok(_) => tracing::warn!(
                 file = %config.path.display(),
-                "the coordinator has another slice for this node: replacing it"
+                "the coordinator has another slice for this node: replacing the one on disk"
             ),
             Err(error) => {
-                tracing::warn!(%error, "serving the slice that is there, unasked");
+                tracing::warn!(%error, "no offer from the coordinator: serving the slice on disk");
                 return Ok(());
             }
         }
@@ -92,7 +92,7 @@ pub async fn ensure(config: &PullConfig) -> Result<(), PullError> {
     pull.run().await
 }
 
-/// The head of a good slice.
+/// The head of a valid slice.
 fn open(path: &Path) -> Option<SliceHead> {
     if !path.exists() {
         return None;
@@ -100,7 +100,7 @@ fn open(path: &Path) -> Option<SliceHead> {
     match Slice::open(path) {
         Ok(slice) => Some(slice.head().clone()),
         Err(error) => {
-            tracing::warn!(%error, "the slice that is there is of no use");
+            tracing::warn!(%error, "the slice on disk cannot be used");
             None
         }
     }
@@ -130,7 +130,7 @@ impl Pull<'_> {
                     return Ok(());
                 }
                 None => {
-                    let reason = Setback::passing("it has another slice for this node by now");
+                    let reason = Setback::passing("it has another slice for this node");
                     self.setbacks.wait(reason, self.coordinator).await?;
                 }
             }
@@ -142,13 +142,13 @@ impl Pull<'_> {
         let asked = client.offer(offer_request(&self.config.node));
         let reply = tokio::time::timeout(HANDSHAKE_TIMEOUT, asked)
             .await
-            .map_err(|_| Setback::passing("no offer came"))?
+            .map_err(|_| Setback::passing("timed out waiting for an offer"))?
             .map_err(|status| setback(&status))?;
         let from = PathBuf::from(format!("the slice that {} offers", self.coordinator));
         decode_offer(&reply.into_inner(), &from).map_err(|e| Setback::Refused(e.to_string()))
     }
 
-    /// The file as far as it is there, on a disk that has room for the rest.
+    /// Opens the file as far as it was written, on a disk that has room for the rest.
     async fn begin(&self, offer: SliceHead) -> Result<SliceWriter, PullError> {
         let path = self.config.path.clone();
         blocking(move || {
@@ -164,7 +164,7 @@ impl Pull<'_> {
             if part_path(&path).exists() {
                 tracing::info!(
                     file = %part_path(&path).display(),
-                    "checking what is there of the slice"
+                    "verifying the part of the slice that is on disk"
                 );
             }
             Ok(SliceWriter::open(&path, offer, &mut |_| {})?)
@@ -172,10 +172,10 @@ impl Pull<'_> {
         .await
     }
 
-    /// Fetches tensor after tensor; `None` if the coordinator has another slice by now.
+    /// Fetches tensor after tensor; `None` if the coordinator meanwhile has another slice.
     async fn fetch_all(&mut self, writer: SliceWriter) -> Result<Option<SliceWriter>, PullError> {
         let (total, found) = (writer.total_bytes(), writer.done_bytes());
-        let mut progress = Progress::new(total, found);
+        let mut progress = ByteProgress::new(total, found);
         tracing::info!(
             coordinator = self.coordinator,
             megabytes = (total - found) / 1_000_000,
@@ -207,12 +207,12 @@ impl Pull<'_> {
                 Err(error) => self.setbacks.wait(error, self.coordinator).await?,
             }
         }
-        tracing::info!("the slice is here: {}", progress.summary());
+        tracing::info!("pulled the slice: {}", progress.summary());
         Ok(Some(writer))
     }
 }
 
-/// Runs work that waits for the disk away from the async threads.
+/// Runs work that waits for the disk on a thread for blocking work.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PullError> + Send + 'static,
 ) -> Result<T, PullError> {
@@ -224,30 +224,33 @@ async fn blocking<T: Send + 'static>(
 
 /// Setbacks since the last progress.
 struct Setbacks {
-    patience: Duration,
+    timeout: Duration,
+    /// The first of them.
     since: Option<Instant>,
+    /// The next wait.
     next: Duration,
-    told: Option<Instant>,
+    /// When the last line was logged.
+    logged: Option<Instant>,
 }
 
 impl Setbacks {
-    /// Time between two lines about the same trouble.
+    /// Time between two log lines about the same trouble.
     const EVERY: Duration = Duration::from_secs(10);
 
-    fn new(patience: Duration) -> Self {
+    fn new(timeout: Duration) -> Self {
         Setbacks {
-            patience,
+            timeout,
             since: None,
             next: BACKOFF[0],
-            told: None,
+            logged: None,
         }
     }
 
     fn forget(&mut self) {
-        *self = Self::new(self.patience);
+        *self = Self::new(self.timeout);
     }
 
-    /// Waits a little, or gives up.
+    /// Waits before the next attempt, or gives up.
     async fn wait(&mut self, setback: Setback, coordinator: &str) -> Result<(), PullError> {
         let reason = match setback {
             Setback::Passing(reason) => reason,
@@ -260,16 +263,16 @@ impl Setbacks {
         };
         let now = Instant::now();
         let waited = now - *self.since.get_or_insert(now);
-        if waited >= self.patience {
+        if waited >= self.timeout {
             return Err(PullError::Away {
                 coordinator: coordinator.to_owned(),
                 seconds: waited.as_secs(),
                 reason,
             });
         }
-        if self.told.is_none_or(|told| now - told >= Self::EVERY) {
-            self.told = Some(now);
-            let left = (self.patience - waited).as_secs();
+        if self.logged.is_none_or(|logged| now - logged >= Self::EVERY) {
+            self.logged = Some(now);
+            let left = (self.timeout - waited).as_secs();
             tracing::warn!(
                 coordinator,
                 reason,
@@ -277,7 +280,7 @@ impl Setbacks {
                 "waiting for the coordinator"
             );
         }
-        tokio::time::sleep(self.next.min(self.patience)).await;
+        tokio::time::sleep(self.next.min(self.timeout)).await;
         self.next = (self.next * 2).min(BACKOFF[1]);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The node's gRPC services. They hand over; nothing is computed here.
+//! The node's gRPC services. They pass requests on; nothing is computed here.
 
 use std::sync::Arc;
 
@@ -7,45 +7,13 @@ use ds4_proto::pb;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::NodeControl;
 use ds4_proto::wire::{Versions, encode_held};
-use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::compute::Identity;
-use crate::memory::CallMemory;
 use crate::outbox::Outbox;
 use crate::session;
-use crate::stats::Stats;
-use crate::worker::WorkQueue;
+use crate::state::{NodeState, Phase};
 
-/// Coordinators that a node serves at once.
-pub(crate) const MAX_SESSIONS: u32 = 64;
-
-/// Where a node is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Serving,
-    /// No new work; what was taken is finished.
-    Draining,
-    /// Streams end at once.
-    Stopping,
-}
-
-/// What the streams of a node share.
-#[derive(Debug)]
-pub(crate) struct NodeState {
-    pub(crate) identity: Arc<Identity>,
-    pub(crate) threads: usize,
-    pub(crate) max_in_flight: usize,
-    pub(crate) queue: WorkQueue,
-    pub(crate) memory: CallMemory,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) phase: watch::Receiver<Phase>,
-    /// One permit of [`MAX_SESSIONS`] a stream.
-    pub(crate) sessions: Arc<Semaphore>,
-    /// One permit: who has it measures.
-    pub(crate) probe: Arc<Semaphore>,
-}
-
+/// The services of one node. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeService(pub(crate) Arc<NodeState>);
 

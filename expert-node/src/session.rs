@@ -1,4 +1,5 @@
-//! One coordinator's stream: handshake, checked work into the queue, outcomes back out.
+//! One coordinator's stream: handshake, checked work into the queue, outcomes back out. Messages
+//! are decoded here, on Tokio's threads.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,9 +13,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
 use crate::memory::NoRoom;
-use crate::outbox::{Event, Outbox, Reply, Slot, failure};
-use crate::service::{NodeState, Phase};
-use crate::worker::Job;
+use crate::outbox::{Outbox, OutboxItem, PendingReply, SessionSlot, failure};
+use crate::state::{MAX_SESSIONS, NodeState, Phase};
+use crate::worker::ComputeJob;
 
 /// Reads the hello and starts the stream's reader.
 ///
@@ -26,13 +27,17 @@ pub(crate) async fn open(
 ) -> Result<Outbox, Status> {
     let slot = Arc::clone(&node.sessions)
         .try_acquire_owned()
-        .map_err(|_| Status::resource_exhausted("this node has all the coordinators it takes"))?;
+        .map_err(|_| {
+            Status::resource_exhausted(format!(
+                "this node serves at most {MAX_SESSIONS} coordinators"
+            ))
+        })?;
     if *node.phase.borrow() != Phase::Serving {
-        return Err(Status::unavailable("this node is about to stop"));
+        return Err(Status::unavailable("this node is shutting down"));
     }
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, inbound.message())
         .await
-        .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        .map_err(|_| Status::deadline_exceeded("timed out waiting for the hello"))??;
     let Some(compute_request::Kind::Hello(hello)) = first.and_then(|message| message.kind) else {
         return Err(Status::invalid_argument(
             "the first message must be a hello",
@@ -51,10 +56,10 @@ pub(crate) async fn open(
 
     let (replies, outbox) = mpsc::channel(node.max_in_flight + 1);
     // The channel is new and has room.
-    let _ = replies.try_send(Ok(Event::Welcome(welcome)));
-    // Reader and reply stream share the slot: the stream counts until its last reply has left.
-    let slot = Arc::new(Slot::new(slot));
-    let reader = Reader {
+    let _ = replies.try_send(Ok(PendingReply::Welcome(welcome)));
+    // SessionReader and reply stream share the slot: the stream counts until its last reply has left.
+    let slot = Arc::new(SessionSlot::new(slot));
+    let reader = SessionReader {
         phase: node.phase.clone(),
         node: Arc::clone(&node),
         replies,
@@ -97,15 +102,15 @@ impl OpenCalls {
     }
 }
 
-struct Reader {
+struct SessionReader {
     node: Arc<NodeState>,
     phase: watch::Receiver<Phase>,
-    replies: mpsc::Sender<Reply>,
+    replies: mpsc::Sender<OutboxItem>,
     open: Arc<OpenCalls>,
-    slot: Arc<Slot>,
+    slot: Arc<SessionSlot>,
 }
 
-impl Reader {
+impl SessionReader {
     /// Runs until the coordinator is gone, breaks the protocol, or the node stops, and holds the
     /// stream's place among the coordinators until then.
     async fn run(mut self, mut inbound: Streaming<pb::ComputeRequest>) {
@@ -129,8 +134,8 @@ impl Reader {
                 Ok(Some(message)) => self.handle(message.kind).await,
                 Ok(None) => break,
                 Err(status) => {
-                    tracing::debug!(%status, "a coordinator's stream broke");
-                    // If it sent what cannot be read, it is still there to be told.
+                    tracing::debug!(%status, "the stream of a coordinator broke");
+                    // The coordinator may still be there, if it sent a message that cannot be read.
                     let _ = self.replies.try_send(Err(status));
                     break;
                 }
@@ -140,7 +145,7 @@ impl Reader {
                     reason = status.message(),
                     "a coordinator broke the protocol"
                 );
-                // If the coordinator is gone, nobody needs the status.
+                // A coordinator that is gone needs no status.
                 let _ = self.reply(Err(status)).await;
                 break;
             }
@@ -163,7 +168,7 @@ impl Reader {
             Some(compute_request::Kind::Hello(_)) => {
                 Err(Status::invalid_argument("a second hello on one stream"))
             }
-            None => Err(Status::invalid_argument("a message of no known kind")),
+            None => Err(Status::invalid_argument("a message of an unknown kind")),
         }
     }
 
@@ -172,12 +177,12 @@ impl Reader {
         let id = work.id;
         if self.open.with(|map| map.contains_key(&id)) {
             return Err(Status::invalid_argument(format!(
-                "work {id} was sent again before its answer"
+                "work {id} is already in progress"
             )));
         }
         if *self.phase.borrow() != Phase::Serving {
             return self
-                .refuse(id, pb::FailureKind::Draining, "the node is about to stop")
+                .refuse(id, pb::FailureKind::Draining, "this node is shutting down")
                 .await;
         }
         let identity = &self.node.identity;
@@ -189,9 +194,8 @@ impl Reader {
             }
         };
         let input = work.routes.len() + work.input.len();
-        let rows = call
-            .batch
-            .reply_rows(identity.shape.grid, call.rects.rects());
+        let tokens = 0..call.batch.tokens;
+        let rows = call.batch.reply_rows(tokens, call.rects.rects());
         let room = match self
             .node
             .memory
@@ -215,18 +219,18 @@ impl Reader {
         // The place for the reply is taken now, so that the compute thread never waits for it.
         let Ok(place) = self.replies.clone().try_reserve_owned() else {
             return self
-                .refuse(id, pb::FailureKind::Busy, "too much work in flight")
+                .refuse(id, pb::FailureKind::Busy, "too many calls in flight")
                 .await;
         };
         let cancelled = Arc::new(AtomicBool::new(false));
         self.open.with(|map| map.insert(id, Arc::clone(&cancelled)));
         let open = Arc::clone(&self.open);
-        let job = Job {
+        let job = ComputeJob {
             call,
             received,
             cancelled,
             done: Box::new(move |outcome| {
-                place.send(Ok(Event::Done { id, outcome, room }));
+                place.send(Ok(PendingReply::Done { id, outcome, room }));
                 open.close(id);
             }),
         };
@@ -242,13 +246,13 @@ impl Reader {
 
     async fn refuse(&self, id: u64, kind: pb::FailureKind, reason: &str) -> Result<(), Status> {
         self.node.stats.refused();
-        self.reply(Ok(Event::Failure(failure(id, kind, reason))))
+        self.reply(Ok(PendingReply::Failure(failure(id, kind, reason))))
             .await
     }
 
     /// Waits for room, which holds up this stream alone: its coordinator sent more than its window
-    /// and does not read. A node that stops does not wait for such a one.
-    async fn reply(&self, reply: Reply) -> Result<(), Status> {
+    /// and does not read. A node that stops does not wait for such a coordinator.
+    async fn reply(&self, reply: OutboxItem) -> Result<(), Status> {
         let mut phase = self.phase.clone();
         let place = match self.replies.try_reserve() {
             Ok(place) => place,
@@ -257,9 +261,9 @@ impl Reader {
                     place.map_err(|_| Status::cancelled("the coordinator is gone"))?
                 }
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => {
-                    // What it does not read can never leave, so nothing is to be waited for.
+                    // Replies that the coordinator does not read never leave: do not wait for them.
                     self.slot.release();
-                    return Err(Status::unavailable("the node is about to stop"));
+                    return Err(Status::unavailable("this node is shutting down"));
                 }
             },
         };

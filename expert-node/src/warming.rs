@@ -1,4 +1,4 @@
-//! Brings a slice into memory while the node serves already.
+//! Reads a slice into memory while the node serves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,8 +7,8 @@ use std::time::Instant;
 use ds4_common::gguf::{GgufError, Tensor};
 use ds4_common::slice::Slice;
 
-/// Bytes between two looks at whether the node still wants them.
-const STEP: usize = 64 << 20;
+/// Bytes that are read between two checks whether to stop.
+const CHUNK_BYTES: usize = 64 << 20;
 
 /// A thread that reads a slice from its first tensor to its last; dropping this ends it.
 #[derive(Debug)]
@@ -24,8 +24,8 @@ impl Warming {
         let warming = Warming(Arc::clone(&stop));
         let thread = std::thread::Builder::new().name("warming".to_owned());
         if let Err(error) = thread.spawn(move || read(&tensors, &stop)) {
-            // The first calls will read what they need.
-            tracing::warn!(%error, "no thread to read the slice ahead");
+            // The first calls read what they need.
+            tracing::warn!(%error, "cannot start the thread that reads the slice into memory");
         }
         Ok(warming)
     }
@@ -42,14 +42,14 @@ fn read(tensors: &[Tensor], stop: &AtomicBool) {
     let mut bytes = 0;
     for tensor in tensors {
         let length = tensor.bytes().len();
-        for first in (0..length).step_by(STEP) {
+        for first in (0..length).step_by(CHUNK_BYTES) {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            let range = first..length.min(first + STEP);
+            let range = first..length.min(first + CHUNK_BYTES);
             bytes += range.len();
             if let Err(error) = tensor.populate(range) {
-                tracing::warn!(%error, tensor = tensor.name(), "could not be read ahead");
+                tracing::warn!(%error, tensor = tensor.name(), "cannot read a tensor into memory");
                 return;
             }
         }

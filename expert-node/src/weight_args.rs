@@ -138,7 +138,7 @@ impl WeightArgs {
             node,
             coordinator: self.join.clone(),
             security: security.clone(),
-            patience: Duration::from_secs(self.join_timeout),
+            timeout: Duration::from_secs(self.join_timeout),
         }))
     }
 

@@ -1,13 +1,13 @@
-//! Which bytes of the model's files the held tiles are.
+//! Which bytes of a whole model's files hold the tiles of a node.
 
 use std::io;
 use std::ops::Range;
 
 use ds4_common::gguf::Tensor;
 use ds4_common::model::{HyperParams, LayerTensors, ModelTensors};
-use ds4_common::tiles::{BLOCK_WIDTH, TileRect};
+use ds4_common::tiles::TileRect;
 
-/// Ranges closer than this are read as one: the kernel would read ahead over the gap anyway.
+/// Ranges closer than this are read as one: the operating system reads ahead over the gap anyway.
 const JOIN_GAP: usize = 64 << 10;
 
 /// Bytes of the weights of `rects`, in all layers.
@@ -15,7 +15,7 @@ const JOIN_GAP: usize = 64 << 10;
 pub(crate) fn held_bytes(hp: &HyperParams, tensors: &ModelTensors, rects: &[TileRect]) -> u64 {
     let layer = |gate: &Tensor, up: &Tensor, down: &Tensor| -> u64 {
         let rect_bytes = |rect: &TileRect| {
-            let features = features(hp, *rect).len() as u64;
+            let features = rect.blocks.features(hp.expert_width).len() as u64;
             let rows = row_bytes(gate, hp.hidden) + row_bytes(up, hp.hidden);
             let strip = down.ty().row_bytes(features).unwrap_or(0) * hp.hidden as u64;
             u64::from(rect.experts.len()) * (features * rows as u64 + strip)
@@ -44,8 +44,8 @@ pub(crate) fn resident_bytes(hp: &HyperParams, tensors: &ModelTensors, rects: &[
     touched.map(bytes).sum()
 }
 
-/// Brings the pages that [`resident_bytes`] counts into memory and maps them, so that the first
-/// call does not fault.
+/// Reads the pages that [`resident_bytes`] counts into memory and maps them, so that the first call
+/// does not fault.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -71,7 +71,7 @@ fn touched<'t>(
     let rows = |tensor: &'t Tensor| {
         let row = row_bytes(tensor, hp.hidden);
         let ranges = rects.iter().flat_map(|rect| {
-            let features = features(hp, *rect);
+            let features = rect.blocks.features(hp.expert_width);
             (rect.experts.start..rect.experts.end).map(move |expert| {
                 let first = expert as usize * hp.expert_width;
                 (first + features.start) * row..(first + features.end) * row
@@ -88,12 +88,6 @@ fn touched<'t>(
         rows(&layer.up_exps),
         (&layer.down_exps, experts.collect()),
     ]
-}
-
-/// The inner features of a rectangle's blocks; the last block may be narrow.
-fn features(hp: &HyperParams, rect: TileRect) -> Range<usize> {
-    let end = rect.blocks.end as usize * BLOCK_WIDTH;
-    rect.blocks.start as usize * BLOCK_WIDTH..end.min(hp.expert_width)
 }
 
 /// Shapes were checked when the tensors were bound.

@@ -10,41 +10,50 @@ use ds4_common::expert::BatchError;
 use ds4_common::kernels::Kernels;
 use ds4_common::measure::{Measurement, Rates};
 use ds4_common::threads::Threads;
-use ds4_proto::wire::Call;
+use ds4_proto::wire::ExpertCall;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
 use crate::stats::Stats;
 
-/// Time without work after which buffers are given back.
+/// Time without work after which buffers are freed.
 const IDLE_AFTER: Duration = Duration::from_secs(10);
 
-/// Work with the way back for its outcome.
-pub struct Job {
-    pub call: Call,
+/// A call to compute, and where its outcome goes.
+pub struct ComputeJob {
+    /// The checked work.
+    pub call: ExpertCall,
+    /// When it arrived; the call's deadline counts from here.
     pub received: Instant,
-    /// Set once nobody wants the answer; looked at before the computation.
+    /// Set when the coordinator cancels the call or leaves; read right before the computation.
     pub cancelled: Arc<AtomicBool>,
-    /// Called at most once, by the compute thread; must not block.
-    pub done: Box<dyn FnOnce(Outcome) + Send>,
+    /// Receives the outcome. Called at most once, by the compute thread; must not block.
+    pub done: Box<dyn FnOnce(JobOutcome) + Send>,
 }
 
-impl std::fmt::Debug for Job {
+impl std::fmt::Debug for ComputeJob {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Job").field("id", &self.call.id).finish()
+        f.debug_struct("ComputeJob")
+            .field("id", &self.call.id)
+            .finish()
     }
 }
 
 /// What became of a job.
 #[derive(Debug)]
-pub enum Outcome {
+pub enum JobOutcome {
+    /// It was computed.
     Rows {
+        /// Rows x hidden.
         values: Vec<f32>,
         /// From receipt to the start of the computation.
         queued: Duration,
+        /// Duration of the computation.
         computed: Duration,
     },
+    /// It was cancelled before the computation.
     Cancelled,
+    /// Its deadline passed before the computation.
     Expired,
     /// The batch does not fit the weights.
     Refused(BatchError),
@@ -52,9 +61,9 @@ pub enum Outcome {
     Broken,
 }
 
-/// A turn of a measurement with the way back for its outcome.
+/// One turn of a measurement, and where its outcome goes.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct MeasureTurn {
     pub(crate) measurement: Measurement,
     pub(crate) done: oneshot::Sender<TurnOutcome>,
 }
@@ -64,15 +73,15 @@ pub(crate) struct Turn {
 pub(crate) struct TurnOutcome {
     pub(crate) measurement: Measurement,
     pub(crate) kernels: Kernels,
-    /// Once the measurement is complete.
+    /// `Some` once the measurement is complete.
     pub(crate) rates: Option<Rates>,
 }
 
 /// What waits in the queue.
 #[derive(Debug)]
-enum Entry {
-    Job(Box<Job>),
-    Turn(Box<Turn>),
+enum QueueEntry {
+    Job(Box<ComputeJob>),
+    Turn(Box<MeasureTurn>),
 }
 
 /// No room for a job.
@@ -83,28 +92,28 @@ pub struct QueueFull;
 /// The way into the queue. The worker ends when every clone is gone.
 #[derive(Clone, Debug)]
 pub struct WorkQueue {
-    entries: SyncSender<Entry>,
+    entries: SyncSender<QueueEntry>,
 }
 
 impl WorkQueue {
-    /// Queues a job behind those that came earlier, whoever sent them.
+    /// Queues a job behind those that came earlier, from whichever coordinator.
     ///
     /// # Errors
     /// The queue is full, or the worker has ended; the job is dropped without an outcome.
-    pub fn submit(&self, job: Job) -> Result<(), QueueFull> {
+    pub fn submit(&self, job: ComputeJob) -> Result<(), QueueFull> {
         self.entries
-            .try_send(Entry::Job(Box::new(job)))
+            .try_send(QueueEntry::Job(Box::new(job)))
             .map_err(|_| QueueFull)
     }
 
     /// Queues a turn behind what came earlier.
     ///
     /// # Errors
-    /// The queue is full; the turn, to try again.
-    pub(crate) fn submit_turn(&self, turn: Box<Turn>) -> Result<(), Box<Turn>> {
-        match self.entries.try_send(Entry::Turn(turn)) {
+    /// The queue is full; returns the turn, to be submitted again.
+    pub(crate) fn submit_turn(&self, turn: Box<MeasureTurn>) -> Result<(), Box<MeasureTurn>> {
+        match self.entries.try_send(QueueEntry::Turn(turn)) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(Entry::Turn(turn))) => Err(turn),
+            Err(TrySendError::Full(QueueEntry::Turn(turn))) => Err(turn),
             // Without a worker the sender of the outcome is dropped, which the waiter notices.
             Err(_) => Ok(()),
         }
@@ -155,7 +164,7 @@ impl Worker {
             Ok(Ok(())) => Ok((WorkQueue { entries }, Worker { ended })),
             Ok(Err(reason)) => Err(std::io::Error::other(reason)),
             Err(_) => Err(std::io::Error::other(
-                "the compute thread ended at its start",
+                "the compute thread ended while starting",
             )),
         }
     }
@@ -171,20 +180,29 @@ impl Worker {
     }
 }
 
-fn run(inbox: &Receiver<Entry>, compute: &mut dyn Compute, stats: &Stats, idle_after: Duration) {
+fn run(
+    inbox: &Receiver<QueueEntry>,
+    compute: &mut dyn Compute,
+    stats: &Stats,
+    idle_after: Duration,
+) {
     while let Some(entry) = next(inbox, compute, idle_after) {
         match entry {
-            Entry::Job(job) => {
+            QueueEntry::Job(job) => {
                 let outcome = work(&job, compute, stats);
                 (job.done)(outcome);
             }
-            Entry::Turn(turn) => take_turn(*turn, compute),
+            QueueEntry::Turn(turn) => take_turn(*turn, compute),
         }
     }
 }
 
 /// What waits longest, or `None` when all queues are gone.
-fn next(inbox: &Receiver<Entry>, compute: &mut dyn Compute, idle_after: Duration) -> Option<Entry> {
+fn next(
+    inbox: &Receiver<QueueEntry>,
+    compute: &mut dyn Compute,
+    idle_after: Duration,
+) -> Option<QueueEntry> {
     match inbox.recv_timeout(idle_after) {
         Ok(entry) => Some(entry),
         Err(RecvTimeoutError::Timeout) => {
@@ -195,12 +213,12 @@ fn next(inbox: &Receiver<Entry>, compute: &mut dyn Compute, idle_after: Duration
     }
 }
 
-fn take_turn(turn: Turn, compute: &dyn Compute) {
-    let Turn {
+fn take_turn(turn: MeasureTurn, compute: &dyn Compute) {
+    let MeasureTurn {
         mut measurement,
         done,
     } = turn;
-    // Nobody waits any longer.
+    // The request has ended.
     if done.is_closed() {
         return;
     }
@@ -211,33 +229,33 @@ fn take_turn(turn: Turn, compute: &dyn Compute) {
         kernels,
         rates,
     };
-    // Nobody waits any longer.
+    // The request may have ended meanwhile.
     let _ = done.send(outcome);
 }
 
-fn work(job: &Job, compute: &mut dyn Compute, stats: &Stats) -> Outcome {
+fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcome {
     let queued = job.received.elapsed();
     if job.cancelled.load(Ordering::Acquire) {
         stats.dropped();
-        return Outcome::Cancelled;
+        return JobOutcome::Cancelled;
     }
     if queued >= job.call.deadline {
         stats.dropped();
-        return Outcome::Expired;
+        return JobOutcome::Expired;
     }
-    let Call { batch, rects, .. } = &job.call;
+    let ExpertCall { batch, rects, .. } = &job.call;
     let start = Instant::now();
     let mut values = Vec::new();
-    // A panic is a defect, but one call's defect: the node goes on serving the others. `values`
-    // is thrown away then, so nothing half-made is seen.
+    // A panic is a defect of one call: the node goes on serving the others. `values` is dropped
+    // then, so that no partial result is seen.
     let result = catch_unwind(AssertUnwindSafe(|| {
         compute.compute(batch, rects.rects(), &mut values)
     }));
     let computed = start.elapsed();
     match result {
-        Ok(Ok(products)) => {
-            stats.computed(products, computed);
-            Outcome::Rows {
+        Ok(Ok(expert_block_ops)) => {
+            stats.computed(expert_block_ops, computed);
+            JobOutcome::Rows {
                 values,
                 queued,
                 computed,
@@ -245,9 +263,9 @@ fn work(job: &Job, compute: &mut dyn Compute, stats: &Stats) -> Outcome {
         }
         Ok(Err(error)) => {
             stats.refused();
-            Outcome::Refused(error)
+            JobOutcome::Refused(error)
         }
-        Err(_) => Outcome::Broken,
+        Err(_) => JobOutcome::Broken,
     }
 }
 
@@ -256,9 +274,8 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
-    use ds4_common::tiles::TileSet;
-    use ds4_common::tiles::{Grid, TileRect};
+    use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
+    use ds4_common::tiles::{Grid, TileRect, TileSet};
 
     const GRID: Grid = Grid {
         experts: 2,
@@ -294,8 +311,8 @@ mod tests {
         queue: WorkQueue,
         worker: Worker,
         stats: Arc<Stats>,
-        outcomes: Receiver<(u64, Outcome)>,
-        sink: SyncSender<(u64, Outcome)>,
+        outcomes: Receiver<(u64, JobOutcome)>,
+        sink: SyncSender<(u64, JobOutcome)>,
     }
 
     fn bench(queue: usize) -> Bench {
@@ -322,13 +339,18 @@ mod tests {
     }
 
     impl Bench {
-        fn job(&self, layer: usize, deadline: Duration) -> (Job, Arc<AtomicBool>) {
+        fn job(&self, layer: usize, deadline: Duration) -> (ComputeJob, Arc<AtomicBool>) {
             let cancelled = Arc::new(AtomicBool::new(false));
             let sink = self.sink.clone();
-            let batch = ExpertBatch {
+            let shape = MoeShape {
+                layers: 16,
+                hidden: 4,
+                experts_used: 1,
+                grid: GRID,
+            };
+            let fields = BatchFields {
                 layer,
                 tokens: 1,
-                experts_used: 1,
                 routes: vec![Route {
                     expert: 0,
                     weight: 1.0,
@@ -336,10 +358,10 @@ mod tests {
                 input: ExpertInput::F32(vec![0.0; 4]),
                 round: false,
             };
-            let job = Job {
-                call: Call {
+            let job = ComputeJob {
+                call: ExpertCall {
                     id: layer as u64,
-                    batch,
+                    batch: ExpertBatch::new(shape, fields).expect("a legal batch"),
                     rects: TileSet::new(GRID, vec![GRID.whole()]).expect("set"),
                     deadline,
                 },
@@ -350,7 +372,7 @@ mod tests {
             (job, cancelled)
         }
 
-        fn next(&self) -> (u64, Outcome) {
+        fn next(&self) -> (u64, JobOutcome) {
             self.outcomes
                 .recv_timeout(Duration::from_secs(10))
                 .expect("an outcome")
@@ -372,10 +394,10 @@ mod tests {
         cancelled.store(true, Ordering::Release);
         bench.gate.send(()).expect("gate");
         bench.gate.send(()).expect("gate");
-        assert!(matches!(bench.next(), (1, Outcome::Rows { .. })));
-        assert!(matches!(bench.next(), (2, Outcome::Cancelled)));
-        assert!(matches!(bench.next(), (3, Outcome::Expired)));
-        assert!(matches!(bench.next(), (4, Outcome::Rows { .. })));
+        assert!(matches!(bench.next(), (1, JobOutcome::Rows { .. })));
+        assert!(matches!(bench.next(), (2, JobOutcome::Cancelled)));
+        assert!(matches!(bench.next(), (3, JobOutcome::Expired)));
+        assert!(matches!(bench.next(), (4, JobOutcome::Rows { .. })));
         assert_eq!(*bench.seen.lock().expect("seen"), [1, 4]);
         let counters = bench.stats.snapshot();
         assert_eq!((counters.calls, counters.dropped), (2, 2));
@@ -404,8 +426,8 @@ mod tests {
             bench.queue.submit(bench.job(layer, LONG).0).expect("room");
             bench.gate.send(()).expect("gate");
         }
-        assert!(matches!(bench.next(), (13, Outcome::Broken)));
-        assert!(matches!(bench.next(), (5, Outcome::Rows { .. })));
+        assert!(matches!(bench.next(), (13, JobOutcome::Broken)));
+        assert!(matches!(bench.next(), (5, JobOutcome::Rows { .. })));
     }
 
     /// Counts how often it was told that it is idle.
@@ -441,9 +463,9 @@ mod tests {
             );
         });
         for pause in 1..3 {
-            jobs.send(Entry::Job(Box::new(bench.job(pause, LONG).0)))
+            jobs.send(QueueEntry::Job(Box::new(bench.job(pause, LONG).0)))
                 .expect("it runs");
-            assert!(matches!(bench.next(), (_, Outcome::Rows { .. })));
+            assert!(matches!(bench.next(), (_, JobOutcome::Rows { .. })));
             let begun = Instant::now();
             while *idle.lock().expect("count") < pause {
                 assert!(begun.elapsed() < Duration::from_secs(10), "never idle");

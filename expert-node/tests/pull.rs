@@ -118,7 +118,7 @@ async fn pull(folder: &TempDir, script: Script) -> (PathBuf, Result<(), PullErro
         node: "node".to_owned(),
         coordinator: Some(listener.local_addr().expect("address").to_string()),
         security: Security::Loopback,
-        patience: Duration::from_millis(600),
+        timeout: Duration::from_millis(600),
     };
     let server = channel::server()
         .add_service(channel::slice_server(script))

@@ -1,13 +1,14 @@
 //! A message from a coordinator. Work that a node accepts must fit the model and the tiles that the
 //! node holds.
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::pb;
-use ds4_proto::wire::{Shape, check_hello, decode_work};
+use ds4_proto::wire::{check_hello, decode_work};
 use prost::Message;
 
 /// The model that the node serves.
-pub const SHAPE: Shape = Shape {
+pub const SHAPE: MoeShape = MoeShape {
     layers: 2,
     hidden: 256,
     experts_used: 2,
@@ -36,7 +37,7 @@ pub fn run(bytes: &[u8]) -> bool {
             };
             let batch = &call.batch;
             assert!(batch.layer < SHAPE.layers);
-            assert_eq!(batch.routes.len(), batch.tokens * batch.experts_used);
+            assert_eq!(batch.routes.len(), batch.tokens * SHAPE.experts_used);
             assert!(batch.routes.iter().all(|r| r.expert < SHAPE.grid.experts));
             assert_eq!(batch.input.elements(), batch.tokens * SHAPE.hidden);
             assert!(

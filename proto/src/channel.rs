@@ -17,25 +17,30 @@ use crate::pb::node_probe_server::{NodeProbe, NodeProbeServer};
 use crate::pb::slice_source_client::SliceSourceClient;
 use crate::pb::slice_source_server::{SliceSource, SliceSourceServer};
 
-/// Why a text is no address of a node. No wait would make it one.
+/// Why a text is not an address of a node. Trying again would not help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
+    /// It cannot be parsed.
     #[error("it is not of the form host:port")]
     Form,
-    #[error("it names no host")]
+    /// Nothing stands before the colon.
+    #[error("it has no host")]
     Host,
-    #[error("it names no port")]
+    /// Nothing stands behind the colon.
+    #[error("it has no port")]
     NoPort,
-    #[error("its port is not from 1 to 65535")]
+    /// The port is not a number, or out of range.
+    #[error("its port is not between 1 and 65535")]
     Port,
-    #[error("it is a URL of another kind than http://host:port")]
+    /// It has another scheme, or a path.
+    #[error("the only URL form is http://host:port")]
     Url,
 }
 
-/// The coordinator's way to the node at `address`, a `host:port` or an `http://host:port`.
+/// The endpoint of the node at `address`, a `host:port` or an `http://host:port`.
 ///
 /// # Errors
-/// The address could not be connected to, whoever listens.
+/// The address is not valid.
 pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
     endpoint_of("http", address)
 }
@@ -44,7 +49,7 @@ pub fn endpoint(address: &str) -> Result<Endpoint, AddressError> {
 /// `address`, must be one of the node's certificate.
 ///
 /// # Errors
-/// The address could not be connected to, whoever listens.
+/// The address is not valid.
 pub fn tls_endpoint(address: &str, tls: ClientTlsConfig) -> Result<Endpoint, AddressError> {
     let endpoint = endpoint_of("https", address)?.tls_config(tls);
     // The credentials were checked when they were read; what is left is the name.
@@ -75,9 +80,9 @@ fn endpoint_of(scheme: &str, address: &str) -> Result<Endpoint, AddressError> {
         .keep_alive_while_idle(true))
 }
 
-/// The URL parser takes ports that are no ports, and no host at all.
+/// The URL parser accepts invalid ports and an empty host.
 fn check_port(authority: &str) -> Result<(), AddressError> {
-    // Behind the bracket of an IPv6 address, whose own colons precede no port.
+    // After the bracket of an IPv6 address, whose own colons do not precede a port.
     let after_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
     let (host, port) = match authority[after_host..].split_once(':') {
         Some((name, port)) => (&authority[..after_host + name.len()], port),
@@ -114,9 +119,9 @@ pub fn compute_client(
 }
 
 /// A compute service with this protocol's message limits. `largest_request` bounds the requests,
-/// for each of which a stream may keep a buffer: see [`Shape::request_bytes`].
+/// for each of which a stream may keep a buffer: see [`request_bytes`].
 ///
-/// [`Shape::request_bytes`]: crate::wire::Shape::request_bytes
+/// [`request_bytes`]: crate::wire::request_bytes
 pub fn compute_server<S: ExpertCompute>(
     service: S,
     largest_request: usize,
@@ -127,7 +132,7 @@ pub fn compute_server<S: ExpertCompute>(
     FirstMessageLimit::new(service, MAX_HELLO_BYTES)
 }
 
-/// A client that asks for offers, with this protocol's message limits.
+/// A client that requests offers of slices, with this protocol's message limits.
 pub fn offer_client(
     channel: tonic::transport::Channel,
 ) -> SliceSourceClient<tonic::transport::Channel> {
@@ -161,7 +166,7 @@ pub fn probe_client(
         .max_encoding_message_size(MAX_PROBE_MESSAGE_BYTES)
 }
 
-/// A service that is measured, with this protocol's message limits.
+/// A service that answers measurements, with this protocol's message limits.
 pub fn probe_server<S: NodeProbe>(service: S) -> NodeProbeServer<S> {
     NodeProbeServer::new(service)
         .max_decoding_message_size(MAX_PROBE_MESSAGE_BYTES)

@@ -1,4 +1,5 @@
-//! TCP connections, no more than so many at a time.
+//! Connections that hold a permit as long as they live, so that no server has more of them than it
+//! takes.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,67 +12,66 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Pause after a connection could not be taken, which is so when the process has too many files
-/// open.
+/// Pause after a connection could not be accepted, which happens when the process has too many
+/// files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
 /// A listener that leaves further connections in its backlog while it has as many as it takes.
 #[derive(Debug)]
 pub struct BoundedListener {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-/// A connection; its place is free again when it is dropped.
+/// A connection; its permit is free again when it is dropped.
 #[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
-    _place: Option<OwnedSemaphorePermit>,
+pub struct Connection<S = TcpStream> {
+    stream: S,
+    /// Bytes that were read off the stream and are to be read once more, before the rest.
+    replay: &'static [u8],
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl BoundedListener {
     /// Takes at most `most` connections at the same time from `listener`.
     #[must_use]
     pub fn new(listener: TcpListener, most: usize) -> Self {
-        let places = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        BoundedListener { listener, places }
+        let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+        BoundedListener { listener, permits }
     }
 
-    /// The next connection, once there is a place for it. What goes wrong with one connection, or
-    /// for want of files, ends no server: it is tried again.
+    /// The next connection, once there is a permit for it. An error of one connection, or a lack of
+    /// file descriptors, does not end a server: accepting is tried again.
     pub async fn accept(&self) -> Connection {
-        // Nobody closes the semaphore, so there is always a place in the end.
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
+        // The semaphore is never closed.
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
         let (stream, _) = accept(&self.listener).await;
-        Connection {
-            stream,
-            _place: place,
-        }
+        Connection::new(stream, &[], permit)
     }
 }
 
-/// The next connection. What goes wrong with one, or for want of files, is no end: it is tried
-/// again.
+/// The next connection. After an error of one connection, or a lack of file descriptors, accepting
+/// is tried again.
 pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // A small message should not wait for the next one. A socket that refuses works
-                // all the same.
+                // A small message should not wait for the next one. A socket that refuses the
+                // option works all the same.
                 let _ = stream.set_nodelay(true);
                 return (stream, peer);
             }
-            Err(error) if is_of_the_peer(&error) => {}
+            Err(error) if peer_left(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "a connection could not be taken");
+                tracing::error!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Whether the peer went away before it was taken.
-fn is_of_the_peer(error: &io::Error) -> bool {
+/// Whether the peer went away before the connection was accepted.
+fn peer_left(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted
@@ -80,45 +80,65 @@ fn is_of_the_peer(error: &io::Error) -> bool {
     )
 }
 
-impl Connection {
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
-        Pin::new(&mut self.get_mut().stream)
+impl<S> Connection<S> {
+    /// A connection over `stream`, whose reader first gets `replay`.
+    pub(crate) fn new(
+        stream: S,
+        replay: &'static [u8],
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        Connection {
+            stream,
+            replay,
+            _permit: permit,
+        }
+    }
+
+    /// What the connection runs over.
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream().poll_read(cx, out)
+        if self.replay.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, out);
+        }
+        let (now, later) = self.replay.split_at(self.replay.len().min(out.remaining()));
+        out.put_slice(now);
+        self.replay = later;
+        Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_flush(cx)
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_shutdown(cx)
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
+        slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(cx, parts)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -132,7 +152,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test]
-    async fn a_connection_beyond_the_bound_waits_for_a_place() {
+    async fn a_connection_beyond_the_bound_waits_for_a_permit() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let bounded = BoundedListener::new(listener, 1);
@@ -149,5 +169,13 @@ mod tests {
         let mut second = bounded.accept().await;
         clients[1].write_all(b"y").await.expect("written");
         assert_eq!(second.read_u8().await.expect("read"), b'y');
+    }
+
+    #[tokio::test]
+    async fn replayed_bytes_come_before_the_stream() {
+        let mut connection = Connection::new(&b"cd"[..], b"ab", None);
+        let mut read = String::new();
+        connection.read_to_string(&mut read).await.expect("read");
+        assert_eq!(read, "abcd");
     }
 }

@@ -1,6 +1,5 @@
 //! A small limit for the first message of a stream. The codec has one limit for all messages of a
-//! stream and makes room for a message as soon as it knows its length, so the length is looked at
-//! before.
+//! stream and allocates a message as soon as it knows its length, so the length is checked before.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -55,6 +54,7 @@ impl<S: Service<http::Request<Body>>> Service<http::Request<Body>> for FirstMess
     }
 }
 
+/// The body of a request, whose first bytes are watched.
 struct Limited {
     body: Body,
     prefix: [u8; PREFIX_BYTES],
@@ -64,7 +64,8 @@ struct Limited {
 }
 
 impl Limited {
-    fn look(&mut self, data: &[u8]) -> Result<(), Status> {
+    /// Refuses the message once its length is known and too long.
+    fn check(&mut self, data: &[u8]) -> Result<(), Status> {
         let taken = data.len().min(PREFIX_BYTES - self.seen);
         if taken == 0 {
             return Ok(());
@@ -75,7 +76,7 @@ impl Limited {
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
         if self.seen == PREFIX_BYTES && length > self.most {
             return Err(Status::out_of_range(format!(
-                "the first message has {length} bytes, allowed are {}",
+                "the first message has {length} bytes, more than the limit of {}",
                 self.most
             )));
         }
@@ -94,7 +95,7 @@ impl HttpBody for Limited {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
-            && let Err(status) = self.look(data)
+            && let Err(status) = self.check(data)
         {
             return Poll::Ready(Some(Err(status)));
         }
@@ -127,14 +128,15 @@ mod tests {
     fn the_first_length_counts_however_it_arrives() {
         let [length, longer] = [300u32, 301].map(u32::to_be_bytes);
         let mut body = limited();
-        body.look(&[&[0], &length[..], &[9; 300]].concat())
+        body.check(&[&[0], &length[..], &[9; 300]].concat())
             .expect("allowed");
-        body.look(&[0xff; 100]).expect("later bytes are no prefix");
+        body.check(&[0xff; 100])
+            .expect("later bytes are not a prefix");
         let mut body = limited();
-        body.look(&[0]).expect("nothing is known yet");
-        body.look(&[]).expect("an empty frame");
-        body.look(&longer[..3]).expect("nothing is known yet");
-        let status = body.look(&longer[3..]).expect_err("too long");
+        body.check(&[0]).expect("nothing is known yet");
+        body.check(&[]).expect("an empty frame");
+        body.check(&longer[..3]).expect("nothing is known yet");
+        let status = body.check(&longer[3..]).expect_err("too long");
         assert_eq!(status.code(), tonic::Code::OutOfRange);
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod connections;
+pub mod error_text;
 mod first_message;
 pub mod gate;
 pub mod limits;
@@ -10,12 +11,13 @@ pub mod security;
 pub mod tls;
 pub mod wire;
 
-/// Generated from `proto/ds4/v1/*.proto`; `UPDATE_GEN=1 cargo test -p ds4-proto --test
-/// bootstrap` writes it again.
+/// Generated from `proto/ds4/v1/*.proto`; `UPDATE_GEN=1 cargo test -p ds4-proto --test bootstrap`
+/// regenerates it.
 #[allow(
     clippy::all,
     clippy::pedantic,
     missing_debug_implementations,
+    missing_docs,
     unreachable_pub
 )]
 #[rustfmt::skip]

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-/// Newest version of messages and their meaning. Peers speak the older one of both sides' newest.
+/// Newest protocol version. Peers speak the older one of both sides' newest.
 ///
 /// - 2: a node holds the same tiles in every layer.
 /// - 3: a node may hold different tiles in each layer.
 pub const PROTOCOL_VERSION: u32 = 3;
 
-/// Oldest version that is still understood, so that nodes and coordinators can be replaced one by
-/// one.
+/// Oldest protocol version that is understood, so that nodes and coordinators can be replaced one
+/// by one.
 pub const OLDEST_PROTOCOL_VERSION: u32 = PROTOCOL_VERSION - 1;
 
 /// Bytes of a model fingerprint.
@@ -19,7 +19,7 @@ pub const FINGERPRINT_BYTES: usize = 32;
 pub const MAX_TOKENS: usize = 512;
 
 /// Experts that a model's router may choose for a token.
-pub const MAX_USED: usize = ds4_common::model::MAX_EXPERTS_USED;
+pub use ds4_common::model::MAX_EXPERTS_USED;
 
 /// Experts of a layer, and blocks of an expert, that a peer may claim.
 pub const MAX_AXIS: u32 = 1 << 16;
@@ -45,10 +45,10 @@ pub const MAX_PAYLOAD_BYTES: usize = 64 << 20;
 /// Bytes of one encoded message: a full payload, the routes of all its tokens, the tiles, and the
 /// rest.
 pub const MAX_MESSAGE_BYTES: usize =
-    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
+    MAX_PAYLOAD_BYTES + MAX_TOKENS * MAX_EXPERTS_USED * ROUTE_BYTES + MAX_RECTS * RECT_BYTES + 1024;
 
-/// Bytes of the first message of a stream, and of a question about a node or its health: who has
-/// not said hello may not fill more memory.
+/// Bytes of the first message of a stream, and of a request for a node's description or health: a
+/// peer that has not said hello may not fill more memory.
 pub const MAX_HELLO_BYTES: usize = 1024;
 
 /// Bytes of a node's description: its tiles, the layers that they are in, and the rest.
@@ -58,7 +58,7 @@ pub const MAX_DESCRIPTION_BYTES: usize =
 /// Bytes of one route: u32 expert, f32 weight.
 pub const ROUTE_BYTES: usize = 8;
 
-/// Longest deadline that a call may ask for.
+/// Longest deadline of a call.
 pub const MAX_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Bytes of a peer's version, model or kernel name.
@@ -70,12 +70,12 @@ pub const MAX_TEXT_BYTES: usize = 512;
 /// Calls that a node may allow in flight on one stream.
 pub const MAX_IN_FLIGHT: u32 = 1024;
 
-/// Connections to one node. A coordinator has two at a time: its stream's, and one that asks what
-/// the node is.
+/// Connections to one node. A coordinator has two at a time: that of its stream, and one that
+/// requests the node's description.
 pub const MAX_CONNECTIONS: usize = 128;
 
-/// Connections to one node whose handshake is not over, besides those: the newest drives out the
-/// oldest, so that peers which never finish cannot keep out one that does.
+/// Further connections to one node whose handshake is not over. The newest displaces the oldest, so
+/// that peers which never finish cannot keep out one that does.
 pub const MAX_HANDSHAKES: usize = 128;
 
 /// HTTP/2 streams on one connection: the compute stream, health and description.
@@ -103,17 +103,17 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Silence after which a node pings a coordinator.
 pub const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Time of a coordinator to answer a ping before the connection counts as dead.
+/// Time that a coordinator has to answer a ping before the connection counts as dead.
 pub const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Silence after which a coordinator pings a node. Without pings a healed partition is never
 /// noticed: the connection would wait for the system's retransmissions, which come ever less often.
 pub const NODE_PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time of a node to answer a ping before the connection counts as dead and is made again.
+/// Time that a node has to answer a ping before the connection counts as dead and is made again.
 pub const NODE_PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes of a slice's head that a node takes.
+/// Bytes of the head of a slice that a node accepts.
 pub const MAX_SLICE_HEAD_BYTES: usize = 16 << 20;
 
 /// Bytes of a tensor in one message.
@@ -140,7 +140,7 @@ pub const MAX_PROBE_BYTES: u64 = 64 << 20;
 /// Bytes of an encoded message of a measurement.
 pub const MAX_PROBE_MESSAGE_BYTES: usize = PROBE_CHUNK_BYTES + 64;
 
-/// Time of one measurement, waits included, after which a node gives it up.
+/// Time of one measurement, waits included, after which a node aborts it.
 pub const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Cores that a node may claim.

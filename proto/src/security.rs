@@ -1,5 +1,5 @@
-//! How the machines of a cluster reach each other: over TLS, or in plain text that does not leave
-//! a machine unless somebody said that it may.
+//! How the machines of a cluster reach each other: over TLS, or in plain text, which does not leave
+//! a machine unless it is explicitly allowed to.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ pub enum Security {
     /// Plain text, and only between processes of one machine.
     #[default]
     Loopback,
-    /// Plain text between machines, as somebody asked for.
+    /// Plain text, also between machines, which was explicitly allowed.
     Insecure,
     /// TLS; both sides show certificates.
     Tls(Credentials),
@@ -27,28 +27,32 @@ pub enum Security {
 /// Plain text would leave the machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0} is beyond this machine, where plain text can be read and changed on its way: give \
-     --tls-ca, --tls-cert and --tls-key, or say --insecure"
+    "{0} is not on this machine, and plain text can be read and changed on its way: pass --tls-ca, \
+     --tls-cert and --tls-key, or --insecure"
 )]
 pub struct PlainText(String);
 
-/// Why a peer is not to be connected to.
+/// Why a peer cannot be connected to.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DialError {
-    #[error("'{address}' is no address to connect to: {reason}")]
+    /// The address cannot be connected to.
+    #[error("'{address}' is not a valid address: {reason}")]
     Address {
+        /// The address, as it was given.
         address: String,
+        /// Why.
         reason: AddressError,
     },
+    /// The address is beyond this machine and there is no TLS.
     #[error(transparent)]
     PlainText(#[from] PlainText),
 }
 
 impl Security {
-    /// Whether a server may listen there.
+    /// Refuses an address at which a server would accept plain text from other machines.
     ///
     /// # Errors
-    /// It would take plain text from other machines.
+    /// There is no TLS, and the address can be reached from other machines.
     pub fn check_listen(&self, address: SocketAddr) -> Result<(), PlainText> {
         match self {
             Security::Loopback if !address.ip().to_canonical().is_loopback() => {
@@ -58,10 +62,10 @@ impl Security {
         }
     }
 
-    /// Connections of `peers` from `listener`; in plain text, of everybody.
+    /// The connections that `listener` accepts: over TLS those of `peers`, in plain text all.
     ///
     /// # Errors
-    /// The cryptography does not offer what is needed.
+    /// The TLS library refuses the settings.
     pub fn incoming(
         &self,
         listener: TcpListener,
@@ -74,20 +78,20 @@ impl Security {
         Ok(gate::incoming(listener, tls))
     }
 
-    /// The way to the peer at `address`, a `host:port`. `http://host:port` asks for plain text
-    /// even where other nodes are reached over TLS, which is for nodes on the same machine.
+    /// The endpoint of the peer at `address`, a `host:port`. `http://host:port` means plain text
+    /// even where other nodes are reached over TLS, for nodes on the same machine.
     ///
     /// # Errors
-    /// The address is none, or plain text would leave the machine.
+    /// The address is not valid, or plain text would leave the machine.
     pub fn endpoint(&self, address: &str) -> Result<Endpoint, DialError> {
         self.dial(address, None)
     }
 
-    /// As [`Self::endpoint`], for an `address` of numbers that a name was resolved to: the peer's
-    /// certificate is to be for that `name`, since nobody knows the numbers beforehand.
+    /// As [`Self::endpoint`], for the IP `address` that a `name` was resolved to: the peer's
+    /// certificate must be for the name, since addresses are not known when it is made.
     ///
     /// # Errors
-    /// The address is none, or plain text would leave the machine.
+    /// The address is not valid, or plain text would leave the machine.
     pub fn endpoint_as(&self, address: &str, name: &str) -> Result<Endpoint, DialError> {
         self.dial(address, Some(name))
     }

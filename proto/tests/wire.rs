@@ -3,20 +3,20 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::quant::{BlockQ8, BlockQ8K};
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_proto::limits::{MAX_TOKENS, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::wire::{
-    Call, EncodedBatch, Mismatch, Shape, Versions, WireError, bytes_from_floats, check_hello,
+    EncodedBatch, ExpertCall, Mismatch, Versions, WireError, bytes_from_floats, check_hello,
     decode_node, decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello, welcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use prost::Message;
 
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 3,
     hidden: 512,
     experts_used: 2,
@@ -66,13 +66,15 @@ fn batch() -> impl Strategy<Value = ExpertBatch> {
         ];
         let route = (0..SHAPE.grid.experts, any_float())
             .prop_map(|(expert, weight)| Route { expert, weight });
-        (vec(route, tokens * experts_used), input).prop_map(move |(routes, input)| ExpertBatch {
-            layer,
-            tokens,
-            experts_used,
-            routes,
-            input,
-            round,
+        (vec(route, tokens * experts_used), input).prop_map(move |(routes, input)| {
+            let fields = BatchFields {
+                layer,
+                tokens,
+                routes,
+                input,
+                round,
+            };
+            ExpertBatch::new(SHAPE, fields).expect("a legal batch")
         })
     })
 }
@@ -82,7 +84,7 @@ fn bits(batch: &ExpertBatch) -> (Vec<usize>, Vec<u32>, Vec<i32>) {
     let counts = vec![
         batch.layer,
         batch.tokens,
-        batch.experts_used,
+        batch.shape().experts_used,
         usize::from(batch.round),
     ];
     let mut floats: Vec<u32> = batch.routes.iter().map(|r| r.weight.to_bits()).collect();
@@ -108,10 +110,9 @@ fn travel(work: &pb::Work) -> pb::Work {
 }
 
 fn some_work() -> pb::Work {
-    let batch = ExpertBatch {
+    let fields = BatchFields {
         layer: 1,
         tokens: 2,
-        experts_used: 2,
         routes: [0, 7, 3, 1]
             .map(|expert| Route {
                 expert,
@@ -121,6 +122,7 @@ fn some_work() -> pb::Work {
         input: ExpertInput::F32(vec![1.0; 2 * SHAPE.hidden]),
         round: true,
     };
+    let batch = ExpertBatch::new(SHAPE, fields).expect("a legal batch");
     EncodedBatch::new(&batch, 0..2).work(9, &whole(), Duration::from_secs(1))
 }
 
@@ -152,7 +154,7 @@ proptest! {
             let whole_bits = bits(&batch);
             let floats = &whole_bits.1[batch.routes.len()..];
             let per = floats.len() / batch.tokens;
-            prop_assert_eq!(&bits(&part).1[batch.experts_used..], &floats[token * per..(token + 1) * per]);
+            prop_assert_eq!(&bits(&part).1[SHAPE.experts_used..], &floats[token * per..(token + 1) * per]);
         }
     }
 
@@ -183,9 +185,10 @@ proptest! {
             raw[at] = value;
         }
         if let Ok(work) = pb::Work::decode(raw.as_slice())
-            && let Ok(Call { batch, .. }) = decode_work(&work, &SHAPE, &held())
+            && let Ok(ExpertCall { batch, .. }) = decode_work(&work, &SHAPE, &held())
         {
-            prop_assert!(batch.check(SHAPE.layers, SHAPE.grid, SHAPE.hidden, SHAPE.experts_used).is_ok());
+            let fields = BatchFields::clone(&batch);
+            prop_assert_eq!(ExpertBatch::new(SHAPE, fields).map(|_| ()), Ok(()));
         }
     }
 
@@ -238,12 +241,12 @@ fn counts_that_lie_are_named() {
     assert!(text(refusal(|w| w.tokens = 3)).contains("routes"));
     assert!(text(refusal(|w| w.tokens = 0)).contains("tokens is 0"));
     assert!(text(refusal(|w| w.tokens = MAX_TOKENS as u32 + 1)).contains("tokens is 513"));
-    assert!(text(refusal(|w| w.used = 0)).contains("0 experts a token"));
+    assert!(text(refusal(|w| w.used = 0)).contains("0 experts per token"));
     let doubled = text(refusal(|w| {
         w.used = 4;
         w.routes = [&w.routes[..], &w.routes[..]].concat().into();
     }));
-    assert!(doubled.contains("4 experts a token") && doubled.contains("chooses 2"));
+    assert!(doubled.contains("4 experts per token") && doubled.contains("chooses 2"));
     assert!(text(refusal(|w| w.layer = 3)).contains("layer 3"));
     assert!(text(refusal(|w| w.format = 0)).contains("format"));
     assert!(text(refusal(|w| w.deadline_ms = 0)).contains("deadline_ms"));
@@ -280,15 +283,14 @@ fn tiles_that_are_not_held_are_refused() {
 
 #[test]
 fn work_whose_rows_would_not_fit_a_reply_is_refused() {
-    let shape = Shape {
+    let shape = MoeShape {
         hidden: 1 << 19,
         experts_used: 1,
         ..SHAPE
     };
-    let batch = ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 16,
-        experts_used: 1,
         routes: vec![
             Route {
                 expert: 0,
@@ -299,6 +301,7 @@ fn work_whose_rows_would_not_fit_a_reply_is_refused() {
         input: ExpertInput::Q8(vec![BlockQ8 { d: 0.0, q: [0; 32] }; 16 * shape.hidden / 32]),
         round: false,
     };
+    let batch = ExpertBatch::new(shape, fields).expect("a legal batch");
     let rects = TileSet::new(shape.grid, shape.grid.cut(8, 4).expect("cut")).expect("set");
     let work = EncodedBatch::new(&batch, 0..16).work(1, &rects, Duration::from_secs(1));
     let refusal = decode_work(&work, &shape, &held()).expect_err("refused");
@@ -320,7 +323,7 @@ fn the_handshake_names_both_sides() {
         .expect_err("mismatch");
     assert!(other.to_string().contains(&"07".repeat(32)), "{other}");
     assert!(other.to_string().contains(&"08".repeat(32)), "{other}");
-    let more = Shape {
+    let more = MoeShape {
         experts_used: 6,
         ..SHAPE
     };

@@ -11,7 +11,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{
+    BatchError, BatchFields, ExpertBatch, ExpertInput, MoeShape, Route, TileComputer,
+};
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::HyperParams;
 use ds4_common::model::synthetic::{Recipe, presets, write};
@@ -20,9 +22,8 @@ use ds4_common::tiles::{GridCut, TileChoice, TileRect};
 use ds4_coordinator::cluster::{ClusterBackend, ClusterOptions, Expectation};
 use ds4_coordinator::engine::ExpertBackend;
 use ds4_expert_node::compute::Compute;
-use ds4_expert_node::load::{ModelConfig, StoreCompute, WeightSource, load};
+use ds4_expert_node::load::{LoadedTiles, ModelConfig, WeightSource, load};
 use ds4_expert_node::node::{NodeSettings, RunningNode};
-use ds4_proto::wire::Shape;
 use ds4_tests::distribution::Distribution;
 use ds4_tests::namespace::Namespace;
 use ds4_tests::relay::{Conditions, Relay};
@@ -55,8 +56,8 @@ struct Computed {
 /// Computes, and reports when.
 struct Watched {
     /// `None` answers with zeros at once.
-    compute: Option<StoreCompute>,
-    shape: Shape,
+    compute: Option<TileComputer>,
+    shape: MoeShape,
     tell: Sender<Computed>,
 }
 
@@ -68,21 +69,19 @@ impl Compute for Watched {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         let begun = Instant::now();
-        let products = match &mut self.compute {
+        let expert_block_ops = match &mut self.compute {
             Some(compute) => compute.compute(batch, rects, out)?,
             None => {
                 out.clear();
-                out.resize(
-                    batch.reply_rows(self.shape.grid, rects) * self.shape.hidden,
-                    0.0,
-                );
+                let rows = batch.reply_rows(0..batch.tokens, rects);
+                out.resize(rows * self.shape.hidden, 0.0);
                 0
             }
         };
         let ended = Instant::now();
         // The receiver is gone at the end.
         let _ = self.tell.send(Computed { begun, ended });
-        Ok(products)
+        Ok(expert_block_ops)
     }
 }
 
@@ -128,7 +127,7 @@ impl Cluster {
                 Work::Whole => TileChoice::All,
                 Work::Part | Work::Nothing => TileChoice::Part { cut, index },
             };
-            let (compute, identity) = load(&ModelConfig {
+            let loaded = load(&ModelConfig {
                 source: WeightSource::Model {
                     paths: vec![model.to_owned()],
                     tiles,
@@ -136,12 +135,15 @@ impl Cluster {
                 kernels: Kernels::detect(),
                 populate: true,
             })?;
+            let LoadedTiles {
+                computer, identity, ..
+            } = loaded;
             expectation = Some(Expectation {
                 fingerprint: identity.fingerprint,
                 shape: identity.shape,
             });
             let watched = Watched {
-                compute: (work != Work::Nothing).then_some(compute),
+                compute: (work != Work::Nothing).then_some(computer),
                 shape: identity.shape,
                 tell: tell.clone(),
             };
@@ -250,14 +252,14 @@ fn batch(hp: &HyperParams) -> Arc<ExpertBatch> {
         expert: slot as u32,
         weight: 0.5,
     };
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 1,
-        experts_used: hp.experts_used,
         routes: (0..hp.experts_used).map(route).collect(),
         input: ExpertInput::from_activations(&input),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(MoeShape::of(hp), fields).expect("a legal batch"))
 }
 
 /// Round trips of the same bytes over bare connections, one to each of `nodes` peers, all written

@@ -422,7 +422,7 @@ fn split_files_that_are_missing_or_do_not_belong_together() {
     let [first, _] = draft.write_shards(dir.0.path(), 1).expect("write");
     dir.assert_model_refused(&first, &["lacks tensors", "output.weight"]);
     let twice = format!("{0},{0}", text(&first));
-    dir.assert_model_refused(Path::new(&twice), &["named twice"]);
+    dir.assert_model_refused(Path::new(&twice), &["given twice"]);
     let overlapping = format!("{},{}", text(&first), text(&MODEL.model()));
     dir.assert_model_refused(Path::new(&overlapping), &["tensor", "first.gguf"]);
 }

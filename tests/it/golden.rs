@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, ExpertScratch, ExpertStore, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, ExpertStore, Route, TileComputer};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{HyperParams, ModelTensors};
@@ -253,6 +253,8 @@ fn routed_experts_match_the_reference() {
     for reference in [Reference("tiny-a"), Reference("tiny-b")] {
         let Loaded { hp, tensors } = load(reference);
         let store = ExpertStore::new(&hp, &tensors).expect("experts");
+        let shape = *store.shape();
+        let mut computer = TileComputer::new(store, Kernels::detect());
         let array = |name: &str| {
             reference
                 .floats(&format!("details.ds4.{name}.npy"))
@@ -279,10 +281,9 @@ fn routed_experts_match_the_reference() {
                 &slice(&norms.values, hp.hidden),
             );
             let at = layer * positions * hp.experts_used;
-            let batch = ExpertBatch {
+            let fields = BatchFields {
                 layer,
                 tokens: positions,
-                experts_used: hp.experts_used,
                 routes: slice(&weights.values, hp.experts_used)
                     .into_iter()
                     .zip(&experts.values[at..])
@@ -294,12 +295,10 @@ fn routed_experts_match_the_reference() {
                 input: ExpertInput::from_activations(&input),
                 round: true,
             };
+            let batch = ExpertBatch::new(shape, fields).expect("a legal batch");
             let mut out = Vec::new();
-            let rects = [store.grid().whole()];
-            let mut scratch = ExpertScratch::default();
-            store
-                .compute(Kernels::detect(), &batch, &rects, &mut scratch, &mut out)
-                .expect("compute");
+            let rects = [shape.grid.whole()];
+            computer.compute(&batch, &rects, &mut out).expect("compute");
             for (found, want) in out
                 .chunks_exact(hp.hidden)
                 .zip(slice(&want.values, hp.hidden).chunks(hp.hidden))

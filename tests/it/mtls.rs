@@ -109,7 +109,7 @@ fn strangers_are_refused_with_one_line_that_says_why() {
         (
             &flags(&wrong_key),
             &secure,
-            &["a.key", "not that of", "coordinator.pem"],
+            &["a.key", "does not match", "coordinator.pem"],
         ),
         (
             &flags(&coordinator),
@@ -120,9 +120,13 @@ fn strangers_are_refused_with_one_line_that_says_why() {
         (
             &flags(&coordinator),
             &by_name,
-            &["it speaks TLS and was asked in plain text"],
+            &["it speaks TLS but was contacted in plain text"],
         ),
-        (&[], &secure, &["it speaks TLS and was asked in plain text"]),
+        (
+            &[],
+            &secure,
+            &["it speaks TLS but was contacted in plain text"],
+        ),
         (&[], "192.0.2.1:7", &["192.0.2.1:7", "--insecure"]),
     ];
     for (tls, address, parts) in cases {

@@ -1,27 +1,39 @@
-//! One layer's routed-expert work for a batch of tokens: a pure function's argument.
+//! One layer's routed-expert work for a batch of tokens: the argument of a pure function.
+//!
+//! A batch is checked once, where it enters a process: [`ExpertBatch::new`] is its only
+//! constructor, and refuses counts that contradict each other and ids outside of the model.
+//! Whatever takes an [`ExpertBatch`] can index by it.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
+use super::MoeShape;
 use crate::kernels::{ActRow, Activations};
 use crate::quant::{ActivationFormat, BlockQ8, BlockQ8K};
-use crate::tiles::{Grid, Subtree, TileRect};
+use crate::tiles::{Subtree, TileRect};
 
 /// A chosen expert and the router's weight for it, which multiplies before the down projection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Route {
+    /// Id of the expert in its layer.
     pub expert: u32,
+    /// Factor of the expert's inner activation.
     pub weight: f32,
 }
 
-/// The normed layer input, quantised once by the coordinator for all experts.
+/// The normed layer input, quantised once by the coordinator for all experts: tokens x hidden,
+/// row after row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ExpertInput {
+    /// Plain values.
     F32(Vec<f32>),
+    /// Blocks of 32 values.
     Q8(Vec<BlockQ8>),
+    /// Blocks of 256 values.
     Q8K(Vec<BlockQ8K>),
 }
 
 impl ExpertInput {
+    /// How the values are stored.
     #[must_use]
     pub fn format(&self) -> ActivationFormat {
         match self {
@@ -31,7 +43,7 @@ impl ExpertInput {
         }
     }
 
-    /// A copy of an activation matrix, as it travels.
+    /// A copy of an activation matrix, in the form that travels.
     #[must_use]
     pub fn from_activations(activations: &Activations) -> Self {
         let mut input = match activations.format() {
@@ -66,7 +78,7 @@ impl ExpertInput {
         }
     }
 
-    /// Values held, counted in activations.
+    /// Number of activations, whatever their format: tokens x hidden.
     #[must_use]
     pub fn elements(&self) -> usize {
         match self {
@@ -77,177 +89,276 @@ impl ExpertInput {
     }
 }
 
-/// The routed-expert work of one layer for `tokens` tokens.
+/// The fields of an [`ExpertBatch`], as their maker states them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ExpertBatch {
+pub struct BatchFields {
+    /// The layer whose experts are to compute, counted from 0.
     pub layer: usize,
+    /// Rows of the input.
     pub tokens: usize,
-    /// Experts a token chose.
-    pub experts_used: usize,
-    /// `tokens * experts_used`, a token's in slot order.
+    /// Tokens x experts used, the routes of a token in slot order.
     pub routes: Vec<Route>,
-    /// `tokens` rows of `hidden` values.
+    /// Tokens x hidden.
     pub input: ExpertInput,
     /// Whether the inner activation is quantised before a quantised down projection.
     pub round: bool,
 }
 
+/// The routed-expert work of one layer for some tokens. Its counts agree with each other, and its
+/// ids are those of a model with [`ExpertBatch::shape`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct ExpertBatch {
+    shape: MoeShape,
+    fields: BatchFields,
+}
+
+impl Deref for ExpertBatch {
+    type Target = BatchFields;
+
+    fn deref(&self) -> &BatchFields {
+        &self.fields
+    }
+}
+
 impl ExpertBatch {
-    /// The routes of one token.
+    /// Checks every length and id against the model's shape.
+    ///
+    /// # Errors
+    /// Names the field that contradicts the shape or another field.
+    pub fn new(shape: MoeShape, fields: BatchFields) -> Result<Self, BatchError> {
+        let BatchFields { layer, tokens, .. } = fields;
+        if layer >= shape.layers {
+            return Err(BatchError::Layer {
+                layer,
+                layers: shape.layers,
+            });
+        }
+        if tokens == 0 || shape.experts_used == 0 {
+            return Err(BatchError::Empty);
+        }
+        let routes = fields.routes.len();
+        if tokens.checked_mul(shape.experts_used) != Some(routes) {
+            return Err(BatchError::Routes {
+                found: routes,
+                tokens,
+                experts_used: shape.experts_used,
+            });
+        }
+        let experts = shape.grid.experts;
+        if let Some(route) = fields.routes.iter().find(|r| r.expert >= experts) {
+            return Err(BatchError::Expert {
+                expert: route.expert,
+                experts,
+            });
+        }
+        let elements = fields.input.elements();
+        if tokens.checked_mul(shape.hidden) != Some(elements) {
+            return Err(BatchError::Input {
+                found: elements,
+                tokens,
+                hidden: shape.hidden,
+            });
+        }
+        Ok(ExpertBatch { shape, fields })
+    }
+
+    /// The model's shape that the batch was checked against.
+    #[must_use]
+    pub fn shape(&self) -> &MoeShape {
+        &self.shape
+    }
+
+    /// Refuses a batch of a model of another shape, so that ids and lengths fit what is indexed
+    /// by them.
+    ///
+    /// # Errors
+    /// The shapes differ.
+    pub fn expect_shape(&self, expected: &MoeShape) -> Result<(), BatchError> {
+        if self.shape != *expected {
+            return Err(BatchError::Shape {
+                found: self.shape,
+                expected: *expected,
+            });
+        }
+        Ok(())
+    }
+
+    /// The routes of one token, in slot order.
     #[must_use]
     pub fn routes_of(&self, token: usize) -> &[Route] {
-        &self.routes[token * self.experts_used..(token + 1) * self.experts_used]
+        self.routes_of_all(token..token + 1)
+    }
+
+    /// The routes of several tokens, token after token.
+    #[must_use]
+    pub fn routes_of_all(&self, tokens: Range<usize>) -> &[Route] {
+        let used = self.shape.experts_used;
+        &self.fields.routes[tokens.start * used..tokens.end * used]
     }
 
     /// The work of some of the tokens alone.
+    ///
+    /// # Panics
+    /// `tokens` is empty or reaches beyond the batch.
     #[must_use]
     pub fn part(&self, tokens: Range<usize>) -> ExpertBatch {
+        assert!(!tokens.is_empty(), "a batch has at least one token");
         let input = |elements: usize| {
-            let row = elements / self.tokens.max(1);
+            let row = elements / self.tokens;
             tokens.start * row..tokens.end * row
         };
-        ExpertBatch {
+        let fields = BatchFields {
             layer: self.layer,
             tokens: tokens.len(),
-            experts_used: self.experts_used,
-            routes: self.routes[tokens.start * self.experts_used..tokens.end * self.experts_used]
-                .to_vec(),
+            routes: self.routes_of_all(tokens.clone()).to_vec(),
             input: match &self.input {
                 ExpertInput::F32(v) => ExpertInput::F32(v[input(v.len())].to_vec()),
                 ExpertInput::Q8(v) => ExpertInput::Q8(v[input(v.len())].to_vec()),
                 ExpertInput::Q8K(v) => ExpertInput::Q8K(v[input(v.len())].to_vec()),
             },
             round: self.round,
+        };
+        ExpertBatch {
+            shape: self.shape,
+            fields,
         }
     }
 
-    /// Whether `token` has a leaf below `subtree`, so that its holder returns a row.
+    /// Whether `token` has a leaf below `subtree`, so that a holder of the subtree returns a row.
     #[must_use]
     pub fn has_row(&self, token: usize, subtree: Subtree) -> bool {
         subtree.has_leaf(self.routes_of(token).iter().map(|r| r.expert))
     }
 
-    /// Rows that a holder of `rects` returns: rectangle by rectangle, subtree by subtree, the
-    /// tokens that have a row in ascending order.
-    #[must_use]
-    pub fn reply_rows(&self, grid: Grid, rects: &[TileRect]) -> usize {
-        rects
-            .iter()
-            .flat_map(|rect| rect.subtrees(grid))
-            .map(|tree| (0..self.tokens).filter(|&t| self.has_row(t, tree)).count())
-            .sum()
+    /// Those of `tokens` that have a row for `subtree`, ascending. A reply holds the rows of its
+    /// rectangles' subtrees in this order, one subtree after the other.
+    #[inline]
+    pub fn rows_of(&self, tokens: Range<usize>, subtree: Subtree) -> impl Iterator<Item = usize> {
+        tokens.filter(move |&token| self.has_row(token, subtree))
     }
 
-    /// Checks every length and id against the model's shape; `experts_used` is what its router chooses for
-    /// a token.
-    ///
-    /// # Errors
-    /// Names the field that is off.
-    pub fn check(
-        &self,
-        layers: usize,
-        grid: Grid,
-        hidden: usize,
-        experts_used: usize,
-    ) -> Result<(), BatchError> {
-        if self.layer >= layers {
-            return Err(BatchError::Layer {
-                layer: self.layer,
-                layers,
-            });
-        }
-        if self.tokens == 0 || self.experts_used == 0 {
-            return Err(BatchError::Empty);
-        }
-        if self.experts_used != experts_used {
-            return Err(BatchError::ExpertsUsed {
-                found: self.experts_used,
-                expected: experts_used,
-            });
-        }
-        let routes = self.tokens.checked_mul(self.experts_used);
-        if routes != Some(self.routes.len()) {
-            return Err(BatchError::Routes {
-                found: self.routes.len(),
-                tokens: self.tokens,
-                experts_used: self.experts_used,
-            });
-        }
-        if let Some(route) = self.routes.iter().find(|r| r.expert >= grid.experts) {
-            return Err(BatchError::Expert {
-                expert: route.expert,
-                experts: grid.experts,
-            });
-        }
-        if self.tokens.checked_mul(hidden) != Some(self.input.elements()) {
-            return Err(BatchError::Input {
-                found: self.input.elements(),
-                tokens: self.tokens,
-                hidden,
-            });
-        }
-        Ok(())
+    /// Number of rows that a holder of `rects` returns for the tokens in `tokens`.
+    #[must_use]
+    pub fn reply_rows(&self, tokens: Range<usize>, rects: &[TileRect]) -> usize {
+        rects
+            .iter()
+            .flat_map(|rect| rect.subtrees(self.shape.grid))
+            .map(|subtree| self.rows_of(tokens.clone(), subtree).count())
+            .sum()
     }
 }
 
-/// A batch that does not fit the model.
+/// A batch that does not fit the model, or the weights that are here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
+    /// The layer is beyond the last one.
     #[error("layer {layer} of a model with {layers} layers")]
-    Layer { layer: usize, layers: usize },
+    Layer {
+        /// Layer of the batch.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// There is nothing to compute.
     #[error("an expert batch without tokens or experts")]
     Empty,
-    #[error("{found} experts a token, where the model's router chooses {expected}")]
-    ExpertsUsed { found: usize, expected: usize },
+    /// The number of routes is not tokens x experts used.
     #[error("{found} routes for {tokens} tokens with {experts_used} experts each")]
     Routes {
+        /// Routes of the batch.
         found: usize,
+        /// Tokens of the batch.
         tokens: usize,
+        /// Experts that the model's router chooses for a token.
         experts_used: usize,
     },
-    #[error("expert {expert} of a model with {experts} experts a layer")]
-    Expert { expert: u32, experts: u32 },
-    #[error("{found} input values for {tokens} tokens of {hidden}")]
+    /// A route names an expert that the model does not have.
+    #[error("expert {expert} of a model with {experts} experts per layer")]
+    Expert {
+        /// Id in the route.
+        expert: u32,
+        /// Experts of a layer.
+        experts: u32,
+    },
+    /// The input is not tokens x hidden.
+    #[error("{found} input values for {tokens} tokens of width {hidden}")]
     Input {
+        /// Activations of the batch.
         found: usize,
+        /// Tokens of the batch.
         tokens: usize,
+        /// Values of a token.
         hidden: usize,
     },
+    /// The batch was made for another model.
+    #[error("a batch for a model with {found}, where the weights have {expected}")]
+    Shape {
+        /// Shape that the batch was checked against.
+        found: MoeShape,
+        /// Shape of the weights.
+        expected: MoeShape,
+    },
+    /// The input is quantised otherwise than the weights need it.
     #[error("input in {found:?} blocks, where layer {layer} takes {expected:?}")]
     Format {
+        /// Layer of the batch.
         layer: usize,
+        /// Format of the input.
         found: ActivationFormat,
+        /// Format that the layer's gate or up projection multiplies with.
         expected: ActivationFormat,
     },
+    /// The weights cannot be read.
     #[error("tensor {tensor}: {reason}")]
-    Weights { tensor: String, reason: String },
+    Weights {
+        /// Name in the file.
+        tensor: String,
+        /// What is wrong with its bytes.
+        reason: String,
+    },
+    /// No part of the layer that is here holds all of a rectangle.
     #[error("tiles {rect} are not held here")]
-    NotHeld { rect: TileRect },
+    NotHeld {
+        /// The rectangle that was requested.
+        rect: TileRect,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tiles::Grid;
 
-    #[test]
-    fn a_part_is_the_work_of_its_tokens() {
+    const SHAPE: MoeShape = MoeShape {
+        layers: 5,
+        hidden: 4,
+        experts_used: 2,
+        grid: Grid {
+            experts: 6,
+            blocks: 1,
+        },
+    };
+
+    fn fields() -> BatchFields {
         let route = |expert| Route {
             expert,
             weight: expert as f32,
         };
-        let batch = ExpertBatch {
+        BatchFields {
             layer: 4,
             tokens: 3,
-            experts_used: 2,
             routes: (0..6).map(route).collect(),
             input: ExpertInput::F32((0..12).map(|i| i as f32).collect()),
             round: true,
-        };
+        }
+    }
+
+    #[test]
+    fn a_part_is_the_work_of_its_tokens() {
+        let batch = ExpertBatch::new(SHAPE, fields()).expect("a legal batch");
         let part = batch.part(1..3);
-        assert_eq!(
-            (part.layer, part.tokens, part.experts_used, part.round),
-            (4, 2, 2, true)
-        );
+        assert_eq!((part.layer, part.tokens, part.round), (4, 2, true));
+        assert_eq!(part.shape(), &SHAPE);
         assert_eq!(part.routes, batch.routes[2..]);
         let values = (4..12).map(|i| i as f32).collect();
         assert_eq!(part.input, ExpertInput::F32(values));
@@ -255,27 +366,69 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_with_another_number_of_experts_a_token_is_refused() {
-        let grid = Grid {
-            experts: 4,
-            blocks: 1,
-        };
-        let route = Route {
-            expert: 3,
-            weight: 1.0,
-        };
-        let batch = ExpertBatch {
-            layer: 0,
-            tokens: 2,
-            experts_used: 3,
-            routes: vec![route; 6],
-            input: ExpertInput::F32(vec![0.0; 8]),
-            round: true,
-        };
-        assert_eq!(batch.check(1, grid, 4, 3), Ok(()));
-        for expected in [2, 4] {
-            let error = BatchError::ExpertsUsed { found: 3, expected };
-            assert_eq!(batch.check(1, grid, 4, expected), Err(error));
+    fn fields_that_contradict_the_shape_or_each_other_are_refused() {
+        type Lie = fn(&mut BatchFields);
+        let lies: [(Lie, BatchError); 5] = [
+            (
+                |batch| batch.layer = 5,
+                BatchError::Layer {
+                    layer: 5,
+                    layers: 5,
+                },
+            ),
+            (|batch| batch.tokens = 0, BatchError::Empty),
+            (
+                |batch| batch.routes.truncate(5),
+                BatchError::Routes {
+                    found: 5,
+                    tokens: 3,
+                    experts_used: 2,
+                },
+            ),
+            (
+                |batch| batch.routes[3].expert = 6,
+                BatchError::Expert {
+                    expert: 6,
+                    experts: 6,
+                },
+            ),
+            (
+                |batch| batch.input = ExpertInput::F32(vec![0.0; 11]),
+                BatchError::Input {
+                    found: 11,
+                    tokens: 3,
+                    hidden: 4,
+                },
+            ),
+        ];
+        for (lie, error) in lies {
+            let mut fields = fields();
+            lie(&mut fields);
+            assert_eq!(ExpertBatch::new(SHAPE, fields), Err(error));
         }
+        for experts_used in [1, 3] {
+            let other = MoeShape {
+                experts_used,
+                ..SHAPE
+            };
+            let error = BatchError::Routes {
+                found: 6,
+                tokens: 3,
+                experts_used,
+            };
+            assert_eq!(ExpertBatch::new(other, fields()), Err(error));
+        }
+    }
+
+    #[test]
+    fn a_batch_of_another_model_is_refused() {
+        let batch = ExpertBatch::new(SHAPE, fields()).expect("a legal batch");
+        assert_eq!(batch.expect_shape(&SHAPE), Ok(()));
+        let expected = MoeShape { layers: 9, ..SHAPE };
+        let error = BatchError::Shape {
+            found: SHAPE,
+            expected,
+        };
+        assert_eq!(batch.expect_shape(&expected), Err(error));
     }
 }

@@ -6,25 +6,25 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::schedule::{Group, Schedule, Step};
-use super::store::ExpertLayer;
+use super::layer::ExpertLayer;
+use super::schedule::{PairGroup, Schedule, SumStep};
 use super::{BatchError, ExpertBatch, ExpertInput};
 use crate::kernels::{ActRow, Activations, Kernels, Matrix};
-use crate::math::silu;
-use crate::quant::ActivationFormat;
-use crate::tiles::{Grid, Span, TileRect};
+use crate::math::{add_row, add_row_within, silu};
+use crate::quant::{ActivationFormat, GgmlType};
+use crate::tiles::{Span, TileRect};
 
-/// Rows of down that one task computes for all pairs: long enough to be a stream from memory, and
-/// to read what down multiplies seldom.
-const DOWN_ROWS: usize = 256;
+/// Most rows of down that one task computes for all pairs: long enough to be a stream from memory,
+/// and so that the activations, which every task reads, are read seldom.
+const MOST_DOWN_ROWS: usize = 256;
 
-/// The fewest, for the sake of many threads.
+/// Fewest rows of down in one task, which still are a stream where many threads share them.
 const FEWEST_DOWN_ROWS: usize = 64;
 
-/// So many at least, so that none waits long for the last one.
-const TASKS_A_THREAD: usize = 4;
+/// Fewest tasks for each thread, so that no thread waits long for the last one.
+const TASKS_PER_THREAD: usize = 4;
 
-/// gate = silu(min(gate, clamp)) · clamp(up) · weight, elementwise.
+/// gate = silu(min(gate, clamp)) · clamp(up, ±clamp) · weight, elementwise.
 #[inline(always)]
 pub fn swiglu(gate: &mut [f32], up: &[f32], clamp: f32, weight: f32) {
     for (g, &u) in gate.iter_mut().zip(up) {
@@ -46,32 +46,37 @@ fn swiglu_one(gate: f32, up: f32, clamp: f32, weight: f32) -> f32 {
     silu(gate) * up * weight
 }
 
-/// Buffers of [`super::ExpertStore::compute`], kept between calls.
+/// Buffers of [`super::ExpertStore::compute`], which grow with the batches and are kept between
+/// calls.
 #[derive(Debug, Default)]
 pub struct ExpertScratch {
     schedule: Schedule,
     /// The input in the layouts of gate and up, where it came as plain values.
     gate_input: Activations,
     up_input: Activations,
-    /// One for each (group, block), groups outermost.
+    /// One for each (expert, block), experts outermost.
     inner: Vec<InnerTask>,
-    /// One for each tile of down rows: `output rows x tile rows`.
+    /// One for each range of down rows: output rows x rows of the range.
     outputs: Vec<Vec<f32>>,
 }
 
+/// One block of one expert, for all of its pairs.
 #[derive(Debug, Default)]
 struct InnerTask {
+    /// Pairs x features of the block: the products of gate, then SwiGLU.
     gate: Vec<f32>,
+    /// Pairs x features of the block.
     up: Vec<f32>,
+    /// What down multiplies.
     activations: Activations,
 }
 
 /// Per-thread buffers of the down projection.
 #[derive(Default)]
 struct DownScratch {
-    /// Of one expert: `pairs x blocks x rows of a tile`.
+    /// Of one expert: pairs x blocks x rows of the range.
     contributions: Vec<f32>,
-    /// `slots x blocks x rows of a tile`.
+    /// Slots x blocks x rows of the range.
     waiting: Vec<f32>,
 }
 
@@ -79,10 +84,10 @@ thread_local! {
     static DOWN: RefCell<DownScratch> = RefCell::default();
 }
 
-/// Appends the rows of one rectangle to `out`; returns how many expert blocks were computed.
+/// Appends the rows of one rectangle to `out`. Returns the number of expert block operations:
+/// (token, chosen expert, block) triples.
 pub(super) fn compute_rect(
     kernels: Kernels,
-    grid: Grid,
     layer: &ExpertLayer,
     batch: &ExpertBatch,
     rect: TileRect,
@@ -96,20 +101,20 @@ pub(super) fn compute_rect(
         inner,
         outputs,
     } = scratch;
-    schedule.plan(grid, rect, batch);
+    schedule.plan(rect, batch);
     let blocks = rect.blocks.len() as usize;
     let inputs = Inputs::new(layer, batch, gate_input, up_input)?;
     let tasks = schedule.groups.len() * blocks;
     inner.resize_with(tasks.max(inner.len()), InnerTask::default);
-    let call = Call {
+    let compute = RectCompute {
         kernels,
         layer,
         schedule,
         rect,
         blocks,
     };
-    call.inner(batch, &inputs, &mut inner[..tasks])?;
-    call.down(&inner[..tasks], outputs, out)?;
+    compute.inner(batch, &inputs, &mut inner[..tasks])?;
+    compute.down(&inner[..tasks], outputs, out)?;
     Ok((schedule.pairs.len() * blocks) as u64)
 }
 
@@ -126,7 +131,7 @@ impl<'a> Inputs<'a> {
         gate_input: &'a mut Activations,
         up_input: &'a mut Activations,
     ) -> Result<Self, BatchError> {
-        let wanted = |ty: crate::quant::GgmlType| {
+        let wanted = |ty: GgmlType| {
             if batch.round {
                 ty.activation_format()
             } else {
@@ -162,15 +167,17 @@ impl<'a> Inputs<'a> {
     }
 }
 
-struct Call<'a> {
+/// A rectangle of one layer, with what was planned for it.
+struct RectCompute<'a> {
     kernels: Kernels,
     layer: &'a ExpertLayer,
     schedule: &'a Schedule,
     rect: TileRect,
+    /// Blocks of the rectangle.
     blocks: usize,
 }
 
-impl Call<'_> {
+impl RectCompute<'_> {
     /// Each pair's row out of the tokens' rows.
     fn of_pairs<'r>(&self, rows: &[ActRow<'r>]) -> Vec<ActRow<'r>> {
         self.schedule
@@ -180,7 +187,7 @@ impl Call<'_> {
             .collect()
     }
 
-    /// Gate, up and SwiGLU of every (expert, block), rounded as down wants them.
+    /// Gate, up and SwiGLU of every (expert, block), in the format that down multiplies with.
     fn inner(
         &self,
         batch: &ExpertBatch,
@@ -228,13 +235,13 @@ impl Call<'_> {
         })
     }
 
-    /// Where the block of inner task `i` is in what the layer holds.
+    /// The inner features of task `i`, among those that the layer holds.
     fn features(&self, i: usize) -> Range<usize> {
         let block = self.rect.blocks.start + (i % self.blocks) as u32;
         self.layer.features(Span::new(block, block + 1))
     }
 
-    /// The rows of gate that task `i` of the inner ones begins with.
+    /// The rows of gate that inner task `i` begins with; `None` after the last task.
     fn gate_rows(&self, i: usize) -> Result<Option<Matrix<'_>>, BatchError> {
         let Some(group) = self.schedule.groups.get(i / self.blocks) else {
             return Ok(None);
@@ -243,7 +250,7 @@ impl Call<'_> {
         Ok(Some(gate.row_range(self.features(i))))
     }
 
-    /// Down rows in tiles, each for all pairs, added by the tree.
+    /// Down in ranges of rows, each range for all pairs, added by the tree.
     fn down(
         &self,
         tasks: &[InnerTask],
@@ -252,39 +259,39 @@ impl Call<'_> {
     ) -> Result<(), BatchError> {
         let hidden = self.layer.hidden;
         let rows = self.schedule.rows.len();
-        let for_all = hidden / (TASKS_A_THREAD * rayon::current_num_threads());
-        let tile_rows =
-            (for_all / FEWEST_DOWN_ROWS * FEWEST_DOWN_ROWS).clamp(FEWEST_DOWN_ROWS, DOWN_ROWS);
-        let tiles = hidden.div_ceil(tile_rows);
-        outputs.resize_with(tiles.max(outputs.len()), Vec::new);
-        // Group by group, block by block, pair by pair.
+        let per_task = hidden / (TASKS_PER_THREAD * rayon::current_num_threads());
+        let range_rows = (per_task / FEWEST_DOWN_ROWS * FEWEST_DOWN_ROWS)
+            .clamp(FEWEST_DOWN_ROWS, MOST_DOWN_ROWS);
+        let ranges = hidden.div_ceil(range_rows);
+        outputs.resize_with(ranges.max(outputs.len()), Vec::new);
+        // Expert by expert, block by block, pair by pair.
         let mids: Vec<ActRow<'_>> = tasks
             .iter()
             .flat_map(|t| (0..t.activations.rows()).map(|i| t.activations.row(i)))
             .collect();
         let strips = self.strips()?;
-        outputs[..tiles]
+        outputs[..ranges]
             .par_iter_mut()
             .enumerate()
-            .for_each(|(tile, output)| {
-                let first = tile * tile_rows;
-                let height = tile_rows.min(hidden - first);
+            .for_each(|(range, output)| {
+                let first = range * range_rows;
+                let height = range_rows.min(hidden - first);
                 output.resize(rows * height, 0.0);
                 DOWN.with_borrow_mut(|down| {
-                    self.down_tile(&strips, &mids, first..first + height, down, output);
+                    self.down_rows(&strips, &mids, first..first + height, down, output);
                 });
             });
         let start = out.len();
         out.resize(start + rows * hidden, 0.0);
         for (row, out) in out[start..].chunks_exact_mut(hidden).enumerate() {
-            for (part, output) in out.chunks_mut(tile_rows).zip(&*outputs) {
+            for (part, output) in out.chunks_mut(range_rows).zip(&*outputs) {
                 part.copy_from_slice(&output[row * part.len()..][..part.len()]);
             }
         }
         Ok(())
     }
 
-    /// The columns of down that belong to the rectangle, of every group.
+    /// The columns of down that belong to the rectangle, expert by expert.
     fn strips(&self) -> Result<Vec<Matrix<'_>>, BatchError> {
         let features = self.layer.features(self.rect.blocks);
         let strip = |expert| {
@@ -298,13 +305,13 @@ impl Call<'_> {
             .collect()
     }
 
-    /// Where the blocks of a group's pairs are among those of all.
-    fn of_group(&self, group: &Group) -> Range<usize> {
+    /// Where the blocks of a group's pairs are among those of all pairs.
+    fn of_group(&self, group: &PairGroup) -> Range<usize> {
         group.pairs.start * self.blocks..group.pairs.end * self.blocks
     }
 
-    /// Some down rows of every output row.
-    fn down_tile(
+    /// A range of down rows for every output row.
+    fn down_rows(
         &self,
         strips: &[Matrix<'_>],
         mids: &[ActRow<'_>],
@@ -322,7 +329,7 @@ impl Call<'_> {
         for (g, group) in self.schedule.groups.iter().enumerate() {
             let next = match strips.get(g + 1) {
                 Some(next) => Some(next.row_range(rows.clone())),
-                // The first rows of the next tile.
+                // The first rows of the next range.
                 None => strips[0]
                     .rows()
                     .checked_sub(rows.end)
@@ -349,17 +356,17 @@ impl Call<'_> {
             let first = (row.blocks.start - self.rect.blocks.start) as usize;
             let at = |block: usize| row.slot * of_pair + (first + block) * height;
             for &(into, from) in &self.schedule.block_adds[row.block_adds.clone()] {
-                add_within(waiting, at(into), at(from), height);
+                add_row_within(waiting, at(into), at(from), height);
             }
             sum.copy_from_slice(&waiting[at(0)..][..height]);
         }
     }
 }
 
-/// Adds up what can be added now. `contributions` are those of the pairs from `first` on.
+/// Does the sums that the pairs from `first` on make possible; `contributions` are theirs.
 #[inline(always)]
 fn settle(
-    steps: &[Step],
+    steps: &[SumStep],
     first: usize,
     contributions: &[f32],
     waiting: &mut [f32],
@@ -367,37 +374,17 @@ fn settle(
 ) {
     for step in steps {
         match *step {
-            Step::Keep { pair, slot } => {
+            SumStep::Keep { pair, slot } => {
                 let new = &contributions[(pair - first) * of_pair..][..of_pair];
                 waiting[slot * of_pair..][..of_pair].copy_from_slice(new);
             }
-            Step::Add { pair, slot } => {
+            SumStep::Add { pair, slot } => {
                 let new = &contributions[(pair - first) * of_pair..][..of_pair];
-                add(&mut waiting[slot * of_pair..][..of_pair], new);
+                add_row(&mut waiting[slot * of_pair..][..of_pair], new);
             }
-            Step::Merge { from, into } => {
-                add_within(waiting, into * of_pair, from * of_pair, of_pair);
+            SumStep::Merge { from, into } => {
+                add_row_within(waiting, into * of_pair, from * of_pair, of_pair);
             }
         }
-    }
-}
-
-/// values[into..] += values[from..], which do not overlap.
-#[inline(always)]
-fn add_within(values: &mut [f32], into: usize, from: usize, len: usize) {
-    let (head, tail) = values.split_at_mut(into.max(from));
-    let (into, from) = if into < from {
-        (&mut head[into..][..len], &tail[..len])
-    } else {
-        (&mut tail[..len], &head[from..][..len])
-    };
-    add(into, from);
-}
-
-/// into += from, elementwise.
-#[inline(always)]
-fn add(into: &mut [f32], from: &[f32]) {
-    for (a, b) in into.iter_mut().zip(from) {
-        *a += b;
     }
 }

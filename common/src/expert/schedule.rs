@@ -1,10 +1,10 @@
 //! What one rectangle of tiles computes for one batch, worked out before any weight is read:
-//! which tokens meet which expert, and in which order contributions are added.
+//! which tokens each expert computes, and in which order contributions are added.
 
 use std::ops::Range;
 
 use super::ExpertBatch;
-use crate::tiles::{Grid, Span, TileRect, fold_axis};
+use crate::tiles::{Grid, Span, Subtree, TileRect, fold_axis};
 
 /// A token at an expert that it chose.
 #[derive(Clone, Copy, Debug)]
@@ -14,23 +14,24 @@ pub(super) struct Pair {
     pub(super) weight: f32,
 }
 
-/// The pairs of one expert, and what is done with their contributions.
+/// The pairs of one expert, and the sums that their contributions make possible.
 #[derive(Clone, Debug)]
-pub(super) struct Group {
+pub(super) struct PairGroup {
     pub(super) expert: u32,
     pub(super) pairs: Range<usize>,
     /// In [`Schedule::steps`].
     pub(super) steps: Range<usize>,
 }
 
-/// What becomes of a contribution, or of a sum of some, in one of [`Schedule::slots`] places.
+/// What becomes of a contribution, or of a sum of contributions, in one of [`Schedule::slots`]
+/// places.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
+pub(super) enum SumStep {
     /// A pair's contribution waits in a slot.
     Keep { pair: usize, slot: usize },
-    /// It is added to what waits there.
+    /// A pair's contribution is added to what waits in a slot.
     Add { pair: usize, slot: usize },
-    /// What waits in one slot is added to what waits in another; the first is free then.
+    /// What waits in one slot is added to what waits in another; `from` is free then.
     Merge { from: usize, into: usize },
 }
 
@@ -38,7 +39,7 @@ pub(super) enum Step {
 #[derive(Clone, Debug)]
 pub(super) struct OutputRow {
     pub(super) blocks: Span,
-    /// Where its sum over experts is in the end.
+    /// The slot of the sum over experts, once all steps are done.
     pub(super) slot: usize,
     /// Adds of blocks, `(into, from)`, in [`Schedule::block_adds`], relative to `blocks.start`.
     pub(super) block_adds: Range<usize>,
@@ -50,9 +51,9 @@ pub(super) struct OutputRow {
 pub(super) struct Schedule {
     /// Ordered by expert, then token, then slot.
     pub(super) pairs: Vec<Pair>,
-    pub(super) groups: Vec<Group>,
-    pub(super) steps: Vec<Step>,
-    /// Contributions or sums that wait at the same time, at most.
+    pub(super) groups: Vec<PairGroup>,
+    pub(super) steps: Vec<SumStep>,
+    /// Most contributions or sums that wait at the same time.
     pub(super) slots: usize,
     pub(super) rows: Vec<OutputRow>,
     pub(super) block_adds: Vec<(usize, usize)>,
@@ -60,22 +61,23 @@ pub(super) struct Schedule {
     by_token: Vec<usize>,
     token_starts: Vec<usize>,
     positions: Vec<u32>,
-    /// Adds of pairs, `(into, from)`, and which of them are due when a pair is there.
+    /// Adds of pairs, `(into, from)`, and which of them a pair makes due once it is computed.
     expert_adds: Vec<(usize, usize)>,
     due: Vec<Range<usize>>,
-    /// The last pair inside each pair's sum so far.
+    /// For each pair, the last pair in its sum so far.
     last_inside: Vec<usize>,
     slot_of: Vec<usize>,
     free: Vec<usize>,
 }
 
 impl Schedule {
-    pub(super) fn plan(&mut self, grid: Grid, rect: TileRect, batch: &ExpertBatch) {
+    pub(super) fn plan(&mut self, rect: TileRect, batch: &ExpertBatch) {
+        let grid = batch.shape().grid;
         self.collect_pairs(rect.experts, batch);
         self.group_pairs();
         self.sort_by_token(batch.tokens);
         let subtrees = rect.subtrees(grid);
-        // Those of one block have the same experts as those of the next.
+        // The subtrees of one block span the same experts as those of the next.
         let block = subtrees.first().map(|s| s.blocks);
         let of_a_block = subtrees.iter().filter(|s| Some(s.blocks) == block);
         self.plan_adds(grid, of_a_block.map(|s| s.experts), batch.tokens);
@@ -83,18 +85,21 @@ impl Schedule {
         self.rows.clear();
         self.block_adds.clear();
         for subtree in subtrees {
-            let block_adds = self.fold_blocks(grid, subtree.blocks);
-            for token in 0..batch.tokens {
-                let pairs = self.pairs_inside(token, subtree.experts);
-                let Some(&first) = self.by_token[pairs].first() else {
-                    continue;
-                };
-                self.rows.push(OutputRow {
-                    blocks: subtree.blocks,
-                    slot: self.slot_of[first],
-                    block_adds: block_adds.clone(),
-                });
-            }
+            self.plan_rows(grid, subtree, batch);
+        }
+    }
+
+    /// The rows of one subtree, in the order in which they are returned.
+    fn plan_rows(&mut self, grid: Grid, subtree: Subtree, batch: &ExpertBatch) {
+        let block_adds = self.fold_blocks(grid, subtree.blocks);
+        for token in batch.rows_of(0..batch.tokens, subtree) {
+            // The subtree lies inside of the rectangle, so the token has a pair there.
+            let first = self.by_token[self.pairs_inside(token, subtree.experts).start];
+            self.rows.push(OutputRow {
+                blocks: subtree.blocks,
+                slot: self.slot_of[first],
+                block_adds: block_adds.clone(),
+            });
         }
     }
 
@@ -166,15 +171,15 @@ impl Schedule {
                         *slots - 1
                     });
                     slot_of[pair] = slot;
-                    steps.push(Step::Keep { pair, slot });
+                    steps.push(SumStep::Keep { pair, slot });
                 }
                 for &(into, from) in adds {
                     let slot = slot_of[into];
                     if from == pair {
-                        steps.push(Step::Add { pair, slot });
+                        steps.push(SumStep::Add { pair, slot });
                     } else {
                         let from = slot_of[from];
-                        steps.push(Step::Merge { from, into: slot });
+                        steps.push(SumStep::Merge { from, into: slot });
                         free.push(from);
                     }
                 }
@@ -196,7 +201,7 @@ impl Schedule {
                 }
             }
         }
-        // Stable: a token's slots stay in order at an expert that it names twice.
+        // Stable: slots of a token that name one expert twice stay in order.
         self.pairs.sort_by_key(|p| p.expert);
     }
 
@@ -205,7 +210,7 @@ impl Schedule {
         let mut start = 0;
         for same in self.pairs.chunk_by(|a, b| a.expert == b.expert) {
             let end = start + same.len();
-            self.groups.push(Group {
+            self.groups.push(PairGroup {
                 expert: same[0].expert,
                 pairs: start..end,
                 steps: 0..0,

@@ -2,14 +2,16 @@
 
 use proptest::prelude::*;
 
-use super::{BatchError, ExpertBatch, ExpertInput, ExpertScratch, ExpertStore, Route};
+use super::{
+    BatchError, BatchFields, ExpertBatch, ExpertInput, ExpertScratch, ExpertStore, MoeShape, Route,
+};
 use crate::kernels::Kernels;
 use crate::quant::GgmlType;
 use crate::slice::Slice;
 use crate::slice::tests::{random_holdings, whole_model, write_slice};
 use crate::tiles::{Span, TileRect};
 
-fn batch(layer: usize, seed: u64, hidden: usize) -> ExpertBatch {
+fn batch(layer: usize, seed: u64, shape: &MoeShape) -> ExpertBatch {
     let mut state = seed | 1;
     let mut random = || {
         state = state
@@ -29,17 +31,17 @@ fn batch(layer: usize, seed: u64, hidden: usize) -> ExpertBatch {
             [route(first, random()), route(second, random())]
         })
         .collect();
-    let input = (0..tokens * hidden)
+    let input = (0..tokens * shape.hidden)
         .map(|_| random() as f32 / (1 << 23) as f32 - 1.0)
         .collect();
-    ExpertBatch {
+    let fields = BatchFields {
         layer,
         tokens,
-        experts_used: 2,
         routes,
         input: ExpertInput::F32(input),
         round: !seed.is_multiple_of(3),
-    }
+    };
+    ExpertBatch::new(*shape, fields).expect("a legal batch")
 }
 
 fn rows(store: &ExpertStore, batch: &ExpertBatch, rect: TileRect) -> Result<Vec<u32>, BatchError> {
@@ -74,7 +76,7 @@ proptest! {
         let whole = ExpertStore::new(hp, &tensors).unwrap();
         let part = ExpertStore::from_slice(&Slice::open(&path).unwrap()).unwrap();
         for layer in 0..hp.layers {
-            let batch = batch(layer, seed, hp.hidden);
+            let batch = batch(layer, seed, whole.shape());
             for &held in holdings.rects(layer) {
                 // The rectangle itself, and one inside of it.
                 let inner = |span: Span, a: u32, b: u32| {

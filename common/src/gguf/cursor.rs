@@ -1,6 +1,8 @@
+//! Checked reads of little-endian fields.
+
 use super::error::FormatError;
 
-/// Reads little-endian fields from bytes that nobody vouches for. Every read is checked.
+/// Reads little-endian fields from untrusted bytes. Every read is checked.
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,

@@ -1,3 +1,5 @@
+//! The keys of a model's files, read by type.
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -12,31 +14,48 @@ pub struct Metadata {
     entries: BTreeMap<String, Value>,
 }
 
-/// A key that is missing or holds something else than what was asked for.
+/// A key that is missing, or whose value is not what the reader needs.
 #[derive(Clone, Debug, PartialEq, Error)]
 #[error("{}: metadata key {key} {problem}", file.display())]
 pub struct MetadataError {
+    /// File that the message names.
     pub file: PathBuf,
+    /// The metadata key.
     pub key: String,
+    /// What is wrong with it.
     pub problem: MetadataProblem,
 }
 
+/// Why the value of a key cannot be read; completes a sentence that begins with the key.
 #[derive(Clone, Debug, PartialEq, Error)]
 pub enum MetadataProblem {
+    /// There is no such key.
     #[error("is missing")]
     Missing,
+    /// The value has another type.
     #[error("must be {expected}, but is {found}")]
     Type {
+        /// Type that was read for.
         expected: &'static str,
+        /// Type of the value.
         found: String,
     },
+    /// The number does not fit the type.
     #[error("is {found}, which does not fit {expected}")]
     Range {
+        /// Type that was read for.
         expected: &'static str,
+        /// The number.
         found: String,
     },
+    /// The value has the right type, but no model can have it.
     #[error("holds {found}: {reason}")]
-    Invalid { found: String, reason: String },
+    Invalid {
+        /// The value.
+        found: String,
+        /// Why it is refused.
+        reason: String,
+    },
 }
 
 impl Metadata {
@@ -55,17 +74,19 @@ impl Metadata {
         &self.source
     }
 
+    /// The value of a key, of whatever type.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.entries.get(key)
     }
 
+    /// Whether there is a value for a key.
     #[must_use]
     pub fn contains(&self, key: &str) -> bool {
         self.entries.contains_key(key)
     }
 
-    /// Adds an entry; gives the old value back if there was one.
+    /// Adds an entry; returns the old value if there was one.
     pub fn insert(&mut self, key: impl Into<String>, value: Value) -> Option<Value> {
         self.entries.insert(key.into(), value)
     }
@@ -77,11 +98,13 @@ impl Metadata {
             .map(|(key, value)| (key.as_str(), value))
     }
 
+    /// Number of entries.
     #[must_use]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether there are no entries.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -162,7 +185,7 @@ impl Metadata {
     /// An integer of any stored width that fits u32; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no integer, or does not fit.
+    /// The value is not an integer, or does not fit.
     pub fn optional_u32(&self, key: &str) -> Result<Option<u32>, MetadataError> {
         self.integer(key, "u32")
     }
@@ -170,7 +193,7 @@ impl Metadata {
     /// As [`Self::optional_u32`], but a missing key is an error.
     ///
     /// # Errors
-    /// The key is missing, the value is no integer, or does not fit.
+    /// The key is missing, the value is not an integer, or does not fit.
     pub fn u32(&self, key: &str) -> Result<u32, MetadataError> {
         self.required(key, self.optional_u32(key)?)
     }
@@ -178,7 +201,7 @@ impl Metadata {
     /// An integer of any stored width that fits u64; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no integer, or does not fit.
+    /// The value is not an integer, or does not fit.
     pub fn optional_u64(&self, key: &str) -> Result<Option<u64>, MetadataError> {
         self.integer(key, "u64")
     }
@@ -186,7 +209,7 @@ impl Metadata {
     /// As [`Self::optional_u64`], but a missing key is an error.
     ///
     /// # Errors
-    /// The key is missing, the value is no integer, or does not fit.
+    /// The key is missing, the value is not an integer, or does not fit.
     pub fn u64(&self, key: &str) -> Result<u64, MetadataError> {
         self.required(key, self.optional_u64(key)?)
     }
@@ -194,7 +217,7 @@ impl Metadata {
     /// A float, stored as f32 or f64; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no float, or is beyond f32's range.
+    /// The value is not a float, or is beyond f32's range.
     pub fn optional_f32(&self, key: &str) -> Result<Option<f32>, MetadataError> {
         match self.get(key) {
             None => Ok(None),
@@ -220,15 +243,15 @@ impl Metadata {
     /// As [`Self::optional_f32`], but a missing key is an error.
     ///
     /// # Errors
-    /// The key is missing, the value is no float, or is beyond f32's range.
+    /// The key is missing, the value is not a float, or is beyond f32's range.
     pub fn f32(&self, key: &str) -> Result<f32, MetadataError> {
         self.required(key, self.optional_f32(key)?)
     }
 
-    /// `None` if the key is missing.
+    /// A boolean; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no boolean.
+    /// The value is not a boolean.
     pub fn optional_bool(&self, key: &str) -> Result<Option<bool>, MetadataError> {
         match self.get(key) {
             None => Ok(None),
@@ -237,16 +260,18 @@ impl Metadata {
         }
     }
 
+    /// As [`Self::optional_bool`], but a missing key is an error.
+    ///
     /// # Errors
-    /// The key is missing or the value is no boolean.
+    /// The key is missing, or the value is not a boolean.
     pub fn bool(&self, key: &str) -> Result<bool, MetadataError> {
         self.required(key, self.optional_bool(key)?)
     }
 
-    /// `None` if the key is missing.
+    /// A text; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no string.
+    /// The value is not a string.
     pub fn optional_str(&self, key: &str) -> Result<Option<&str>, MetadataError> {
         match self.get(key) {
             None => Ok(None),
@@ -255,16 +280,18 @@ impl Metadata {
         }
     }
 
+    /// As [`Self::optional_str`], but a missing key is an error.
+    ///
     /// # Errors
-    /// The key is missing or the value is no string.
+    /// The key is missing, or the value is not a string.
     pub fn str(&self, key: &str) -> Result<&str, MetadataError> {
         self.required(key, self.optional_str(key)?)
     }
 
-    /// `None` if the key is missing.
+    /// An array of texts; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no array of strings.
+    /// The value is not an array of strings.
     pub fn optional_strings(&self, key: &str) -> Result<Option<&[String]>, MetadataError> {
         self.array(key, "array of string", |array| match array {
             Array::String(v) => Some(v.as_slice()),
@@ -272,8 +299,10 @@ impl Metadata {
         })
     }
 
+    /// As [`Self::optional_strings`], but a missing key is an error.
+    ///
     /// # Errors
-    /// The key is missing or the value is no array of strings.
+    /// The key is missing, or the value is not an array of strings.
     pub fn strings(&self, key: &str) -> Result<&[String], MetadataError> {
         self.required(key, self.optional_strings(key)?)
     }
@@ -281,7 +310,7 @@ impl Metadata {
     /// An array of f32; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no array of f32.
+    /// The value is not an array of f32.
     pub fn optional_f32s(&self, key: &str) -> Result<Option<&[f32]>, MetadataError> {
         self.array(key, "array of f32", |array| match array {
             Array::F32(v) => Some(v.as_slice()),
@@ -292,7 +321,7 @@ impl Metadata {
     /// An array of integers of any stored width that all fit u32; `None` if the key is missing.
     ///
     /// # Errors
-    /// The value is no array of integers, or one does not fit.
+    /// The value is not an array of integers, or one does not fit.
     pub fn optional_u32s(&self, key: &str) -> Result<Option<Vec<u32>>, MetadataError> {
         const EXPECTED: &str = "array of u32";
         let Some(value) = self.get(key) else {
@@ -325,7 +354,7 @@ impl Metadata {
     /// As [`Self::optional_u32s`], but a missing key is an error.
     ///
     /// # Errors
-    /// The key is missing, the value is no array of integers, or one does not fit.
+    /// The key is missing, the value is not an array of integers, or one does not fit.
     pub fn u32s(&self, key: &str) -> Result<Vec<u32>, MetadataError> {
         self.required(key, self.optional_u32s(key)?)
     }

@@ -1,10 +1,10 @@
 //! The only place where files are mapped.
 //!
 //! A mapping is read-only and shared with every other process that maps the file: resident memory
-//! is the page cache. The length is checked when the file is opened. A file that somebody
-//! shortens while it is mapped is outside of what can be guarded: touching a page that is gone
-//! ends the process with SIGBUS, and bytes that somebody rewrites in place change under the
-//! reader. Model files are to be replaced by renaming, never in place.
+//! is the page cache. The length is checked when the file is opened. A file that is shortened
+//! while it is mapped cannot be guarded against: touching a page that is gone ends the process with
+//! SIGBUS, and bytes that are rewritten in place change under the reader. Replace model files by
+//! renaming, never in place.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -14,6 +14,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap, MmapOptions};
+#[cfg(target_os = "linux")]
+use rustix::io::Errno;
 
 use super::GgufError;
 
@@ -26,15 +28,17 @@ pub struct Mapping {
 }
 
 impl Mapping {
+    /// Maps a file; takes no longer for a large one.
+    ///
     /// # Errors
-    /// The path is no regular file, is empty, or cannot be opened or mapped.
+    /// The path is not a regular file, the file is empty, or it cannot be opened or mapped.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let file = || path.to_path_buf();
         let io = |problem| GgufError::Io {
             file: file(),
             problem,
         };
-        // Asked before opening: opening a pipe would wait for a writer.
+        // Checked before opening: opening a pipe would wait for a writer.
         if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(GgufError::NotAFile { file: file() });
         }
@@ -49,8 +53,8 @@ impl Mapping {
         let length = usize::try_from(meta.len())
             .map_err(|_| io(io::Error::other("it is larger than the address space")))?;
         // SAFETY: `length` is the length that the open regular file has now, and the mapping is
-        // private to this struct and only ever read. That nobody shortens or rewrites the file
-        // meanwhile is the caller's part, as the module says.
+        // private to this struct and only ever read. That the file is not shortened or rewritten
+        // meanwhile is up to the caller, as the module's documentation says.
         let map = unsafe { MmapOptions::new().len(length).map(&handle) }.map_err(io)?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -59,6 +63,7 @@ impl Mapping {
         })
     }
 
+    /// The path under which the file was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -79,16 +84,16 @@ impl Mapping {
         self.file.read_exact_at(out, offset)
     }
 
-    /// Asks the kernel to read a byte range ahead, and returns at once.
+    /// Prefetches a byte range: tells the operating system to read it, and returns at once.
     ///
     /// # Errors
-    /// The range is not inside of the file, or the kernel refuses.
+    /// The range is not inside of the file, or the operating system refuses.
     pub fn will_need(&self, range: Range<usize>) -> io::Result<()> {
         self.advise(Advice::WillNeed, range)
     }
 
     /// Reads a byte range and maps its pages before it returns, so that later reads do not fault;
-    /// in huge pages where kernel and file system have them for files.
+    /// in huge pages where operating system and file system have them for files.
     ///
     /// # Errors
     /// The range is not inside of the file, or it cannot be read.
@@ -100,7 +105,7 @@ impl Mapping {
         #[cfg(target_os = "linux")]
         match self.advise(Advice::PopulateRead, range.clone()) {
             // Kernels before 5.14 do not know this advice.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {}
             done => return done,
         }
         self.will_need(range.clone())?;

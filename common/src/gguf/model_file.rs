@@ -1,10 +1,12 @@
+//! One model out of its files: a single file, the parts of a split, or layer shards.
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::mmap::Mapping;
 use super::parse::{Header, parse};
-use super::split::{self, Part};
+use super::split::{self, SplitPart};
 use super::tensor::{Tensor, TensorInfo, UnsupportedTensor};
 use super::{GgufError, Metadata};
 
@@ -21,26 +23,26 @@ struct Inner {
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
     unsupported: Vec<UnsupportedTensor>,
-    by_name: HashMap<String, Slot>,
+    by_name: HashMap<String, TensorIndex>,
 }
 
 /// Which list a tensor is in, and where.
 #[derive(Clone, Copy, Debug)]
-enum Slot {
+enum TensorIndex {
     Readable(usize),
     Unsupported(usize),
 }
 
 /// One file, opened and parsed.
-struct Opened {
+struct OpenedFile {
     path: PathBuf,
     mapping: Mapping,
     header: Header,
     metadata: Metadata,
-    part: Option<Part>,
+    part: Option<SplitPart>,
 }
 
-impl Opened {
+impl OpenedFile {
     fn open(path: &Path) -> Result<Self, GgufError> {
         let mapping = Mapping::open(path)?;
         let mut header = parse(mapping.bytes()).map_err(|problem| GgufError::Format {
@@ -67,7 +69,7 @@ impl GgufModel {
     /// is one part of several, all parts beside it.
     ///
     /// # Errors
-    /// A file is missing, unreadable or no valid GGUF file, or the parts do not belong together.
+    /// A file is missing, unreadable or not a valid GGUF file, or the parts do not belong together.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         Self::open_parts(&[path.to_path_buf()])
     }
@@ -78,8 +80,8 @@ impl GgufModel {
     /// The metadata is that of the first file, completed by the others'.
     ///
     /// # Errors
-    /// No path or the same file twice; a file is missing, unreadable or no valid GGUF file; two
-    /// files hold the same tensor, or say different things about the model.
+    /// No path or the same file twice; a file is missing, unreadable or not a valid GGUF file; two
+    /// files hold the same tensor, or state different values of the model's keys.
     pub fn open_parts(paths: &[PathBuf]) -> Result<Self, GgufError> {
         let mut files = Vec::new();
         let mut known: Vec<PathBuf> = Vec::new();
@@ -102,7 +104,7 @@ impl GgufModel {
         Self::join(files)
     }
 
-    fn join(files: Vec<Opened>) -> Result<Self, GgufError> {
+    fn join(files: Vec<OpenedFile>) -> Result<Self, GgufError> {
         let mut files = files.into_iter();
         let Some(first) = files.next() else {
             return Err(GgufError::NoFiles);
@@ -126,6 +128,7 @@ impl GgufModel {
         })
     }
 
+    /// The keys of all files, merged.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.inner.metadata
@@ -147,14 +150,14 @@ impl GgufModel {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
         match *self.inner.by_name.get(name)? {
-            Slot::Readable(i) => {
+            TensorIndex::Readable(i) => {
                 let info = &self.inner.tensors[i];
                 Tensor::new(
                     Arc::new(info.clone()),
                     Arc::clone(&self.inner.mappings[info.file]),
                 )
             }
-            Slot::Unsupported(_) => None,
+            TensorIndex::Unsupported(_) => None,
         }
     }
 
@@ -164,6 +167,8 @@ impl GgufModel {
         self.inner.by_name.contains_key(name)
     }
 
+    /// A tensor that is needed.
+    ///
     /// # Errors
     /// There is no such tensor, or its type cannot be read.
     pub fn require(&self, name: &str) -> Result<Tensor, GgufError> {
@@ -171,7 +176,7 @@ impl GgufModel {
             return Ok(tensor);
         }
         let tensor = name.to_owned();
-        if let Some(&Slot::Unsupported(i)) = self.inner.by_name.get(name) {
+        if let Some(&TensorIndex::Unsupported(i)) = self.inner.by_name.get(name) {
             let found = &self.inner.unsupported[i];
             let file = self.inner.paths[found.file].clone();
             return Err(GgufError::UnsupportedTensor {
@@ -196,6 +201,7 @@ impl GgufModel {
             .sum()
     }
 
+    /// The files, in the order that [`TensorInfo::file`] counts.
     #[must_use]
     pub fn paths(&self) -> &[PathBuf] {
         &self.inner.paths
@@ -209,13 +215,13 @@ impl GgufModel {
 }
 
 impl Inner {
-    fn add(&mut self, file: Opened) -> Result<(), GgufError> {
+    fn add(&mut self, file: OpenedFile) -> Result<(), GgufError> {
         let index = self.paths.len();
         for raw in file.header.tensors {
             if let Some(&earlier) = self.by_name.get(&raw.name) {
                 let earlier = match earlier {
-                    Slot::Readable(i) => self.tensors[i].file,
-                    Slot::Unsupported(i) => self.unsupported[i].file,
+                    TensorIndex::Readable(i) => self.tensors[i].file,
+                    TensorIndex::Unsupported(i) => self.unsupported[i].file,
                 };
                 return Err(GgufError::DuplicateTensor {
                     tensor: raw.name,
@@ -227,7 +233,7 @@ impl Inner {
             match raw.ty {
                 Ok(ty) => {
                     self.by_name
-                        .insert(name.clone(), Slot::Readable(self.tensors.len()));
+                        .insert(name.clone(), TensorIndex::Readable(self.tensors.len()));
                     self.tensors.push(TensorInfo {
                         name,
                         dims,
@@ -238,8 +244,10 @@ impl Inner {
                     });
                 }
                 Err(ty) => {
-                    self.by_name
-                        .insert(name.clone(), Slot::Unsupported(self.unsupported.len()));
+                    self.by_name.insert(
+                        name.clone(),
+                        TensorIndex::Unsupported(self.unsupported.len()),
+                    );
                     let file = index;
                     self.unsupported.push(UnsupportedTensor {
                         name,
@@ -266,8 +274,8 @@ fn canonical(path: &Path) -> Result<PathBuf, GgufError> {
 }
 
 /// The file and, if it is a part of a split model, all other parts, in order.
-fn open_group(path: &Path) -> Result<Vec<Opened>, GgufError> {
-    let named = Opened::open(path)?;
+fn open_group(path: &Path) -> Result<Vec<OpenedFile>, GgufError> {
+    let named = OpenedFile::open(path)?;
     let Some(part) = named.part else {
         return Ok(vec![named]);
     };
@@ -282,16 +290,16 @@ fn open_group(path: &Path) -> Result<Vec<Opened>, GgufError> {
             });
         }
     }
-    let mut group: Vec<Opened> = Vec::with_capacity(paths.len());
+    let mut group: Vec<OpenedFile> = Vec::with_capacity(paths.len());
     let mut named = Some(named);
     for (no, sibling) in (0u32..).zip(paths) {
         let opened = match named.take_if(|_| no == part.no) {
             Some(named) => named,
-            None => Opened::open(&sibling)?,
+            None => OpenedFile::open(&sibling)?,
         };
-        let found = opened.part.unwrap_or(Part { no: 0, count: 1 });
+        let found = opened.part.unwrap_or(SplitPart { no: 0, count: 1 });
         if found
-            != (Part {
+            != (SplitPart {
                 no,
                 count: part.count,
             })
@@ -310,7 +318,7 @@ fn open_group(path: &Path) -> Result<Vec<Opened>, GgufError> {
     Ok(group)
 }
 
-fn check_tensor_count(group: &[Opened]) -> Result<(), GgufError> {
+fn check_tensor_count(group: &[OpenedFile]) -> Result<(), GgufError> {
     let found = group.iter().map(|f| f.header.tensors.len() as u64).sum();
     for file in group {
         if let Some(expected) = split::tensor_count(&file.metadata)?
@@ -330,7 +338,7 @@ fn check_tensor_count(group: &[Opened]) -> Result<(), GgufError> {
 
 /// Adds the keys that only a later file has. What describes the model must not differ; what
 /// describes the file or its maker may.
-fn merge_metadata(all: &mut Metadata, file: &Opened) -> Result<(), GgufError> {
+fn merge_metadata(all: &mut Metadata, file: &OpenedFile) -> Result<(), GgufError> {
     const ARCHITECTURE: &str = "general.architecture";
     let architecture = all
         .optional_str(ARCHITECTURE)?

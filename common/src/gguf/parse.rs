@@ -1,3 +1,6 @@
+//! The head of a GGUF file, parsed from untrusted bytes. Every count, offset and length is checked
+//! before it is used; nothing here does I/O.
+
 use std::collections::{BTreeMap, HashSet};
 
 use super::cursor::Cursor;
@@ -31,10 +34,13 @@ const LEAST_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 /// What the head of a GGUF file says, checked against the file's length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
+    /// 2 or 3.
     pub version: u32,
+    /// Tensors begin at multiples of so many bytes.
     pub alignment: u64,
     /// Where tensor data starts, in bytes from the start of the file.
     pub data_start: u64,
+    /// Keys and values.
     pub metadata: BTreeMap<String, Value>,
     /// In file order.
     pub tensors: Vec<RawTensor>,
@@ -43,6 +49,7 @@ pub struct Header {
 /// One entry of the tensor table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawTensor {
+    /// Unique in the file, without control characters.
     pub name: String,
     /// Fastest first, 1 to 4 of them, none is 0.
     pub dims: Vec<u64>,

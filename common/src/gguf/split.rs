@@ -13,20 +13,20 @@ const MOST_PARTS: u32 = u16::MAX as u32;
 
 /// What the split.* keys of one part say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct SplitPart {
     /// From 0.
     pub(super) no: u32,
     pub(super) count: u32,
 }
 
 /// `None` for a file that is a model (or layer shard) by itself.
-pub(super) fn part(path: &Path, metadata: &Metadata) -> Result<Option<Part>, GgufError> {
+pub(super) fn part(path: &Path, metadata: &Metadata) -> Result<Option<SplitPart>, GgufError> {
     let count = metadata.optional_u32(COUNT)?.unwrap_or(0);
     if count <= 1 {
         return Ok(None);
     }
     if count > MOST_PARTS {
-        let reason = format!("no model has more than {MOST_PARTS} parts");
+        let reason = format!("a model has at most {MOST_PARTS} parts");
         return Err(metadata.invalid(COUNT, count, &reason).into());
     }
     let no = metadata.u32(NO)?;
@@ -37,7 +37,7 @@ pub(super) fn part(path: &Path, metadata: &Metadata) -> Result<Option<Part>, Ggu
             count,
         });
     }
-    Ok(Some(Part { no, count }))
+    Ok(Some(SplitPart { no, count }))
 }
 
 pub(super) fn tensor_count(metadata: &Metadata) -> Result<Option<u64>, GgufError> {
@@ -49,7 +49,7 @@ fn suffix(no: u32, count: u32) -> String {
 }
 
 /// The paths of all parts, in order, beside the one that is known.
-pub(super) fn siblings(path: &Path, part: Part) -> Result<Vec<PathBuf>, GgufError> {
+pub(super) fn siblings(path: &Path, part: SplitPart) -> Result<Vec<PathBuf>, GgufError> {
     let expected = suffix(part.no, part.count);
     let name = path
         .file_name()
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn siblings_follow_the_pattern() {
-        let part = Part { no: 1, count: 3 };
+        let part = SplitPart { no: 1, count: 3 };
         let all = siblings(Path::new("/m/big-00002-of-00003.gguf"), part).unwrap();
         assert_eq!(all[0], Path::new("/m/big-00001-of-00003.gguf"));
         assert_eq!(all[2], Path::new("/m/big-00003-of-00003.gguf"));

@@ -1,3 +1,5 @@
+//! Tensors of a mapped model file.
+
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -10,22 +12,28 @@ use crate::quant::{GgmlType, UnknownType};
 /// Where a tensor is and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
+    /// Name in the file.
     pub name: String,
     /// Fastest first: `[in, out]` is a matrix of `out` rows of `in` contiguous elements.
     pub dims: Vec<u64>,
+    /// Type of the elements.
     pub ty: GgmlType,
     /// From the start of its file.
     pub offset: u64,
+    /// Bytes of the data.
     pub bytes: u64,
     /// Index into the model's paths.
     pub file: usize,
 }
 
-/// A tensor of a type that this engine cannot read. It is no error unless somebody needs it.
+/// A tensor of a type that this engine cannot read, which is an error only where it is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnsupportedTensor {
+    /// Name in the file.
     pub name: String,
+    /// Fastest first.
     pub dims: Vec<u64>,
+    /// Type id of the elements.
     pub ty: UnknownType,
     /// From the start of its file.
     pub offset: u64,
@@ -54,11 +62,13 @@ impl Tensor {
         })
     }
 
+    /// Its entry in the tensor table.
     #[must_use]
     pub fn info(&self) -> &TensorInfo {
         &self.info
     }
 
+    /// Name in the file.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.info.name
@@ -76,6 +86,7 @@ impl Tensor {
         &self.info.dims
     }
 
+    /// Type of the elements.
     #[must_use]
     pub fn ty(&self) -> GgmlType {
         self.info.ty
@@ -104,10 +115,10 @@ impl Tensor {
         self.mapping.read_exact_at(out, self.info.offset + offset)
     }
 
-    /// Asks the kernel to read `range` of the data ahead, and returns at once.
+    /// Prefetches `range` of the data: tells the operating system to read it, and returns at once.
     ///
     /// # Errors
-    /// The range is not inside of the tensor, or the kernel refuses.
+    /// The range is not inside of the tensor, or the operating system refuses.
     pub fn will_need(&self, range: Range<usize>) -> io::Result<()> {
         self.mapping.will_need(self.absolute(range)?)
     }

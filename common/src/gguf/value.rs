@@ -1,57 +1,97 @@
+//! Metadata values, as GGUF stores them.
+
 use std::fmt;
 
 /// A metadata value as GGUF stores it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// Unsigned, 8 bits.
     U8(u8),
+    /// Signed, 8 bits.
     I8(i8),
+    /// Unsigned, 16 bits.
     U16(u16),
+    /// Signed, 16 bits.
     I16(i16),
+    /// Unsigned, 32 bits.
     U32(u32),
+    /// Signed, 32 bits.
     I32(i32),
+    /// Float, 32 bits.
     F32(f32),
+    /// One byte, 0 or 1.
     Bool(bool),
+    /// UTF-8.
     String(String),
+    /// Elements of one type.
     Array(Array),
+    /// Unsigned, 64 bits.
     U64(u64),
+    /// Signed, 64 bits.
     I64(i64),
+    /// Float, 64 bits.
     F64(f64),
 }
 
 /// A metadata array: GGUF gives all elements of one array the same type.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Array {
+    /// Elements: unsigned, 8 bits.
     U8(Vec<u8>),
+    /// Elements: signed, 8 bits.
     I8(Vec<i8>),
+    /// Elements: unsigned, 16 bits.
     U16(Vec<u16>),
+    /// Elements: signed, 16 bits.
     I16(Vec<i16>),
+    /// Elements: unsigned, 32 bits.
     U32(Vec<u32>),
+    /// Elements: signed, 32 bits.
     I32(Vec<i32>),
+    /// Elements: float, 32 bits.
     F32(Vec<f32>),
+    /// Elements: one byte, 0 or 1.
     Bool(Vec<bool>),
+    /// Elements: UTF-8.
     String(Vec<String>),
     /// Arrays of arrays; the inner ones may differ in type.
     Array(Vec<Array>),
+    /// Elements: unsigned, 64 bits.
     U64(Vec<u64>),
+    /// Elements: signed, 64 bits.
     I64(Vec<i64>),
+    /// Elements: float, 64 bits.
     F64(Vec<f64>),
 }
 
 /// The type ids of metadata values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueType {
+    /// Unsigned, 8 bits.
     U8,
+    /// Signed, 8 bits.
     I8,
+    /// Unsigned, 16 bits.
     U16,
+    /// Signed, 16 bits.
     I16,
+    /// Unsigned, 32 bits.
     U32,
+    /// Signed, 32 bits.
     I32,
+    /// Float, 32 bits.
     F32,
+    /// One byte, 0 or 1.
     Bool,
+    /// UTF-8.
     String,
+    /// Elements of one type.
     Array,
+    /// Unsigned, 64 bits.
     U64,
+    /// Signed, 64 bits.
     I64,
+    /// Float, 64 bits.
     F64,
 }
 
@@ -124,6 +164,7 @@ impl fmt::Display for ValueType {
 }
 
 impl Value {
+    /// The type that GGUF stores with the value.
     #[must_use]
     pub fn value_type(&self) -> ValueType {
         match self {
@@ -170,6 +211,7 @@ impl Value {
 }
 
 impl Array {
+    /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -189,11 +231,13 @@ impl Array {
         }
     }
 
+    /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// The type of all elements.
     #[must_use]
     pub fn element_type(&self) -> ValueType {
         match self {
@@ -213,7 +257,7 @@ impl Array {
         }
     }
 
-    /// All elements as integers; `None` if the element type is no integer type.
+    /// All elements as integers; `None` if they are not integers.
     #[must_use]
     pub fn integers(&self) -> Option<Vec<i128>> {
         fn widen<T: Copy + Into<i128>>(values: &[T]) -> Vec<i128> {

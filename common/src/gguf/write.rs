@@ -1,3 +1,5 @@
+//! Writes GGUF files: model files for tests, and the heads of slices.
+
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -29,9 +31,11 @@ pub struct GgufWriter {
 /// A declared tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedTensor {
+    /// Name in the file.
     pub name: String,
     /// Fastest first.
     pub dims: Vec<u64>,
+    /// Type of the elements.
     pub ty: GgmlType,
     /// From the start of the data section.
     pub offset: u64,
@@ -39,20 +43,34 @@ pub struct PlannedTensor {
     pub bytes: u64,
 }
 
+/// Why a file cannot be written.
 #[derive(Debug, Error)]
 pub enum WriteError {
+    /// A file cannot be created, written or renamed.
     #[error("cannot write {}: {problem}", file.display())]
-    File { file: PathBuf, problem: io::Error },
+    File {
+        /// File that the message names.
+        file: PathBuf,
+        /// The error of the operating system.
+        problem: io::Error,
+    },
+    /// The sink failed.
     #[error("cannot write the model: {0}")]
     Io(io::Error),
-    #[error("this would be no valid GGUF file: {0}")]
+    /// The declared keys or tensors cannot be stored.
+    #[error("this would not be a valid GGUF file: {0}")]
     Format(FormatError),
-    #[error("the key general.alignment follows from the writer's alignment, it cannot be set")]
+    /// `general.alignment` was added as a key.
+    #[error("general.alignment is set by the writer's alignment and cannot be added")]
     AlignmentKey,
-    #[error("tensor {tensor} needs {expected} bytes of data, but was given {written}")]
+    /// The data of a tensor is longer or shorter than declared.
+    #[error("tensor {tensor} needs {expected} bytes of data, but {written} were written")]
     Length {
+        /// Name of the tensor.
         tensor: String,
+        /// Bytes that its shape and type take.
         expected: u64,
+        /// Bytes that were written.
         written: u64,
     },
 }
@@ -77,6 +95,7 @@ impl Default for GgufWriter {
 }
 
 impl GgufWriter {
+    /// An empty file with the default alignment.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -91,7 +110,7 @@ impl GgufWriter {
     /// Another alignment than the default; also written as a key.
     ///
     /// # Errors
-    /// It is no power of two or out of range, or tensors are declared already.
+    /// It is not a power of two, is out of range, or tensors were declared before.
     pub fn with_alignment(mut self, alignment: u32) -> Result<Self, WriteError> {
         let wide = u64::from(alignment);
         let legal = wide.is_power_of_two() && (LEAST_ALIGNMENT..=MOST_ALIGNMENT).contains(&wide);
@@ -108,8 +127,10 @@ impl GgufWriter {
         Ok(self)
     }
 
+    /// Adds a key, behind those that were added before.
+    ///
     /// # Errors
-    /// The key is there already, or is that of the alignment.
+    /// The key was added before, or is that of the alignment.
     pub fn add(&mut self, key: &str, value: Value) -> Result<(), WriteError> {
         if key == ALIGNMENT_KEY {
             return Err(WriteError::AlignmentKey);
@@ -126,7 +147,7 @@ impl GgufWriter {
     /// Declares the next tensor. Data must come in the order of declaration.
     ///
     /// # Errors
-    /// The name is there already, or the shape is not legal for the type.
+    /// The name was declared before, or the shape is not legal for the type.
     pub fn add_tensor(&mut self, name: &str, dims: &[u64], ty: GgmlType) -> Result<(), WriteError> {
         let tensor = || name.to_owned();
         if self.names.contains(name) {
@@ -177,7 +198,7 @@ impl GgufWriter {
     }
 
     /// Writes everything to `sink`; `data` is called once a tensor, in order, and writes exactly
-    /// its bytes. Gives the number of bytes written.
+    /// its bytes. Returns the number of bytes written.
     ///
     /// # Errors
     /// Writing fails, or `data` writes another number of bytes.

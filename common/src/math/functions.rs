@@ -26,7 +26,7 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 0.5;
     let y = (p * r) * r + r + 1.0;
-    // Two factors, since 2^128 itself is no f32.
+    // Two factors, since 2^128 itself is not an f32.
     let n = n as i32;
     let half = n >> 1;
     let power = |k: i32| f32::from_bits(((k + 127) as u32) << 23);

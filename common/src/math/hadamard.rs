@@ -1,3 +1,5 @@
+//! The Walsh–Hadamard transform of index rows.
+
 /// Walsh–Hadamard transform in natural (Sylvester) order, scaled by 1/√n. `x.len()` is a power of
 /// two; other lengths leave `x` as it is.
 #[inline(always)]

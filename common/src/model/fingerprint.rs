@@ -1,3 +1,5 @@
+//! The identity of a model, compared before coordinator and node work together.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,12 +9,12 @@ use super::HyperParams;
 use crate::digest::FieldDigest;
 use crate::gguf::{GgufError, GgufModel, Tensor};
 
-/// Says whether two machines hold the same model: a BLAKE3 digest of the hyper-parameters, of
+/// Tells whether two machines hold the same model: a BLAKE3 digest of the hyper-parameters, of
 /// every tensor's name, shape and type, and of samples of its data. How the model is cut into
 /// files makes no difference.
 ///
-/// It guards against mistakes, not against somebody who alters a model on purpose: data between
-/// the samples is not read.
+/// It guards against mistakes, not against deliberate changes of a model: data between the samples
+/// is not read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
@@ -53,6 +55,7 @@ impl Fingerprint {
         Ok(Self(*digest.finish().as_bytes()))
     }
 
+    /// The digest, in the form that travels.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
@@ -86,7 +89,7 @@ impl TryFrom<&[u8]> for Fingerprint {
     }
 }
 
-/// Text that is no fingerprint.
+/// Text that is not a fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("a model fingerprint is 64 hex digits")]
 pub struct FingerprintText;

@@ -1,3 +1,5 @@
+//! Small tensors, read as floats.
+
 use super::ModelError;
 use crate::gguf::Tensor;
 use crate::quant::dequantize_row;
@@ -6,7 +8,7 @@ use crate::quant::dequantize_row;
 /// are read once when a model is loaded (norms, scales, biases, sinks).
 ///
 /// # Errors
-/// A value is infinite or no number.
+/// A value is infinite or NaN.
 pub fn read_floats(tensor: &Tensor) -> Result<Vec<f32>, ModelError> {
     // A tensor's bytes are whole blocks, so the count follows from them.
     let blocks = tensor.bytes().len() / tensor.ty().block_bytes();

@@ -1,3 +1,5 @@
+//! Hyper-parameters: read from the keys of a model and checked, each by itself and against others.
+
 use std::f32;
 use std::ops::RangeInclusive;
 
@@ -7,17 +9,17 @@ use crate::gguf::{Array, GgufModel, Metadata, MetadataError, Value};
 /// The one architecture that this engine runs, as `general.architecture` names it.
 pub const ARCHITECTURE: &str = "deepseek4";
 
-/// Most experts that a model may choose for a token; bounds what a call to a node may ask for.
+/// Most experts that a model may choose for a token; bounds the routes of a call to a node.
 pub const MAX_EXPERTS_USED: usize = 256;
 
-/// Shapes and constants of a model; everything is checked to be in a sane range.
+/// Shapes and constants of a model, each checked against a range.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HyperParams {
     /// NL, without speculative (MTP) blocks.
     pub layers: usize,
     /// E, width of one residual stream.
     pub hidden: usize,
-    /// V.
+    /// V, tokens of the vocabulary.
     pub vocab: usize,
     /// C, the most positions of a sequence.
     pub context: usize,
@@ -35,21 +37,23 @@ pub struct HyperParams {
     pub out_rank: usize,
     /// W, raw positions that a token attends to, its own included.
     pub window: usize,
-    /// 0 if no layer has an indexer.
+    /// Query heads of the indexer; 0 if no layer has one.
     pub index_heads: usize,
-    /// A power of two, at least `rope_dims`; 0 if no layer has an indexer.
+    /// Width of an index row: a power of two, at least `rope_dims`; 0 if no layer has an indexer.
     pub index_dim: usize,
-    /// 0 if no layer has an indexer.
+    /// Compressed rows that the indexer chooses for a token; 0 if no layer has an indexer.
     pub index_top_k: usize,
-    /// One a layer: 0 (window only), 4 or 128.
+    /// Positions per compressed row, one entry per layer: 0 (window only), 4 or 128.
     pub compress_ratios: Vec<usize>,
     /// Residual streams of the hyper-connections.
     pub streams: usize,
+    /// Alternating row and column normalisations of a mixing matrix, 1 to 1000.
     pub sinkhorn_iterations: usize,
+    /// Added to what those normalisations divide by.
     pub hc_eps: f32,
     /// NX, routed experts of a layer.
     pub experts: usize,
-    /// K, experts that a token uses.
+    /// K, experts that the router chooses for a token.
     pub experts_used: usize,
     /// FF, inner width of an expert.
     pub expert_width: usize,
@@ -59,16 +63,17 @@ pub struct HyperParams {
     pub expert_scale: f32,
     /// Whether the weights of the chosen experts are divided by their sum.
     pub normalize_weights: bool,
-    /// One a layer; infinite where there is no clamp.
+    /// Bound of gate and up of the routed experts, one per layer; infinite where there is none.
     pub clamp_routed: Vec<f32>,
-    /// One a layer; infinite where there is no clamp.
+    /// Bound of gate and up of the shared expert, one per layer; infinite where there is none.
     pub clamp_shared: Vec<f32>,
+    /// Added to the mean of squares in every RMS norm.
     pub rms_eps: f32,
     /// RoPE base of layers with ratio 0.
     pub rope_base: f32,
     /// RoPE base of layers with another ratio.
     pub compress_rope_base: f32,
-    /// Only for layers whose ratio is not 0.
+    /// Applied in layers whose ratio is not 0.
     pub yarn: Option<Yarn>,
     /// Experts that every token uses; they are stored as one of `shared_experts` times the width.
     pub shared_experts: usize,
@@ -77,9 +82,13 @@ pub struct HyperParams {
 /// Context extension of the rotary frequencies.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Yarn {
+    /// Ratio of the extended context to the original one.
     pub factor: f32,
+    /// Rotations within the original context above which a frequency stays as it is.
     pub beta_fast: f32,
+    /// Rotations within the original context below which a frequency is divided by `factor`.
     pub beta_slow: f32,
+    /// Positions that the model was trained with.
     pub original_context: usize,
 }
 
@@ -141,9 +150,7 @@ impl HyperParams {
             }
         };
         let clamp_routed = clamps(&k, "swiglu_clamp_exp", layers)?.unwrap_or_else(|| {
-            tracing::warn!(
-                "no swiglu_clamp_exp: taking the architecture's limit of {SWIGLU_LIMIT}"
-            );
+            tracing::warn!("no swiglu_clamp_exp: using the architecture's limit of {SWIGLU_LIMIT}");
             vec![SWIGLU_LIMIT; layers]
         });
         let clamp_shared =
@@ -316,9 +323,10 @@ fn vocab(k: &Keys<'_>) -> Result<usize, MetadataError> {
     }
     match k.metadata.optional_strings(TOKENS)?.map(<[String]>::len) {
         Some(n) if (1..=MOST).contains(&n) => Ok(n),
-        Some(n) => Err(k
-            .metadata
-            .invalid(TOKENS, format!("{n} tokens"), "no vocabulary")),
+        Some(n) => {
+            let reason = format!("a vocabulary has 1 to {MOST} tokens");
+            Err(k.metadata.invalid(TOKENS, format!("{n} tokens"), &reason))
+        }
         None => Err(k.missing("vocab_size")),
     }
 }

@@ -1,3 +1,5 @@
+//! Hyper-parameters as keys, for slices and synthetic models.
+
 use super::hparams::ARCHITECTURE;
 use super::{HyperParams, Yarn};
 use crate::gguf::{Array, Value};

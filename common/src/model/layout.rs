@@ -7,7 +7,7 @@ use super::names::block_name;
 
 /// What a tensor is for; decides which types it may have and how a synthetic one is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
+pub(super) enum TensorKind {
     Embedding,
     Output,
     Attention,
@@ -33,7 +33,7 @@ pub(super) enum Kind {
 
 /// The legal shapes of a tensor, fastest dim first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(super) enum TensorShape {
     Exact(Vec<u64>),
     /// The same bytes with rows in two dims.
     Grouped {
@@ -46,20 +46,20 @@ pub(super) enum Shape {
 
 /// One tensor that a model must have.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Spec {
+pub(super) struct TensorSpec {
     pub(super) name: String,
     /// Names that other converters give it.
     pub(super) aliases: Vec<String>,
-    pub(super) shape: Shape,
-    pub(super) kind: Kind,
+    pub(super) shape: TensorShape,
+    pub(super) kind: TensorKind,
 }
 
-impl Shape {
+impl TensorShape {
     /// The shape as this crate writes it.
     pub(super) fn dims(&self) -> &[u64] {
         match self {
-            Shape::Exact(dims) | Shape::RowsAtLeast(dims) => dims,
-            Shape::Grouped { flat, .. } => flat,
+            TensorShape::Exact(dims) | TensorShape::RowsAtLeast(dims) => dims,
+            TensorShape::Grouped { flat, .. } => flat,
         }
     }
 
@@ -74,9 +74,9 @@ impl Shape {
         }
         let same = |dims: &[u64]| trimmed(dims) == trimmed(found);
         match self {
-            Shape::Exact(dims) => same(dims),
-            Shape::Grouped { flat, grouped } => same(flat) || same(grouped),
-            Shape::RowsAtLeast(dims) => {
+            TensorShape::Exact(dims) => same(dims),
+            TensorShape::Grouped { flat, grouped } => same(flat) || same(grouped),
+            TensorShape::RowsAtLeast(dims) => {
                 dims.len() == found.len() && dims[1..] == found[1..] && found[0] >= dims[0]
             }
         }
@@ -84,15 +84,15 @@ impl Shape {
 
     pub(super) fn describe(&self) -> String {
         match self {
-            Shape::Exact(dims) => format!("{dims:?}"),
-            Shape::Grouped { flat, grouped } => format!("{flat:?} or {grouped:?}"),
-            Shape::RowsAtLeast(dims) => format!("{dims:?} or longer rows"),
+            TensorShape::Exact(dims) => format!("{dims:?}"),
+            TensorShape::Grouped { flat, grouped } => format!("{flat:?} or {grouped:?}"),
+            TensorShape::RowsAtLeast(dims) => format!("{dims:?} or longer rows"),
         }
     }
 }
 
-fn spec(name: String, aliases: Vec<String>, shape: Shape, kind: Kind) -> Spec {
-    Spec {
+fn spec(name: String, aliases: Vec<String>, shape: TensorShape, kind: TensorKind) -> TensorSpec {
+    TensorSpec {
         name,
         aliases,
         shape,
@@ -106,12 +106,12 @@ fn mixes(hp: &HyperParams) -> usize {
 }
 
 /// Every tensor of the model, in the order in which files list them.
-pub(super) fn model(hp: &HyperParams) -> Vec<Spec> {
+pub(super) fn model(hp: &HyperParams) -> Vec<TensorSpec> {
     let mut all = vec![global(
         "token_embd",
         None,
         &[hp.hidden, hp.vocab],
-        Kind::Embedding,
+        TensorKind::Embedding,
     )];
     for block in 0..hp.layers {
         layer(hp, block, &mut all);
@@ -122,31 +122,36 @@ pub(super) fn model(hp: &HyperParams) -> Vec<Spec> {
         "output_hc_fn",
         Some("hc_head_fn"),
         &mixed,
-        Kind::Mixer,
+        TensorKind::Mixer,
     ));
     all.push(global(
         "output_hc_scale",
         Some("hc_head_scale"),
         &[1],
-        Kind::MixerScale,
+        TensorKind::MixerScale,
     ));
     all.push(global(
         "output_hc_base",
         Some("hc_head_base"),
         &[streams],
-        Kind::MixerBase,
+        TensorKind::MixerBase,
     ));
-    all.push(global("output_norm", None, &[hp.hidden], Kind::Norm));
-    all.push(global("output", None, &[hp.hidden, hp.vocab], Kind::Output));
+    all.push(global("output_norm", None, &[hp.hidden], TensorKind::Norm));
+    all.push(global(
+        "output",
+        None,
+        &[hp.hidden, hp.vocab],
+        TensorKind::Output,
+    ));
     all
 }
 
-fn global(name: &str, alias: Option<&str>, dims: &[usize], kind: Kind) -> Spec {
+fn global(name: &str, alias: Option<&str>, dims: &[usize], kind: TensorKind) -> TensorSpec {
     let full = |name: &str| format!("{name}.weight");
     spec(
         full(name),
         alias.map(full).into_iter().collect(),
-        Shape::Exact(wide(dims)),
+        TensorShape::Exact(wide(dims)),
         kind,
     )
 }
@@ -156,26 +161,26 @@ fn wide(dims: &[usize]) -> Vec<u64> {
 }
 
 /// Collects the tensors of one block.
-struct Block<'a> {
+struct BlockTensors<'a> {
     number: usize,
-    all: &'a mut Vec<Spec>,
+    all: &'a mut Vec<TensorSpec>,
 }
 
-impl Block<'_> {
-    fn add(&mut self, name: &str, dims: &[usize], kind: Kind) {
-        self.push(name, &[], Shape::Exact(wide(dims)), kind);
+impl BlockTensors<'_> {
+    fn add(&mut self, name: &str, dims: &[usize], kind: TensorKind) {
+        self.push(name, &[], TensorShape::Exact(wide(dims)), kind);
     }
 
-    fn push(&mut self, name: &str, aliases: &[&str], shape: Shape, kind: Kind) {
+    fn push(&mut self, name: &str, aliases: &[&str], shape: TensorShape, kind: TensorKind) {
         let full = |name: &str| block_name(self.number, &format!("{name}.weight"));
         let aliases = aliases.iter().map(|alias| full(alias)).collect();
         self.all.push(spec(full(name), aliases, shape, kind));
     }
 }
 
-fn layer(hp: &HyperParams, number: usize, all: &mut Vec<Spec>) {
+fn layer(hp: &HyperParams, number: usize, all: &mut Vec<TensorSpec>) {
     let ratio = hp.compress_ratios.get(number).copied().unwrap_or(0);
-    let mut b = Block { number, all };
+    let mut b = BlockTensors { number, all };
     mixer(hp, &mut b, "attn");
     attention(hp, &mut b);
     if ratio != 0 {
@@ -186,9 +191,13 @@ fn layer(hp: &HyperParams, number: usize, all: &mut Vec<Spec>) {
         b.add(
             "indexer.attn_q_b",
             &[hp.q_rank, hp.index_heads * hp.index_dim],
-            Kind::Indexer,
+            TensorKind::Indexer,
         );
-        b.add("indexer.proj", &[hp.hidden, hp.index_heads], Kind::Indexer);
+        b.add(
+            "indexer.proj",
+            &[hp.hidden, hp.index_heads],
+            TensorKind::Indexer,
+        );
         let names = ["indexer_compressor", "indexer.compress"];
         compressor(hp, &mut b, names, hp.index_dim, ratio);
     }
@@ -196,84 +205,92 @@ fn layer(hp: &HyperParams, number: usize, all: &mut Vec<Spec>) {
     experts(hp, &mut b);
 }
 
-fn mixer(hp: &HyperParams, b: &mut Block<'_>, which: &str) {
+fn mixer(hp: &HyperParams, b: &mut BlockTensors<'_>, which: &str) {
     b.add(
         &format!("hc_{which}_fn"),
         &[hp.streams * hp.hidden, mixes(hp)],
-        Kind::Mixer,
+        TensorKind::Mixer,
     );
-    b.add(&format!("hc_{which}_scale"), &[3], Kind::MixerScale);
-    b.add(&format!("hc_{which}_base"), &[mixes(hp)], Kind::MixerBase);
+    b.add(&format!("hc_{which}_scale"), &[3], TensorKind::MixerScale);
+    b.add(
+        &format!("hc_{which}_base"),
+        &[mixes(hp)],
+        TensorKind::MixerBase,
+    );
 }
 
-fn attention(hp: &HyperParams, b: &mut Block<'_>) {
+fn attention(hp: &HyperParams, b: &mut BlockTensors<'_>) {
     let (e, d) = (hp.hidden, hp.head_dim);
     let group = d * hp.heads / hp.out_groups;
-    b.add("attn_norm", &[e], Kind::Norm);
-    b.add("attn_q_a", &[e, hp.q_rank], Kind::Attention);
-    b.add("attn_q_a_norm", &[hp.q_rank], Kind::Norm);
-    b.add("attn_q_b", &[hp.q_rank, hp.heads * d], Kind::Attention);
-    let kv = Shape::Exact(wide(&[e, d]));
+    b.add("attn_norm", &[e], TensorKind::Norm);
+    b.add("attn_q_a", &[e, hp.q_rank], TensorKind::Attention);
+    b.add("attn_q_a_norm", &[hp.q_rank], TensorKind::Norm);
+    b.add(
+        "attn_q_b",
+        &[hp.q_rank, hp.heads * d],
+        TensorKind::Attention,
+    );
+    let kv = TensorShape::Exact(wide(&[e, d]));
     b.push(
         "attn_kv",
         &["attn_kv_latent", "attn_kv_a_mqa"],
         kv,
-        Kind::Attention,
+        TensorKind::Attention,
     );
-    b.add("attn_kv_a_norm", &[d], Kind::Norm);
-    b.add("attn_sinks", &[hp.heads], Kind::Sinks);
-    let output_a = Shape::Grouped {
+    b.add("attn_kv_a_norm", &[d], TensorKind::Norm);
+    b.add("attn_sinks", &[hp.heads], TensorKind::Sinks);
+    let output_a = TensorShape::Grouped {
         flat: wide(&[group, hp.out_groups * hp.out_rank]),
         grouped: wide(&[group, hp.out_rank, hp.out_groups]),
     };
-    b.push("attn_output_a", &[], output_a, Kind::Attention);
+    b.push("attn_output_a", &[], output_a, TensorKind::Attention);
     b.add(
         "attn_output_b",
         &[hp.out_groups * hp.out_rank, e],
-        Kind::Attention,
+        TensorKind::Attention,
     );
 }
 
 /// `width` is that of the compressed rows.
 fn compressor(
     hp: &HyperParams,
-    b: &mut Block<'_>,
+    b: &mut BlockTensors<'_>,
     [name, alias]: [&str; 2],
     width: usize,
     ratio: usize,
 ) {
     let wide_rows = width * HyperParams::compressor_overlap(ratio);
-    let parts: [(&str, &[usize], Kind); 4] = [
-        ("kv", &[hp.hidden, wide_rows], Kind::Compressor),
-        ("gate", &[hp.hidden, wide_rows], Kind::Compressor),
-        ("ape", &[wide_rows, ratio], Kind::PositionBias),
-        ("norm", &[width], Kind::Norm),
+    let parts: [(&str, &[usize], TensorKind); 4] = [
+        ("kv", &[hp.hidden, wide_rows], TensorKind::Compressor),
+        ("gate", &[hp.hidden, wide_rows], TensorKind::Compressor),
+        ("ape", &[wide_rows, ratio], TensorKind::PositionBias),
+        ("norm", &[width], TensorKind::Norm),
     ];
     for (part, dims, kind) in parts {
         let (name, alias) = (format!("{name}_{part}"), format!("{alias}_{part}"));
-        b.push(&name, &[&alias], Shape::Exact(wide(dims)), kind);
+        b.push(&name, &[&alias], TensorShape::Exact(wide(dims)), kind);
     }
 }
 
-fn experts(hp: &HyperParams, b: &mut Block<'_>) {
+fn experts(hp: &HyperParams, b: &mut BlockTensors<'_>) {
     let (e, n, ff, shared) = (hp.hidden, hp.experts, hp.expert_width, hp.shared_width());
-    b.add("ffn_norm", &[e], Kind::Norm);
-    b.add("ffn_gate_inp", &[e, n], Kind::Router);
+    b.add("ffn_norm", &[e], TensorKind::Norm);
+    b.add("ffn_gate_inp", &[e, n], TensorKind::Router);
     if b.number < hp.hash_layers {
-        let table = Shape::RowsAtLeast(wide(&[hp.experts_used, hp.vocab]));
-        b.push("ffn_gate_tid2eid", &[], table, Kind::HashTable);
+        let table = TensorShape::RowsAtLeast(wide(&[hp.experts_used, hp.vocab]));
+        b.push("ffn_gate_tid2eid", &[], table, TensorKind::HashTable);
     } else {
         b.all.push(spec(
             block_name(b.number, "exp_probs_b.bias"),
             vec![block_name(b.number, "exp_probs_b.weight")],
-            Shape::Exact(wide(&[n])),
-            Kind::RouterBias,
+            TensorShape::Exact(wide(&[n])),
+            TensorKind::RouterBias,
         ));
     }
-    b.add("ffn_gate_exps", &[e, ff, n], Kind::ExpertUp);
-    b.add("ffn_up_exps", &[e, ff, n], Kind::ExpertUp);
-    b.add("ffn_down_exps", &[ff, e, n], Kind::ExpertDown);
-    b.add("ffn_gate_shexp", &[e, shared], Kind::Shared);
-    b.add("ffn_up_shexp", &[e, shared], Kind::Shared);
-    b.add("ffn_down_shexp", &[shared, e], Kind::Shared);
+    b.add("ffn_gate_exps", &[e, ff, n], TensorKind::ExpertUp);
+    b.add("ffn_up_exps", &[e, ff, n], TensorKind::ExpertUp);
+    b.add("ffn_down_exps", &[ff, e, n], TensorKind::ExpertDown);
+    b.add("ffn_gate_shexp", &[e, shared], TensorKind::Shared);
+    b.add("ffn_up_shexp", &[e, shared], TensorKind::Shared);
+    b.add("ffn_down_shexp", &[shared, e], TensorKind::Shared);
 }

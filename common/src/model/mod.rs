@@ -1,8 +1,9 @@
 //! What the container's keys and tensors mean for the DeepSeek V4 architecture.
 //!
 //! [`HyperParams`] are the model's shapes and constants, [`ModelTensors`] its weights with every
-//! name resolved and every shape checked, [`WeightBudget`] what they amount to, [`Fingerprint`] says whether two machines hold the same
-//! model, and [`synthetic`] writes random-weight models of any shape.
+//! name resolved and every shape checked, [`WeightBudget`] their sizes. [`Fingerprint`] tells
+//! whether two machines hold the same model, and [`synthetic`] writes random-weight models of any
+//! shape.
 
 mod error;
 mod fingerprint;

@@ -1,9 +1,12 @@
+//! The tensors of a model, bound by name, shape and type. Refuses a file in which one is missing or
+//! does not fit.
+
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use tracing::{info, warn};
 
-use super::layout::{self, Kind, Spec};
+use super::layout::{self, TensorKind, TensorSpec};
 use super::names::{block_name, split_block};
 use super::{HyperParams, ModelError};
 use crate::gguf::{GgufModel, Tensor};
@@ -24,6 +27,7 @@ pub struct ModelTensors {
     pub output_hc_base: Tensor,
     /// `[1]`.
     pub output_hc_scale: Tensor,
+    /// One per layer, speculative blocks left out.
     pub layers: Vec<LayerTensors>,
 }
 
@@ -99,26 +103,28 @@ pub struct CompressorTensors {
     pub norm: Tensor,
 }
 
+/// The indexer of a layer with ratio 4, which scores compressed rows.
 #[derive(Clone, Debug)]
 pub struct IndexerTensors {
     /// `[QL, heads·dim]` of the indexer.
     pub q_b: Tensor,
     /// `[E, heads]` of the indexer.
     pub proj: Tensor,
+    /// Compressor of the rows that it scores; d is the width of an index row.
     pub compressor: CompressorTensors,
 }
 
 impl ModelTensors {
-    /// Finds every tensor that `hp` asks for. Touches no weights but the hash tables.
+    /// Finds every tensor that a model of `hp` has. Reads no weights except the hash tables.
     ///
-    /// Tensors that nobody asks for are warned about, those of speculative blocks are only noted.
+    /// Logs unknown tensors as warnings, and the number of those of speculative blocks.
     ///
     /// # Errors
     /// Tensors are missing (all are listed), or one has a shape or type that does not fit, or a
     /// hash table names an expert that does not exist.
     pub fn bind(gguf: &GgufModel, hp: &HyperParams) -> Result<Self, ModelError> {
         let specs = layout::model(hp);
-        let bound = Bound::resolve(gguf, &specs)?;
+        let bound = BoundTensors::resolve(gguf, &specs)?;
         report_unused(gguf, hp, &bound);
         let layers = (0..hp.layers)
             .map(|i| bound.layer(hp, i))
@@ -139,13 +145,13 @@ impl ModelTensors {
 }
 
 /// The tensors of the table by the name that the table gives them.
-pub(super) struct Bound {
+pub(super) struct BoundTensors {
     file: PathBuf,
     tensors: HashMap<String, Tensor>,
 }
 
-impl Bound {
-    pub(super) fn resolve(gguf: &GgufModel, specs: &[Spec]) -> Result<Self, ModelError> {
+impl BoundTensors {
+    pub(super) fn resolve(gguf: &GgufModel, specs: &[TensorSpec]) -> Result<Self, ModelError> {
         let file = gguf.name().to_path_buf();
         let mut tensors = HashMap::with_capacity(specs.len());
         let mut missing = Vec::new();
@@ -230,7 +236,7 @@ impl Bound {
 }
 
 /// The tensor under its own name or one alias.
-fn find(gguf: &GgufModel, spec: &Spec) -> Result<Option<Tensor>, ModelError> {
+fn find(gguf: &GgufModel, spec: &TensorSpec) -> Result<Option<Tensor>, ModelError> {
     let mut names = std::iter::once(&spec.name)
         .chain(&spec.aliases)
         .filter(|name| gguf.contains(name));
@@ -247,7 +253,7 @@ fn find(gguf: &GgufModel, spec: &Spec) -> Result<Option<Tensor>, ModelError> {
     Ok(Some(gguf.require(name)?))
 }
 
-fn check(spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
+fn check(spec: &TensorSpec, tensor: &Tensor) -> Result<(), ModelError> {
     let file = || tensor.file().to_path_buf();
     if !spec.shape.admits(tensor.dims()) {
         return Err(ModelError::Shape {
@@ -260,10 +266,12 @@ fn check(spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
     let float = matches!(tensor.ty(), GgmlType::F32 | GgmlType::F16 | GgmlType::BF16);
     let integer = tensor.ty() == GgmlType::I32;
     let (fits, expected) = match spec.kind {
-        Kind::HashTable => (integer, "I32"),
-        Kind::Norm | Kind::Sinks | Kind::RouterBias | Kind::MixerBase | Kind::MixerScale => {
-            (float, "F32, F16 or BF16")
-        }
+        TensorKind::HashTable => (integer, "I32"),
+        TensorKind::Norm
+        | TensorKind::Sinks
+        | TensorKind::RouterBias
+        | TensorKind::MixerBase
+        | TensorKind::MixerScale => (float, "F32, F16 or BF16"),
         _ => (!integer, "a weight format"),
     };
     if fits {
@@ -278,7 +286,7 @@ fn check(spec: &Spec, tensor: &Tensor) -> Result<(), ModelError> {
     })
 }
 
-/// Every entry that is used must be an expert, so that nobody needs to check later.
+/// Every entry that is used must be an expert, so that routing need not check it.
 fn check_hash_table(hp: &HyperParams, table: &Tensor) -> Result<(), ModelError> {
     let width = usize::try_from(table.dims().first().copied().unwrap_or(0)).unwrap_or(usize::MAX);
     let (entries, _) = table.bytes().as_chunks::<4>();
@@ -300,9 +308,9 @@ fn check_hash_table(hp: &HyperParams, table: &Tensor) -> Result<(), ModelError> 
     Ok(())
 }
 
-/// Says what the file holds beyond the model: blocks for speculation are left out on purpose, any
-/// other tensor may mean that the file wants mathematics that this engine does not know.
-fn report_unused(gguf: &GgufModel, hp: &HyperParams, bound: &Bound) {
+/// Logs what the file holds beyond the model. Blocks for speculation are left out on purpose; any
+/// other tensor may mean that the model needs mathematics that this engine does not know.
+fn report_unused(gguf: &GgufModel, hp: &HyperParams, bound: &BoundTensors) {
     const MOST_WARNINGS: usize = 16;
     let used: HashSet<&str> = bound.tensors.values().map(Tensor::name).collect();
     let all = gguf.tensors().iter().map(|t| t.name.as_str());
@@ -318,7 +326,7 @@ fn report_unused(gguf: &GgufModel, hp: &HyperParams, bound: &Bound) {
         );
     }
     for name in unknown.iter().take(MOST_WARNINGS) {
-        warn!("{file}: tensor {name} is unknown and not used");
+        warn!("{file}: unknown tensor {name} is not used");
     }
     if unknown.len() > MOST_WARNINGS {
         warn!(

@@ -1,17 +1,20 @@
-use super::layout::{self, Kind, Spec};
+//! The sizes of a model's weights, for planning.
+
+use super::layout::{self, TensorKind, TensorSpec};
 use super::names::split_block;
 use super::synthetic::Formats;
-use super::tensors::Bound;
+use super::tensors::BoundTensors;
 use super::{HyperParams, ModelError};
 use crate::gguf::GgufModel;
 use crate::quant::GgmlType;
 
-/// What a model's weights amount to, by who reads them and when. From names, shapes and types
-/// alone: no weight is touched.
+/// The sizes of a model's weights, by when they are read. Computed from names, shapes and types:
+/// no weight is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightBudget {
+    /// One per layer.
     pub layers: Vec<LayerBudget>,
-    /// The embedding, of which a token reads one row.
+    /// Bytes of the embedding, of which a token reads one row.
     pub embedding: u64,
     /// Norm, mixer and projection behind the last layer.
     pub head: Amount,
@@ -25,45 +28,50 @@ pub struct LayerBudget {
     pub dense: Amount,
     /// The shared expert.
     pub shared: Amount,
-    /// The table of a hash-routed layer, of which a token reads one row.
+    /// Bytes of the table of a hash-routed layer, of which a token reads one row; else 0.
     pub table: u64,
+    /// The routed experts, of which a token reads those that it is routed to.
     pub experts: ExpertBudget,
 }
 
 /// Some matrices together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amount {
+    /// Bytes in the file.
     pub bytes: u64,
-    /// Weights; a token multiplies each once.
+    /// Number of weights; a token multiplies each once.
     pub values: u64,
 }
 
 /// The routed experts of one layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ExpertBudget {
-    /// All experts together.
+    /// Bytes of all experts together.
     pub bytes: u64,
+    /// Weight type of the gate projections.
     pub gate: GgmlType,
+    /// Weight type of the up projections.
     pub up: GgmlType,
+    /// Weight type of the down projections.
     pub down: GgmlType,
 }
 
 impl WeightBudget {
-    /// Of a model's files.
+    /// The budget of a model's files.
     ///
     /// # Errors
-    /// Tensors that `hp` asks for are missing, or have shapes or types that do not fit.
+    /// Tensors of the model are missing, or have shapes or types that do not fit.
     pub fn of_model(gguf: &GgufModel, hp: &HyperParams) -> Result<Self, ModelError> {
         let specs = layout::model(hp);
-        let bound = Bound::resolve(gguf, &specs)?;
-        let of = |spec: &Spec| {
+        let bound = BoundTensors::resolve(gguf, &specs)?;
+        let of = |spec: &TensorSpec| {
             let tensor = bound.get(&spec.name)?;
             Ok((tensor.ty(), tensor.info().bytes))
         };
         collect(hp, &specs, of)
     }
 
-    /// Of a model that would have these shapes and formats.
+    /// The budget of a model with these shapes and formats.
     ///
     /// # Errors
     /// None as long as rows are whole blocks; a row that is not counts as empty.
@@ -92,7 +100,7 @@ impl WeightBudget {
         self.layers.iter().map(layer).sum::<u64>() + self.head.bytes + self.embedding
     }
 
-    /// Bytes that one token makes the coordinator read.
+    /// Bytes that the coordinator reads for one token.
     #[must_use]
     pub fn dense_bytes_a_token(&self) -> u64 {
         let layer = |l: &LayerBudget| l.dense.bytes + l.shared.bytes;
@@ -102,8 +110,8 @@ impl WeightBudget {
 
 fn collect(
     hp: &HyperParams,
-    specs: &[Spec],
-    of: impl Fn(&Spec) -> Result<(GgmlType, u64), ModelError>,
+    specs: &[TensorSpec],
+    of: impl Fn(&TensorSpec) -> Result<(GgmlType, u64), ModelError>,
 ) -> Result<WeightBudget, ModelError> {
     let empty = LayerBudget {
         dense: Amount::default(),
@@ -129,15 +137,15 @@ fn collect(
         };
         let layer = split_block(&spec.name).and_then(|(l, _)| budget.layers.get_mut(l));
         match (spec.kind, layer) {
-            (Kind::Embedding, _) => budget.embedding += bytes,
+            (TensorKind::Embedding, _) => budget.embedding += bytes,
             (_, None) => budget.head.add(amount),
-            (Kind::Shared, Some(layer)) => layer.shared.add(amount),
-            (Kind::HashTable, Some(layer)) => layer.table += bytes,
-            (Kind::ExpertUp | Kind::ExpertDown, Some(layer)) => {
+            (TensorKind::Shared, Some(layer)) => layer.shared.add(amount),
+            (TensorKind::HashTable, Some(layer)) => layer.table += bytes,
+            (TensorKind::ExpertUp | TensorKind::ExpertDown, Some(layer)) => {
                 let experts = &mut layer.experts;
                 experts.bytes += bytes;
                 match spec.kind {
-                    Kind::ExpertDown => experts.down = ty,
+                    TensorKind::ExpertDown => experts.down = ty,
                     _ if spec.name.ends_with("ffn_up_exps.weight") => experts.up = ty,
                     _ => experts.gate = ty,
                 }

@@ -1,15 +1,17 @@
-//! Activation blocks: what a float activation becomes before it meets a quantised weight.
+//! Activation blocks: what float activations become before quantised weights multiply them.
 //!
 //! Both quantisers round half to even and share one rule for values that have no place on the
 //! grid: a block that holds a NaN or an infinity gets `d = NaN` and all-zero integers, so that
-//! every dot product with it is NaN and nothing else is touched. A block whose largest value is
+//! every dot product with it is NaN and no other block is affected. A block whose largest value is
 //! too small for its scale or the scale's inverse to be a finite nonzero float is all zero.
 
 /// 32 activations with one scale. The scale stays f32, unlike a stored Q8_0 block.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct BlockQ8 {
+    /// Scale: a value is `d * q`.
     pub d: f32,
+    /// The 32 values, quantised.
     pub q: [i8; 32],
 }
 
@@ -18,8 +20,11 @@ pub struct BlockQ8 {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[repr(C)]
 pub struct BlockQ8K {
+    /// Scale: a value is `d * q`.
     pub d: f32,
+    /// The 256 values, quantised.
     pub q: [i8; 256],
+    /// Sum of each run of 16 values of `q`.
     pub bsums: [i16; 16],
 }
 

@@ -49,7 +49,7 @@ impl IntBlock {
     }
 }
 
-/// A format of 256 weights a block.
+/// A format of 256 weights per block.
 pub(crate) trait SuperBlock {
     /// The bytes of one block.
     type Bytes: Copy + 'static;
@@ -65,7 +65,7 @@ pub(crate) trait SuperBlock {
     fn unpack(bytes: &Self::Bytes, out: &mut IntBlock);
 }
 
-/// A format of 32 weights a block with one scale: weight `i` is `d * q[i]`.
+/// A format of 32 weights per block with one scale: weight `i` is `d * q[i]`.
 pub(crate) trait SmallBlock {
     /// The bytes of one block.
     type Bytes: Copy + 'static;

@@ -1,23 +1,37 @@
+//! The types of tensors: ids, names and sizes of blocks.
+
 use std::fmt;
 
 /// Element type of a GGUF tensor. Only types that this engine can read are listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GgmlType {
+    /// 32-bit floats.
     F32,
+    /// 16-bit floats, IEEE.
     F16,
+    /// The upper halves of 32-bit floats.
     BF16,
+    /// 32-bit integers, for tables.
     I32,
+    /// Blocks of 32 signed bytes with one f16 scale.
     Q8_0,
+    /// Super-blocks of 256 weights of 2 bits with scales and mins.
     Q2K,
+    /// Super-blocks of 256 weights of 3 bits with scales.
     Q3K,
+    /// Super-blocks of 256 weights of 4 bits with scales and mins.
     Q4K,
+    /// Super-blocks of 256 weights of 5 bits with scales and mins.
     Q5K,
+    /// Super-blocks of 256 weights of 6 bits with scales.
     Q6K,
+    /// Super-blocks of 256 weights as indices of a codebook of eights, about 2 bits each.
     Iq2Xxs,
+    /// Blocks of 32 floats of 4 bits with one power-of-two scale.
     Mxfp4,
 }
 
-/// How an activation must be laid out to meet a weight of some type.
+/// The layout of activations that weights of some type multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActivationFormat {
     /// Plain f32: the weight is a float type.
@@ -44,6 +58,7 @@ impl fmt::Display for UnknownType {
 impl std::error::Error for UnknownType {}
 
 impl GgmlType {
+    /// Every type that this engine reads.
     pub const ALL: [GgmlType; 12] = [
         GgmlType::F32,
         GgmlType::F16,
@@ -78,8 +93,10 @@ impl GgmlType {
         }
     }
 
+    /// The type with this id in a GGUF tensor table.
+    ///
     /// # Errors
-    /// The id is not one of [`GgmlType::ALL`].
+    /// The id is not that of one of [`GgmlType::ALL`].
     pub fn from_id(id: u32) -> Result<Self, UnknownType> {
         Self::ALL
             .into_iter()
@@ -87,6 +104,7 @@ impl GgmlType {
             .ok_or(UnknownType(id))
     }
 
+    /// The type's name in the GGUF specification.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -137,7 +155,7 @@ impl GgmlType {
         }
     }
 
-    /// Bytes of a row of `elements`; `None` if the row is no whole number of blocks or overflows.
+    /// Bytes of a row of `elements`; `None` if they are not whole blocks, or the bytes overflow.
     #[must_use]
     pub fn row_bytes(self, elements: u64) -> Option<u64> {
         let block = self.block_elements() as u64;

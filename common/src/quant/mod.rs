@@ -45,7 +45,7 @@ use block::{dequantize_small, dequantize_super};
 /// says; integers become the nearest float.
 ///
 /// # Panics
-/// `out` is no whole number of blocks of `ty`, or `bytes` is not exactly their bytes.
+/// `out` is not a whole number of blocks of `ty`, or `bytes` is not exactly their bytes.
 pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
     let expected = ty.row_bytes(out.len() as u64);
     assert_eq!(

@@ -25,7 +25,7 @@ pub(crate) const PANEL_BLOCK: usize = PANEL_ROWS * BLOCK;
 /// The order in which a matrix is stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Layout {
-    /// Row by row, as GGUF has it.
+    /// Row by row, as in GGUF files.
     #[default]
     Plain,
     /// In panels of [`PANEL_ROWS`] rows; Q4_K alone.
@@ -33,7 +33,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// As files and flags say it.
+    /// The name in files and flags.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -62,9 +62,9 @@ impl Layout {
     }
 }
 
-/// Text that names no [`Layout`].
+/// Text that is not the name of a [`Layout`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no order of weights: plain or panels")]
+#[error("invalid order of weights {0:?}: expected plain or panels")]
 pub struct UnknownLayout(String);
 
 impl FromStr for Layout {

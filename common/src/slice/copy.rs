@@ -5,7 +5,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use blake3::{Hash, Hasher};
 
-use super::{Cut, SliceError, SliceWriter, WholeModel};
+use super::{CutTensor, SliceError, SliceWriter, WholeModel};
 
 /// Bytes that are moved at once.
 const PIECE: usize = 4 << 20;
@@ -14,7 +14,7 @@ const PIECE: usize = 4 << 20;
 const AHEAD: usize = 2;
 
 /// Appends what is missing of the tensor that comes next in `writer`, and ends it. Reading the
-/// model and writing the slice overlap. `written` is told the bytes of each step.
+/// model and writing the slice overlap. `written` is called with the number of bytes of each step.
 ///
 /// # Errors
 /// The model cannot be read or the slice cannot be written.
@@ -52,9 +52,9 @@ pub fn copy_tensor(
     })
 }
 
-/// Sends the bytes from `offset` on until they end, reading fails, or nobody takes them.
+/// Sends the bytes from `offset` on until they end, reading fails, or the receiver is gone.
 fn read_ahead(
-    cut: &mut Cut,
+    cut: &mut CutTensor,
     mut offset: u64,
     next: impl Fn() -> Vec<u8>,
     full: &SyncSender<Result<Vec<u8>, SliceError>>,

@@ -16,7 +16,7 @@ const WINDOW: u64 = 4 << 20;
 /// Runs from this length on are read one by one.
 const LONG_RUN: u64 = 256 << 10;
 
-/// A model that slices are cut from. Nothing of it becomes resident. Cheap to clone.
+/// A model that slices are cut from. None of its weights become resident. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WholeModel {
     gguf: GgufModel,
@@ -27,6 +27,8 @@ pub struct WholeModel {
 }
 
 impl WholeModel {
+    /// A model to cut slices from; reads the samples of its fingerprint.
+    ///
     /// # Errors
     /// The files cannot be read.
     pub fn new(
@@ -48,21 +50,25 @@ impl WholeModel {
         })
     }
 
+    /// Hyper-parameters of the model.
     #[must_use]
     pub fn hyper_params(&self) -> &HyperParams {
         &self.hp
     }
 
+    /// Fingerprint of the model, which every slice of it carries.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
+    /// Tile grid of the model.
     #[must_use]
     pub fn grid(&self) -> Grid {
         Grid::of(self.hp.experts, self.hp.expert_width)
     }
 
+    /// Layers with routed experts.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.experts.len()
@@ -74,8 +80,8 @@ impl WholeModel {
         self.gguf.name()
     }
 
-    /// What a slice of these tiles is, without its data. Tensors that have no such order as
-    /// `layout` are stored plainly.
+    /// The head of a slice of these tiles. Tensors that cannot be stored in the order of `layout`
+    /// are stored plainly.
     ///
     /// # Errors
     /// The tiles are not of this model, there are none or too many, or a weight format has blocks
@@ -122,12 +128,12 @@ impl WholeModel {
         SliceHead::new(file(), model, holdings, &types, layout)
     }
 
-    /// The way to the bytes of one tensor of a slice of this model.
+    /// Reads the bytes of one tensor of a slice of this model.
     ///
     /// # Panics
     /// `tensor` is of another model.
     #[must_use]
-    pub fn cut(&self, tensor: &SliceTensor) -> Cut {
+    pub fn cut(&self, tensor: &SliceTensor) -> CutTensor {
         let [gate, up, down] = &self.experts[tensor.layer];
         let (hidden, width) = (self.hp.hidden as u64, self.hp.expert_width as u64);
         // Shapes were checked when the model's tensors were bound.
@@ -164,7 +170,7 @@ impl WholeModel {
             bytes: run * count,
             window: Vec::new(),
         };
-        Cut {
+        CutTensor {
             packed,
             panel: match tensor.layout {
                 Layout::Plain => None,
@@ -176,9 +182,9 @@ impl WholeModel {
     }
 }
 
-/// The bytes of a tensor of a slice.
+/// One tensor of a slice, read from the whole model.
 #[derive(Clone, Debug)]
-pub struct Cut {
+pub struct CutTensor {
     packed: Packed,
     /// Bytes of a panel, where the tensor is stored in panels.
     panel: Option<u64>,
@@ -187,8 +193,8 @@ pub struct Cut {
     turned: Vec<u8>,
 }
 
-impl Cut {
-    /// Bytes of all of it.
+impl CutTensor {
+    /// Bytes of the whole tensor.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.packed.bytes
@@ -197,7 +203,7 @@ impl Cut {
     /// Fills `out` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// That reaches beyond the end, or the file cannot be read.
+    /// `out` would reach beyond the end, or the file cannot be read.
     pub fn read(&mut self, mut offset: u64, mut out: &mut [u8]) -> Result<(), SliceError> {
         let end = offset.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.bytes()) {
@@ -259,7 +265,7 @@ impl Packed {
         Ok(())
     }
 
-    /// Fills `out` up to the end of the run at `offset`; gives how many bytes that are.
+    /// Fills `out` up to the end of the run at `offset`; returns the number of bytes.
     fn stretch(&self, offset: u64, out: &mut [u8]) -> Result<usize, SliceError> {
         let (index, inside) = (offset / self.run, offset % self.run);
         let taken = (self.run - inside).min(out.len() as u64) as usize;
@@ -270,7 +276,7 @@ impl Packed {
     }
 
     /// Reads the model from `offset`'s place on over the gaps between short runs, as far as a
-    /// window goes, and fills `out` with the runs; gives how many bytes that are.
+    /// window goes, and fills `out` with the runs; returns the number of bytes.
     fn gather(&mut self, offset: u64, out: &mut [u8]) -> Result<usize, SliceError> {
         let (index, inside) = (offset / self.run, offset % self.run);
         let wanted = (inside + out.len() as u64).div_ceil(self.run);

@@ -6,7 +6,7 @@ use blake3::{Hash, OUT_LEN};
 
 use super::tensors::{LayerTypes, MAX_PARTS, Projection, SliceTensor, name, shaped};
 use super::{SliceError, keys};
-use crate::gguf::{Array, Metadata, TensorInfo, Value};
+use crate::gguf::{Array, Metadata, MetadataProblem, TensorInfo, Value};
 use crate::model::HyperParams;
 use crate::quant::{GgmlType, Layout};
 use crate::tiles::{Grid, Holdings, Span, TileRect};
@@ -30,7 +30,7 @@ pub(super) fn bytes<'m>(metadata: &'m Metadata, key: &str) -> Result<&'m [u8], S
             let reason = "it must be an array of u8";
             Err(metadata.invalid(key, other.type_name(), reason).into())
         }
-        None => Err(metadata.invalid(key, "nothing", "it must be there").into()),
+        None => Err(metadata.error(key, MetadataProblem::Missing).into()),
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn decode_hashes(
 ) -> Result<Vec<Option<Hash>>, SliceError> {
     let bytes = bytes(metadata, keys::HASHES)?;
     if bytes.len() != tensors * OUT_LEN {
-        let reason = format!("{tensors} tensors have 32 bytes each");
+        let reason = format!("it must have 32 bytes for each of the {tensors} tensors");
         return Err(metadata.invalid(keys::HASHES, bytes.len(), &reason).into());
     }
     Ok(bytes.chunks_exact(OUT_LEN).map(stored_hash).collect())
@@ -64,7 +64,7 @@ pub(super) fn decode_tiles(metadata: &Metadata, hp: &HyperParams) -> Result<Hold
     let words = metadata.u32s(keys::TILES)?;
     let (rects, rest) = words.as_chunks::<5>();
     if !rest.is_empty() {
-        let reason = "a rectangle has five numbers";
+        let reason = "its length must be a multiple of 5";
         return Err(metadata.invalid(keys::TILES, words.len(), reason).into());
     }
     if rects.is_empty() {
@@ -101,7 +101,7 @@ pub(super) fn decode_tiles(metadata: &Metadata, hp: &HyperParams) -> Result<Hold
     })
 }
 
-/// Holds the tensor table to what the tiles ask for: the same tensors in the same order.
+/// Compares the tensor table with the tiles: it must list their tensors in their order.
 pub(super) fn match_tensors(
     file: &Path,
     hp: &HyperParams,
@@ -133,7 +133,7 @@ pub(super) fn match_tensors(
     if let Some(extra) = found.get(at) {
         return Err(wrong(
             &extra.name,
-            "belongs to none of its tiles".to_owned(),
+            "does not belong to its tiles".to_owned(),
         ));
     }
     let expected = shaped(hp, holdings, &by_layer);
@@ -150,7 +150,7 @@ pub(super) fn match_tensors(
         }
         if want.dims[..] != have.dims[..] || want.ty != have.ty || have.ty == GgmlType::I32 {
             let problem = format!(
-                "is {:?} of {}, its tiles ask for {:?} of {}",
+                "is {:?} of {}, but its tiles require {:?} of {}",
                 have.dims, have.ty, want.dims, want.ty
             );
             return Err(wrong(&have.name, problem));

@@ -18,7 +18,7 @@ impl Slice {
     /// Maps a slice; takes no longer for a large one.
     ///
     /// # Errors
-    /// It is no slice, contradicts itself, is not complete, or is shorter than it says.
+    /// It is not a slice, contradicts itself, is incomplete, or is shorter than its head states.
     pub fn open(path: &Path) -> Result<Self, SliceError> {
         Self::of(GgufModel::open(path)?)
     }
@@ -39,11 +39,13 @@ impl Slice {
         gguf.metadata().contains(keys::VERSION)
     }
 
+    /// What the slice says about itself, checked.
     #[must_use]
     pub fn head(&self) -> &SliceHead {
         &self.head
     }
 
+    /// The slice's file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.gguf.name().to_path_buf()
@@ -52,7 +54,7 @@ impl Slice {
     /// The mapped data of one of the head's tensors.
     ///
     /// # Errors
-    /// It is of another slice.
+    /// The tensor is of another slice.
     pub fn tensor(&self, tensor: &SliceTensor) -> Result<Tensor, GgufError> {
         self.gguf.require(&tensor.name)
     }

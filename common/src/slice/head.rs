@@ -1,4 +1,4 @@
-//! What stands before a slice's data.
+//! The head of a slice: everything before its data.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::model::{Fingerprint, HyperParams};
 use crate::quant::Layout;
 use crate::tiles::Holdings;
 
-/// Everything that a slice says about itself, checked against itself.
+/// Everything that a slice states about itself, checked against itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SliceHead {
     /// Named in messages.
@@ -37,7 +37,7 @@ pub struct SliceHead {
 }
 
 impl SliceHead {
-    /// A slice without data. `types` has one entry a layer.
+    /// A slice without data. `types` has one entry per layer.
     pub(super) fn new(
         file: PathBuf,
         (hp, model, fingerprint): (&HyperParams, Option<&str>, Fingerprint),
@@ -63,7 +63,7 @@ impl SliceHead {
         }
         let bytes = draft.head();
         let end = draft.tensors().last().map_or(0, |t| t.offset + t.bytes);
-        // What was just made is checked as a stranger's would be, so that there is one way in.
+        // The new head is checked like a foreign one, so that there is one way in.
         Self::parse(file, &bytes, bytes.len() as u64 + end)
     }
 
@@ -71,8 +71,8 @@ impl SliceHead {
     /// messages name.
     ///
     /// # Errors
-    /// It is no slice that this software reads, or contradicts itself. A slice that is not
-    /// complete is no error here.
+    /// It is not a slice that this software reads, or contradicts itself. An incomplete slice is
+    /// not an error here.
     pub fn parse(file: PathBuf, head: &[u8], file_bytes: u64) -> Result<Self, SliceError> {
         let parsed = parse_head(head, file_bytes).map_err(|problem| SliceError::Format {
             file: file.clone(),
@@ -129,7 +129,7 @@ impl SliceHead {
         let hp = HyperParams::from_metadata(metadata)?;
         let text = metadata.str(keys::FINGERPRINT)?;
         let fingerprint = text.parse::<Fingerprint>().map_err(|_| {
-            let reason = "this is no fingerprint in hex";
+            let reason = "it must be 64 hex digits";
             metadata.invalid(keys::FINGERPRINT, text.escape_debug(), reason)
         })?;
         let holdings = decode_tiles(metadata, &hp)?;
@@ -144,7 +144,7 @@ impl SliceHead {
         let digest = match bytes(metadata, keys::DIGEST)? {
             bytes if bytes.len() == blake3::OUT_LEN => stored_hash(bytes),
             bytes => {
-                let reason = "a digest has 32 bytes";
+                let reason = "it must have 32 bytes";
                 return Err(metadata.invalid(keys::DIGEST, bytes.len(), reason).into());
             }
         };
@@ -163,8 +163,8 @@ impl SliceHead {
         })
     }
 
-    /// The bytes before the data, with the hashes that are known now. Their number is always the
-    /// same.
+    /// The bytes before the data, with the hashes that are known. Their number does not depend on
+    /// the hashes.
     ///
     /// # Errors
     /// The keys of a foreign head cannot be written back.
@@ -189,24 +189,25 @@ impl SliceHead {
         self.file = file;
     }
 
-    /// Of the whole model.
+    /// Fingerprint of the whole model.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
-    /// Of the whole model.
+    /// Hyper-parameters of the whole model.
     #[must_use]
     pub fn hyper_params(&self) -> &HyperParams {
         &self.hp
     }
 
+    /// The tiles that the slice holds, layer by layer.
     #[must_use]
     pub fn holdings(&self) -> &Holdings {
         &self.holdings
     }
 
-    /// In file order, which is by layer, then rectangle.
+    /// The tensors in file order: by layer, then rectangle, then projection.
     #[must_use]
     pub fn tensors(&self) -> &[SliceTensor] {
         &self.tensors
@@ -233,7 +234,7 @@ impl SliceHead {
         self.file_bytes
     }
 
-    /// What a person wants to know, as names and values.
+    /// Names and values for a person to read.
     #[must_use]
     pub fn describe(&self) -> Vec<(&'static str, String)> {
         let present = self.tensors.iter().filter(|t| t.hash.is_some()).count();
@@ -249,17 +250,17 @@ impl SliceHead {
         ]
     }
 
-    /// Says which slice of which model this is, whatever of it is there: a hash over all but
-    /// hashes and digest.
+    /// Identifies the slice, complete or not: a hash over everything in the head except the
+    /// tensors' hashes and the digest.
     #[must_use]
     pub fn identity(&self) -> Hash {
         self.identity
     }
 
-    /// Refuses a slice that is not complete, or whose head is not the one that was written.
+    /// Refuses an incomplete slice, and one whose head is not the one that was written.
     ///
     /// # Errors
-    /// It is so.
+    /// Tensors are missing, or the digest does not match.
     pub fn check_complete(&self) -> Result<(), SliceError> {
         let present = self.tensors.iter().filter(|t| t.hash.is_some()).count();
         let stated = match self.digest {

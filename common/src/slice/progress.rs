@@ -1,27 +1,27 @@
-//! How far a long copy is, in words.
+//! The progress of a long copy, as text.
 
 use std::time::{Duration, Instant};
 
-/// Counts bytes of a copy and tells its rate and the time left.
+/// Counts the bytes of a copy and states its rate and the time left.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct ByteProgress {
     total: u64,
     done: u64,
-    /// What was there already; the rate leaves it out.
+    /// Bytes that were there before the copy; the rate leaves them out.
     found: u64,
     start: Instant,
     told: Instant,
 }
 
-impl Progress {
-    /// Time between two lines of a log.
+impl ByteProgress {
+    /// Shortest time between two log lines.
     const EVERY: Duration = Duration::from_secs(5);
 
     /// A copy of `total` bytes of which `found` are there.
     #[must_use]
     pub fn new(total: u64, found: u64) -> Self {
         let start = Instant::now();
-        Progress {
+        ByteProgress {
             total,
             done: found,
             found,
@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// `done` bytes are there now. Gives a line if the last one is a while ago.
+    /// `done` bytes are there. Returns a line if the last one is a while ago.
     pub fn reach(&mut self, done: u64) -> Option<String> {
         // What has to be copied again was never there.
         self.found = self.found.min(done);
@@ -43,13 +43,13 @@ impl Progress {
         Some(self.line(now.duration_since(self.start)))
     }
 
-    /// The line of the moment.
+    /// A line about the copy so far.
     #[must_use]
     pub fn summary(&self) -> String {
         self.line(self.start.elapsed())
     }
 
-    /// Bytes a second since the start; 0 if nothing was copied.
+    /// Bytes per second since the start; 0 if nothing was copied.
     #[must_use]
     pub fn rate(&self) -> f64 {
         self.rate_after(self.start.elapsed())
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn what_was_found_does_not_count_as_speed() {
-        let mut progress = Progress::new(3_000_000_000, 1_000_000_000);
+        let mut progress = ByteProgress::new(3_000_000_000, 1_000_000_000);
         assert!(progress.reach(2_000_000_000).is_none(), "too early to tell");
         let line = progress.line(Duration::from_secs(4));
         assert_eq!(line, "2000 of 3000 MB, 250 MB/s, 0:04 left");

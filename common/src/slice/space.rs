@@ -1,4 +1,4 @@
-//! Room on a disk.
+//! Free space on a disk.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -9,7 +9,7 @@ use super::SliceError;
 /// Bytes that this process may still write to the file system of `folder`.
 ///
 /// # Errors
-/// The system does not tell.
+/// The operating system does not tell.
 pub fn free_bytes(folder: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -22,14 +22,14 @@ pub fn allocated_bytes(file: &Path) -> u64 {
     std::fs::metadata(file).map_or(0, |meta| meta.blocks().saturating_mul(512))
 }
 
-/// Refuses what would not fit, before anything of it is written.
+/// Refuses to write what would not fit, before anything is written.
 ///
 /// # Errors
 /// `needed` is more than is free; the error has both numbers.
 pub fn ensure_room(folder: &Path, needed: u64) -> Result<(), SliceError> {
     let free = free_bytes(folder).map_err(|problem| SliceError::Io {
         file: folder.to_path_buf(),
-        action: "does not tell how much room it has",
+        action: "cannot be queried for free space",
         problem,
     })?;
     if needed > free {

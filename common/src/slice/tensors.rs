@@ -7,16 +7,19 @@ use blake3::Hash;
 
 use crate::model::HyperParams;
 use crate::quant::{GgmlType, Layout};
-use crate::tiles::{BLOCK_WIDTH, Holdings, TileRect};
+use crate::tiles::{Holdings, TileRect};
 
-/// Rectangles of all layers together that a slice may have.
+/// Most rectangles of all layers together that a slice may have.
 pub const MAX_PARTS: usize = 1 << 14;
 
-/// A matrix of an expert.
+/// One of the three matrices of an expert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Projection {
+    /// Rows of inner features, whose products pass through SiLU.
     Gate,
+    /// Rows of inner features, whose products multiply those of gate.
     Up,
+    /// Columns of inner features: back to the hidden width.
     Down,
 }
 
@@ -36,17 +39,23 @@ impl Projection {
 /// One tensor of a slice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SliceTensor {
+    /// Name in the file, which states layer, projection and rectangle.
     pub name: String,
+    /// Layer of the model, from 0.
     pub layer: usize,
+    /// The tiles that it holds.
     pub rect: TileRect,
+    /// The matrix that it is of each expert.
     pub projection: Projection,
     /// Fastest first.
     pub dims: [u64; 3],
+    /// Weight type.
     pub ty: GgmlType,
     /// Order of the bytes of each expert's matrix.
     pub layout: Layout,
     /// From the start of the file.
     pub offset: u64,
+    /// Bytes of the data.
     pub bytes: u64,
     /// `None` while the tensor is not there.
     pub hash: Option<Hash>,
@@ -65,7 +74,7 @@ pub(super) struct Shaped {
 /// The types of a layer's gate, up and down experts.
 pub(super) type LayerTypes = [GgmlType; 3];
 
-/// All tensors of a slice in file order; `types` has one entry a layer, `None` where nothing is
+/// All tensors of a slice in file order; `types` has one entry per layer, `None` where nothing is
 /// held.
 pub(super) fn shaped(
     hp: &HyperParams,
@@ -104,10 +113,10 @@ pub(super) fn name(layer: usize, projection: Projection, rect: TileRect) -> Stri
     )
 }
 
-/// The inner features of a rectangle's blocks; the last block may be narrow.
+/// The inner features of a rectangle's blocks.
 pub(super) fn features(hp: &HyperParams, rect: TileRect) -> Range<u64> {
-    let at = |block: u32| u64::from(block) * BLOCK_WIDTH as u64;
-    at(rect.blocks.start)..at(rect.blocks.end).min(hp.expert_width as u64)
+    let features = rect.blocks.features(hp.expert_width);
+    features.start as u64..features.end as u64
 }
 
 fn dims(hp: &HyperParams, projection: Projection, rect: TileRect) -> [u64; 3] {

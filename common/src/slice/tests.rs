@@ -227,17 +227,17 @@ fn what_is_not_known_is_refused_by_name() {
         )
     };
     assert!(tiles(vec![]).contains("no tiles"));
-    assert!(tiles(vec![0, 0, 5]).contains("five numbers"));
+    assert!(tiles(vec![0, 0, 5]).contains("multiple of 5"));
     assert!(tiles(vec![9, 0, 5, 0, 1]).contains("layer 9"));
     assert!(tiles(vec![0, 0, 6, 0, 1]).contains("reaches outside"));
-    assert!(tiles(vec![0, 0, 5, 0, 1]).contains("belongs to none"));
+    assert!(tiles(vec![0, 0, 5, 0, 1]).contains("does not belong"));
     let other = (0..4).flat_map(|layer| [layer, 0, 4, 0, 1]).collect();
     assert!(tiles(other).contains("should be"));
     let hash = set(
         "ds4.slice.hashes",
         Value::Array(crate::gguf::Array::U8(vec![1])),
     );
-    assert!(hash.contains("32 bytes each"), "{hash}");
+    assert!(hash.contains("32 bytes for each"), "{hash}");
     let print = set("ds4.slice.fingerprint", Value::String("xyz".into()));
     assert!(print.contains("hex"), "{print}");
 }

@@ -1,4 +1,4 @@
-//! Checks what a slice holds against its own hashes.
+//! Compares the data of a slice with its hashes.
 
 use std::path::Path;
 
@@ -8,16 +8,19 @@ use super::SliceError;
 use super::copy::hash_of;
 use super::file::Slice;
 
-/// A tensor that is not what was written.
+/// A tensor whose data is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct HashMismatch {
+    /// Name of the tensor.
     pub tensor: String,
+    /// Hash in the head.
     pub stated: Hash,
+    /// Hash of the data.
     pub found: Hash,
 }
 
-impl Fault {
-    /// As the error of a slice that may not have any.
+impl HashMismatch {
+    /// The error that refuses a slice for this.
     #[must_use]
     pub fn error(self, file: &Path) -> SliceError {
         SliceError::TensorHash {
@@ -29,13 +32,13 @@ impl Fault {
     }
 }
 
-/// Reads all of a slice and gives the tensors that are wrong. `read` is told the bytes that each
-/// step has read.
+/// Reads all of a slice and returns the tensors that do not match their hashes. `read` is called
+/// with the number of bytes of each step.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn verify(slice: &Slice, read: &mut dyn FnMut(u64)) -> Result<Vec<Fault>, SliceError> {
-    let mut faults = Vec::new();
+pub fn verify(slice: &Slice, read: &mut dyn FnMut(u64)) -> Result<Vec<HashMismatch>, SliceError> {
+    let mut mismatches = Vec::new();
     for tensor in slice.head().tensors() {
         let data = slice.tensor(tensor)?;
         // Through the file handle, so that no page of the mapping becomes resident.
@@ -49,12 +52,12 @@ pub fn verify(slice: &Slice, read: &mut dyn FnMut(u64)) -> Result<Vec<Fault>, Sl
         if let Some(stated) = tensor.hash
             && stated != found
         {
-            faults.push(Fault {
+            mismatches.push(HashMismatch {
                 tensor: tensor.name.clone(),
                 stated,
                 found,
             });
         }
     }
-    Ok(faults)
+    Ok(mismatches)
 }

@@ -25,7 +25,7 @@ pub fn part_path(path: &Path) -> PathBuf {
 /// A slice that is being written, tensor after tensor, into a file of another name.
 ///
 /// The data of a tensor reaches the disk before its hash does, so a hash in the head vouches for
-/// its tensor, and an interrupted file goes on behind the last tensor whose hash is there and
+/// its tensor, and an interrupted file goes on after the last one tensor whose hash is there and
 /// right. The file takes its name when it is complete.
 #[derive(Debug)]
 pub struct SliceWriter {
@@ -41,11 +41,11 @@ pub struct SliceWriter {
 }
 
 impl SliceWriter {
-    /// Begins the slice at `path`, or goes on with what an interrupted writer left; `checked` is
-    /// told the bytes of it that each step has read back.
+    /// Begins the slice at `path`, or continues what an interrupted writer left. `checked` is
+    /// called with the number of bytes that each step has read back.
     ///
     /// # Errors
-    /// The file cannot be written, or somebody else is at it.
+    /// The file cannot be written, or another process writes it.
     pub fn open(
         path: &Path,
         mut head: SliceHead,
@@ -116,10 +116,11 @@ impl SliceWriter {
             self.head.set_hash(self.next, Some(stated));
             self.next += 1;
         }
-        // Hashes behind the first wrong one do not count any more.
+        // Hashes behind the first wrong one are dropped.
         self.write_head()
     }
 
+    /// The head, with the hashes of complete tensors.
     #[must_use]
     pub fn head(&self) -> &SliceHead {
         &self.head
@@ -160,7 +161,7 @@ impl SliceWriter {
         let room = tensor.map_or(0, |t| t.bytes - self.written);
         let Some(tensor) = tensor.filter(|_| bytes.len() as u64 <= room) else {
             return Err(self.wrong(format!(
-                "is given {} bytes more than its {room}",
+                "was given {} bytes more than the {room} that are missing",
                 bytes.len() as u64 - room
             )));
         };
@@ -186,7 +187,7 @@ impl SliceWriter {
     pub fn end_tensor(&mut self, expected: Option<Hash>) -> Result<(), SliceError> {
         let missing = match self.head.tensors().get(self.next) {
             Some(tensor) => tensor.bytes - self.written,
-            None => return Err(self.wrong("has an end but no beginning".to_owned())),
+            None => return Err(self.wrong("ends without having begun".to_owned())),
         };
         if missing > 0 {
             return Err(self.wrong(format!("lacks {missing} bytes")));
@@ -228,7 +229,7 @@ impl SliceWriter {
         self.write_head()?;
         self.file.sync_all().map_err(|e| self.failed(e))?;
         std::fs::rename(&self.part, &self.path)
-            .map_err(|problem| io_error(&self.part, "cannot take its name", problem))?;
+            .map_err(|problem| io_error(&self.part, "cannot be renamed", problem))?;
         let folder = match self.path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -254,7 +255,7 @@ impl SliceWriter {
         let tensor = self.head.tensors().get(self.next);
         SliceError::Tensor {
             file: self.part.clone(),
-            tensor: tensor.map_or_else(|| "behind the last".to_owned(), |t| t.name.clone()),
+            tensor: tensor.map_or_else(|| "after the last one".to_owned(), |t| t.name.clone()),
             problem,
         }
     }

@@ -1,4 +1,4 @@
-//! Which tiles somebody holds, layer by layer.
+//! Which tiles are held, layer by layer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ impl Holdings {
     /// `rects[l]` are the tiles of layer `l`, possibly none.
     ///
     /// # Errors
-    /// A layer's rectangles are no [`TileSet`].
+    /// The rectangles of a layer do not form a [`TileSet`].
     pub fn new(grid: Grid, rects: Vec<Vec<TileRect>>) -> Result<Self, TileError> {
         let set = |rects: Vec<TileRect>| match rects.is_empty() {
             true => Ok(None),
@@ -54,11 +54,13 @@ impl Holdings {
         }
     }
 
+    /// Grid of every layer.
     #[must_use]
     pub fn grid(&self) -> Grid {
         self.grid
     }
 
+    /// Layers of the model, held or not.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.layers.len()
@@ -94,7 +96,7 @@ impl Holdings {
         })
     }
 
-    /// How many tiles there are in all layers.
+    /// Number of tiles in all layers.
     #[must_use]
     pub fn tiles(&self) -> u64 {
         self.layers.iter().flatten().map(|set| set.tiles()).sum()

@@ -1,9 +1,6 @@
 //! Rectangles that share no tile.
 
-use super::{Grid, Span, TileError, TileRect};
-
-/// Rectangles of a set that may be kept apart: a bound on what a stranger makes others hold.
-pub const MAX_RECTS: usize = 1024;
+use super::{Grid, MAX_RECTS, Span, TileError, TileRect};
 
 /// Disjoint rectangles inside a grid, at least one, in the order in which they were given.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -12,6 +9,8 @@ pub struct TileSet {
 }
 
 impl TileSet {
+    /// A set of `rects`, which stay in their order.
+    ///
     /// # Errors
     /// There are none or more than [`MAX_RECTS`], one is empty or outside of `grid`, or two share
     /// a tile.
@@ -36,6 +35,7 @@ impl TileSet {
         }
     }
 
+    /// The rectangles, in the order in which they were given.
     #[must_use]
     pub fn rects(&self) -> &[TileRect] {
         &self.rects
@@ -50,13 +50,13 @@ impl TileSet {
         inside == shared(rect, rect)
     }
 
-    /// The rectangle that holds all of `rect` by itself.
+    /// The rectangle that covers all of `rect` by itself.
     #[must_use]
     pub fn holder(&self, rect: TileRect) -> Option<TileRect> {
         self.rects.iter().copied().find(|held| held.covers(rect))
     }
 
-    /// How many tiles the rectangles have together.
+    /// Number of tiles of all rectangles.
     #[must_use]
     pub fn tiles(&self) -> u64 {
         self.rects.iter().map(|rect| rect.tiles()).sum()

@@ -1,17 +1,16 @@
-//! Experts that are scripted instead of loaded: cheap, of the canonical tree, and with values that
-//! show every other order of addition.
+//! Scripted experts for tests: cheap to compute, summed by the canonical tree, with values that
+//! reveal any other order of addition.
 
 use std::sync::Arc;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, Subtree, TileRect, fold_axis};
-use ds4_proto::wire::Shape;
 
 pub(super) const GRID: Grid = Grid {
     experts: 6,
     blocks: 3,
 };
-pub(super) const SHAPE: Shape = Shape {
+pub(super) const SHAPE: MoeShape = MoeShape {
     layers: 4,
     hidden: 8,
     experts_used: 3,
@@ -19,7 +18,7 @@ pub(super) const SHAPE: Shape = Shape {
 };
 pub(super) const FINGERPRINT: [u8; 32] = [5; 32];
 
-/// Some work whose values differ between tokens and calls.
+/// A batch whose values differ between tokens and calls.
 pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     let experts_used = SHAPE.experts_used;
     let mut state = (layer * 1000 + tokens) as u32;
@@ -41,17 +40,17 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     let input = (0..tokens * SHAPE.hidden)
         .map(|_| next() as f32 / 9e6 - 0.9)
         .collect();
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer,
         tokens,
-        experts_used,
         routes,
         input: ExpertInput::F32(input),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(SHAPE, fields).expect("a legal batch"))
 }
 
-/// What one holder of everything computes, without any wire.
+/// The rows of the whole grid, computed in one piece.
 pub(super) fn alone(batch: &ExpertBatch) -> Vec<f32> {
     rows(GRID, batch, &[GRID.whole()]).0
 }
@@ -65,7 +64,7 @@ pub(super) fn rows(grid: Grid, batch: &ExpertBatch, rects: &[TileRect]) -> (Vec<
     let mut out = Vec::new();
     let mut leaves = 0;
     for tree in rects.iter().flat_map(|rect| rect.subtrees(grid)) {
-        for token in (0..batch.tokens).filter(|&t| batch.has_row(t, tree)) {
+        for token in batch.rows_of(0..batch.tokens, tree) {
             out.extend(row(grid, batch, token, tree, &mut leaves));
         }
     }
@@ -104,7 +103,7 @@ fn fold(total: u32, positions: &[u32], mut rows: Vec<Vec<f32>>) -> Vec<f32> {
     rows.swap_remove(0)
 }
 
-/// Values of very different size, so that another order of addition shows.
+/// Values of very different size, so that another order of addition gives other bits.
 fn leaf(layer: usize, block: u32, route: Route, input: &[f32]) -> Vec<f32> {
     let scale = [1e-3, 7.0, 31_000.0][((route.expert + block) % 3) as usize];
     let shift = (layer as u32 * 31 + block * 7 + route.expert) as f32;

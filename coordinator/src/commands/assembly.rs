@@ -5,22 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ds4_common::expert::ExpertStore;
+use ds4_common::expert::{ExpertStore, MoeShape};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
-use ds4_common::tiles::{Grid, TileChoice};
+use ds4_common::tiles::TileChoice;
 use ds4_expert_node::load::{ModelConfig, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::security::Security;
-use ds4_proto::wire::Shape;
 use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
 use crate::cluster::{
-    ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
+    ClusterBackend, ClusterOptions, Expectation, FallbackExperts, LocalBackend, LocalExperts,
+    NodeTable,
 };
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
@@ -50,7 +50,7 @@ pub struct Assembly {
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<Table>>,
+    pub cluster: Option<Arc<NodeTable>>,
 }
 
 impl OpenModel {
@@ -118,15 +118,9 @@ impl OpenModel {
     }
 
     fn expectation(&self) -> Result<Expectation> {
-        let grid = Grid::of(self.hp.experts, self.hp.expert_width);
         Ok(Expectation {
             fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
-            shape: Shape {
-                layers: self.hp.layers,
-                hidden: self.hp.hidden,
-                experts_used: self.hp.experts_used,
-                grid,
-            },
+            shape: MoeShape::of(&self.hp),
         })
     }
 }
@@ -170,7 +164,7 @@ impl Assembly {
             let options = ClusterOptions {
                 nodes,
                 grid: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
-                patience: Duration::from_secs(args.cluster.wait_for_nodes),
+                startup_timeout: Duration::from_secs(args.cluster.wait_for_nodes),
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
@@ -197,12 +191,12 @@ fn own_experts(
     fallback: LocalFallback,
     model: &OpenModel,
     kernels: Kernels,
-) -> Result<Option<Arc<dyn OwnExperts>>> {
+) -> Result<Option<Arc<dyn FallbackExperts>>> {
     match fallback {
         LocalFallback::Never => Ok(None),
         LocalFallback::Auto | LocalFallback::Always => {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
-            Ok(Some(Arc::new(OwnFile::new(store, kernels))))
+            Ok(Some(Arc::new(LocalExperts::new(store, kernels))))
         }
     }
 }

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use ds4_common::slice::Progress;
+use ds4_common::slice::ByteProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How many bytes of a known number are done.
 #[derive(Debug)]
 pub(super) struct CopyBar {
     bar: ProgressBar,
-    lines: Progress,
+    lines: ByteProgress,
     what: &'static str,
     done: u64,
 }
@@ -26,7 +26,7 @@ impl CopyBar {
         bar.enable_steady_tick(Duration::from_millis(250));
         CopyBar {
             bar,
-            lines: Progress::new(total, 0),
+            lines: ByteProgress::new(total, 0),
             what,
             done: 0,
         }

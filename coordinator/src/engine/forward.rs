@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::math::{rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
@@ -267,14 +267,15 @@ impl Forward<'_> {
         } else {
             ExpertInput::F32(normed.values().to_vec())
         };
-        Ok(ExpertBatch {
+        let fields = BatchFields {
             layer: index,
             tokens: batch.rows(),
-            experts_used,
             routes,
             input,
             round: self.dense.numerics.rounds_activations(),
-        })
+        };
+        let batch = ExpertBatch::new(MoeShape::of(self.hp), fields);
+        Ok(batch.map_err(ExpertError::from)?)
     }
 
     /// Streams to the sublayer's normed input; keeps what [`Self::mix_out`] needs.

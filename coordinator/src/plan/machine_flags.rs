@@ -118,8 +118,9 @@ impl<'a> Property<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use ds4_common::quantity::{Bandwidth, Bytes, Nanos};
+
+    use super::*;
 
     #[test]
     fn flags_name_machines() {

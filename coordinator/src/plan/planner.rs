@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ds4_common::tiles::GridCut;
-use ds4_common::tiles::{Holdings, TileError, TileRect};
+use ds4_common::tiles::{GridCut, Holdings, TileError, TileRect};
 
 use super::advice::{self, NoFit};
 use super::cluster_spec::{ClusterSpec, default_reserve};

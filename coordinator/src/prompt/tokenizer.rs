@@ -38,7 +38,7 @@ pub struct Tokenizer {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TokenizerError {
     /// More tokens than a 32-bit id can number.
-    #[error("the vocabulary has {0} tokens, too many to number")]
+    #[error("the vocabulary has {0} tokens, more than 32-bit ids can number")]
     TooLong(usize),
     /// The lists of tokens and of types differ in length.
     #[error("the vocabulary has {tokens} tokens but {types} token types")]

@@ -1,3 +1,5 @@
+//! Errors of pulling a slice: those that end it, and setbacks that are tried again.
+
 use std::io;
 use std::path::PathBuf;
 
@@ -12,29 +14,64 @@ use tonic::{Code, Status};
 /// Why a node has no slice.
 #[derive(Debug, Error)]
 pub enum PullError {
+    /// There is no slice, and no coordinator to fetch it from.
     #[error(
-        "there is no slice {}: copy it there, or name a coordinator with --join",
+        "the slice {} does not exist: copy it there, or pass the coordinator's address with --join",
         file.display()
     )]
-    NoSlice { file: PathBuf },
-    #[error("{address} is no address of a coordinator: {reason}")]
-    Address { address: String, reason: String },
-    #[error(transparent)]
-    PlainText(#[from] PlainText),
-    #[error("the coordinator {coordinator} gave no progress for {seconds} s: {reason}")]
-    Away {
-        coordinator: String,
-        seconds: u64,
+    NoSlice {
+        /// File that the message names.
+        file: PathBuf,
+    },
+    /// The coordinator's address cannot be connected to.
+    #[error("'{address}' is not a valid coordinator address: {reason}")]
+    Address {
+        /// The address, as it was given.
+        address: String,
+        /// Why.
         reason: String,
     },
-    #[error("the coordinator {coordinator} gives this node no slice: {reason}")]
-    Refused { coordinator: String, reason: String },
-    #[error("tensor {tensor} came wrong again and again: {reason}")]
-    Wrong { tensor: String, reason: String },
-    #[error("the folder {} cannot be made: {problem}", folder.display())]
-    Folder { folder: PathBuf, problem: io::Error },
+    /// The coordinator is beyond this machine and there is no TLS.
+    #[error(transparent)]
+    PlainText(#[from] PlainText),
+    /// The coordinator was not reached, or sent nothing, for too long.
+    #[error("no progress from the coordinator {coordinator} for {seconds} s: {reason}")]
+    Away {
+        /// Its address.
+        coordinator: String,
+        /// Time without progress.
+        seconds: u64,
+        /// What failed last.
+        reason: String,
+    },
+    /// The coordinator has no slice for this node.
+    #[error("the coordinator {coordinator} refuses to send a slice: {reason}")]
+    Refused {
+        /// Its address.
+        coordinator: String,
+        /// What it answered.
+        reason: String,
+    },
+    /// A tensor did not match its hash after several attempts.
+    #[error("tensor {tensor} arrived corrupted several times: {reason}")]
+    Wrong {
+        /// Name of the tensor.
+        tensor: String,
+        /// What was wrong the last time.
+        reason: String,
+    },
+    /// The folder of the slice does not exist and cannot be created.
+    #[error("cannot create the folder {}: {problem}", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// The error of the operating system.
+        problem: io::Error,
+    },
+    /// The slice cannot be written.
     #[error(transparent)]
     Slice(#[from] SliceError),
+    /// The writing thread panicked, or the runtime is shutting down.
     #[error("writing the slice was interrupted")]
     Interrupted,
 }

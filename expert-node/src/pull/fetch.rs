@@ -1,7 +1,7 @@
 //! One tensor from the coordinator.
 
 use bytes::Bytes;
-use ds4_common::slice::{Progress, SliceError, SliceWriter};
+use ds4_common::slice::{ByteProgress, SliceError, SliceWriter};
 use ds4_proto::channel;
 use ds4_proto::limits::{SLICE_CHUNK_BYTES, SLICE_STALL};
 use ds4_proto::pb::{self, fetch_reply};
@@ -11,14 +11,14 @@ use super::error::{PullError, Setback, setback};
 use super::{Pull, blocking};
 
 impl Pull<'_> {
-    /// Appends the rest of a tensor and ends it. The writer comes back with what was appended,
-    /// whatever the outcome; an error of its own ends the pull.
+    /// Appends the rest of a tensor and ends it. Returns the writer with what was appended, also
+    /// after a setback; an error of the writer ends the pull.
     pub(super) async fn fetch(
         &self,
         mut writer: SliceWriter,
         tensor: usize,
         offset: u64,
-        progress: &mut Progress,
+        progress: &mut ByteProgress,
     ) -> Result<(SliceWriter, Result<(), Setback>), PullError> {
         let request = pb::FetchRequest {
             node: self.config.node.clone(),
@@ -31,16 +31,21 @@ impl Pull<'_> {
         let mut stream = match opened {
             Ok(Ok(reply)) => reply.into_inner(),
             Ok(Err(status)) => return Ok((writer, Err(setback(&status)))),
-            Err(_) => return Ok((writer, Err(Setback::passing("no data came")))),
+            Err(_) => return Ok((writer, Err(Setback::passing("timed out waiting for data")))),
         };
         loop {
             let reply = match tokio::time::timeout(SLICE_STALL, stream.message()).await {
                 Ok(Ok(Some(reply))) => reply.kind,
                 Ok(Ok(None)) => {
-                    return Ok((writer, Err(Setback::passing("the data ended too early"))));
+                    return Ok((writer, Err(Setback::passing("the stream ended early"))));
                 }
                 Ok(Err(status)) => return Ok((writer, Err(setback(&status)))),
-                Err(_) => return Ok((writer, Err(Setback::passing("no more data came")))),
+                Err(_) => {
+                    return Ok((
+                        writer,
+                        Err(Setback::passing("timed out waiting for more data")),
+                    ));
+                }
             };
             match reply {
                 Some(fetch_reply::Kind::Data(data)) => {
@@ -71,7 +76,7 @@ impl Pull<'_> {
 fn check(data: &Bytes, room: u64) -> Result<(), String> {
     match data.len() {
         1..=SLICE_CHUNK_BYTES if data.len() as u64 <= room => Ok(()),
-        found => Err(format!("a part of {found} bytes where {room} are missing")),
+        found => Err(format!("a part of {found} bytes, where {room} are missing")),
     }
 }
 

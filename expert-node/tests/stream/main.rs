@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use ds4_common::expert::{BatchError, ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchError, BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_expert_node::compute::{Compute, Identity};
 use ds4_expert_node::node::{COMPUTE_SERVICE, NodeSettings, RunningNode};
@@ -17,7 +17,7 @@ use ds4_proto::pb::compute_reply::Kind as Reply;
 use ds4_proto::pb::compute_request::Kind;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::{self, FailureKind};
-use ds4_proto::wire::{EncodedBatch, Shape, hello};
+use ds4_proto::wire::{EncodedBatch, hello};
 use ds4_proto::{channel, wire};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -31,7 +31,7 @@ const GRID: Grid = Grid {
     experts: 4,
     blocks: 2,
 };
-const SHAPE: Shape = Shape {
+const SHAPE: MoeShape = MoeShape {
     layers: 2,
     hidden: 4,
     experts_used: 1,
@@ -172,14 +172,14 @@ async fn begin(
 }
 
 fn work(id: u64, weight: f32) -> pb::Work {
-    let batch = ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 1,
-        experts_used: 1,
         routes: vec![Route { expert: 0, weight }],
         input: ExpertInput::F32(vec![0.0; SHAPE.hidden]),
         round: true,
     };
+    let batch = ExpertBatch::new(SHAPE, fields).expect("a legal batch");
     let held = TileSet::new(GRID, GRID.cut(2, 1).expect("cut")[..1].to_vec()).expect("tiles");
     EncodedBatch::new(&batch, 0..1).work(id, &held, Duration::from_secs(20))
 }
@@ -250,7 +250,7 @@ async fn coordinators_that_do_not_fit_are_told_why() {
         (
             hello(
                 &FINGERPRINT,
-                &Shape {
+                &MoeShape {
                     experts_used: 9,
                     ..SHAPE
                 },
@@ -489,7 +489,10 @@ async fn a_coordinator_that_vanishes_takes_its_queued_work_with_it() {
     drop(talk);
     let start = Instant::now();
     while node.running.counters().dropped < 3 {
-        assert!(start.elapsed() < WAIT, "the queue was computed for nobody");
+        assert!(
+            start.elapsed() < WAIT,
+            "the queue was computed although the coordinator is gone"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -77,8 +77,8 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let mut bystander = Talk::open(&node.address).await;
     let garbage = Bytes::from(vec![0xff; 300]);
     // More than this model's calls can take, although others' could.
-    assert!(SHAPE.request_bytes() < MAX_MESSAGE_BYTES / 10);
-    let oversize = Bytes::from(vec![0; SHAPE.request_bytes() + 1]);
+    assert!(wire::request_bytes(&SHAPE) < MAX_MESSAGE_BYTES / 10);
+    let oversize = Bytes::from(vec![0; wire::request_bytes(&SHAPE) + 1]);
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
     let greeting = pb::ComputeRequest {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use ds4_common::expert::{ExpertBatch, ExpertInput, Route};
+use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, Route};
 use ds4_common::gguf::{Array, GgufWriter, Value};
 use ds4_common::quant::{BlockQ8, BlockQ8K, GgmlType, Layout, quantize_q8, quantize_q8_k};
 use ds4_common::tiles::{Holdings, TileSet};
@@ -162,14 +162,14 @@ fn requests() -> Files {
             expert: (3 * i) as u32 % SHAPE.grid.experts,
             weight: 0.5,
         };
-        let batch = ExpertBatch {
+        let fields = BatchFields {
             layer: 1,
             tokens,
-            experts_used: SHAPE.experts_used,
             routes: (0..tokens * SHAPE.experts_used).map(route).collect(),
             input,
             round: true,
         };
+        let batch = ExpertBatch::new(SHAPE, fields).expect("a legal batch");
         let tiles = TileSet::whole(SHAPE.grid);
         let work = EncodedBatch::new(&batch, 0..tokens).work(9, &tiles, Duration::from_secs(1));
         message(compute_request::Kind::Work(work))

@@ -92,7 +92,7 @@ pub struct Welcome {
     pub held_layers: ::prost::alloc::vec::Vec<HeldLayers>,
 }
 /// The routed experts of one layer for some tokens: a pure function of this message and the
-/// weights, so that it may be sent again, anywhere.
+/// weights, so that it may be sent again, to any node.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Work {
     /// Chosen by the coordinator. Node: not in use by other unanswered work of the stream.
@@ -121,7 +121,7 @@ pub struct Work {
     /// rectangle that it holds in the layer.
     #[prost(bytes = "bytes", tag = "8")]
     pub rects: ::prost::bytes::Bytes,
-    /// Milliseconds from receipt after which nobody wants the answer. Node: 1 to 600000.
+    /// Milliseconds from receipt after which the answer is useless. Node: 1 to 600000.
     #[prost(uint32, tag = "9")]
     pub deadline_ms: u32,
     /// Activations. Node: exact length for tokens, hidden size and format, at most 64 MiB. Floats
@@ -163,14 +163,14 @@ pub struct Failure {
     pub id: u64,
     #[prost(enumeration = "FailureKind", tag = "2")]
     pub kind: i32,
-    /// One line for a person. Coordinator: cut to 512 bytes before it is shown.
+    /// One line to be read by a person. Coordinator: cut to 512 bytes before it is shown.
     #[prost(string, tag = "3")]
     pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeRequest {
     /// Newest and oldest protocol version that the coordinator speaks. Version 2 had no such fields:
-    /// whoever leaves them out speaks that one alone.
+    /// a coordinator that leaves them out speaks only that one.
     #[prost(uint32, tag = "1")]
     pub newest_version: u32,
     #[prost(uint32, tag = "2")]
@@ -179,13 +179,13 @@ pub struct DescribeRequest {
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeReply {
     /// The newest protocol version that both sides speak, or the node's newest if there is none or
-    /// none that has words for what the node holds: version 2 compares this with its own.
+    /// none that can express what the node holds: version 2 compares this with its own.
     #[prost(uint32, tag = "1")]
     pub protocol_version: u32,
     /// The node's software version.
     #[prost(string, tag = "2")]
     pub software: ::prost::alloc::string::String,
-    /// Name of the model, as its file says; may be empty.
+    /// Name of the model in its file; may be empty.
     #[prost(string, tag = "3")]
     pub model: ::prost::alloc::string::String,
     /// Digest of the model, 32 bytes. Coordinator: must equal its own.
@@ -215,7 +215,7 @@ pub struct DescribeReply {
     /// Bytes of the weights of the tiles held.
     #[prost(uint64, tag = "12")]
     pub weight_bytes: u64,
-    /// Whether the node is about to stop.
+    /// Whether the node finishes accepted work and takes no new work.
     #[prost(bool, tag = "13")]
     pub draining: bool,
     #[prost(message, optional, tag = "14")]
@@ -260,12 +260,12 @@ pub struct Counters {
 pub enum InputFormat {
     /// Refused by the node.
     Unspecified = 0,
-    /// One f32 an activation.
+    /// One f32 per activation.
     F32 = 1,
     /// Blocks of 32 activations, 36 bytes: f32 scale, 32 x i8.
     Q8 = 2,
     /// Blocks of 256 activations, 260 bytes: f32 scale, 256 x i8. The sums of 16 that the kernels
-    /// want are not sent: the node computes them, so that they cannot contradict the values.
+    /// need are not sent: the node computes them, so that they cannot contradict the values.
     Q8k = 3,
 }
 impl InputFormat {
@@ -305,9 +305,9 @@ pub enum FailureKind {
     Cancelled = 3,
     /// The node's queue is full. Send again a little later.
     Busy = 4,
-    /// The node is about to stop and takes no new work.
+    /// The node is shutting down and takes no new work.
     Draining = 5,
-    /// The node failed in a way of its own; the stream goes on.
+    /// The computation failed; the stream goes on.
     Internal = 6,
 }
 impl FailureKind {
@@ -653,7 +653,7 @@ pub mod node_control_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// What a node is, for membership, operators and dashboards.
+    /// The description of a node, for membership, operators and dashboards.
     #[derive(Debug, Clone)]
     pub struct NodeControlClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -723,7 +723,7 @@ pub mod node_control_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Answers at any time after the node has loaded, draining included. Fields 1 to 4 of the reply
+        /// Answers at any time after the node has loaded, also while it drains. Fields 1 to 4 of the reply
         /// keep their meaning in every protocol version, so that a mismatch can be reported by name.
         pub async fn describe(
             &mut self,
@@ -761,14 +761,14 @@ pub mod node_control_server {
     /// Generated trait containing gRPC methods that should be implemented for use with NodeControlServer.
     #[async_trait]
     pub trait NodeControl: std::marker::Send + std::marker::Sync + 'static {
-        /// Answers at any time after the node has loaded, draining included. Fields 1 to 4 of the reply
+        /// Answers at any time after the node has loaded, also while it drains. Fields 1 to 4 of the reply
         /// keep their meaning in every protocol version, so that a mismatch can be reported by name.
         async fn describe(
             &self,
             request: tonic::Request<super::DescribeRequest>,
         ) -> std::result::Result<tonic::Response<super::DescribeReply>, tonic::Status>;
     }
-    /// What a node is, for membership, operators and dashboards.
+    /// The description of a node, for membership, operators and dashboards.
     #[derive(Debug)]
     pub struct NodeControlServer<T> {
         inner: Arc<T>,
@@ -938,15 +938,15 @@ pub struct MeasureRequest {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MeasureReply {
-    /// Bytes a second that all compute threads read from memory together. Coordinator: not 0.
+    /// Bytes per second that all compute threads read from memory together. Coordinator: not 0.
     #[prost(uint64, tag = "1")]
     pub read_rate: u64,
-    /// 8-bit operations a second of all compute threads, two for a product; 0 where the kernels have
-    /// no instructions for that.
+    /// 8-bit operations per second of all compute threads, two for a product; 0 where the kernels
+    /// have no instructions for them.
     #[prost(uint64, tag = "2")]
     pub operation_rate: u64,
-    /// Bytes that the node's process may take, control groups considered; 0 where the system does
-    /// not tell.
+    /// Bytes of memory that the node's process may use, control groups considered; 0 where the
+    /// operating system does not tell.
     #[prost(uint64, tag = "3")]
     pub memory: u64,
     /// Cores that the node's process may use. Coordinator: 1 to 65536.
@@ -958,7 +958,7 @@ pub struct MeasureReply {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeData {
-    /// Any bytes. Both sides: at most 256 KiB a message, 64 MiB a call.
+    /// Any bytes. Both sides: at most 256 KiB per message, 64 MiB per call.
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
 }
@@ -1075,7 +1075,7 @@ pub mod node_probe_client {
             req.extensions_mut().insert(GrpcMethod::new("ds4.v1.NodeProbe", "Measure"));
             self.inner.unary(req, path, codec).await
         }
-        /// Takes what is sent, throws it away and answers when all of it has arrived.
+        /// Receives and drops what is sent, and answers when all of it has arrived.
         pub async fn sink(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::ProbeData>,
@@ -1094,7 +1094,7 @@ pub mod node_probe_client {
             req.extensions_mut().insert(GrpcMethod::new("ds4.v1.NodeProbe", "Sink"));
             self.inner.client_streaming(req, path, codec).await
         }
-        /// Sends as much as was asked for.
+        /// Sends as many bytes as requested.
         pub async fn source(
             &mut self,
             request: impl tonic::IntoRequest<super::SourceRequest>,
@@ -1137,7 +1137,7 @@ pub mod node_probe_server {
             &self,
             request: tonic::Request<super::MeasureRequest>,
         ) -> std::result::Result<tonic::Response<super::MeasureReply>, tonic::Status>;
-        /// Takes what is sent, throws it away and answers when all of it has arrived.
+        /// Receives and drops what is sent, and answers when all of it has arrived.
         async fn sink(
             &self,
             request: tonic::Request<tonic::Streaming<super::ProbeData>>,
@@ -1148,7 +1148,7 @@ pub mod node_probe_server {
             >
             + std::marker::Send
             + 'static;
-        /// Sends as much as was asked for.
+        /// Sends as many bytes as requested.
         async fn source(
             &self,
             request: tonic::Request<super::SourceRequest>,
@@ -1434,7 +1434,7 @@ pub struct OfferReply {
     /// a slice that it can read, written as it would write it.
     #[prost(bytes = "bytes", tag = "3")]
     pub head: ::prost::bytes::Bytes,
-    /// Bytes of the complete file. Node: what the head asks for.
+    /// Bytes of the complete file. Node: must follow from the head.
     #[prost(uint64, tag = "4")]
     pub file_bytes: u64,
     /// The oldest protocol version that the coordinator speaks; none means `protocol_version`.
@@ -1471,7 +1471,7 @@ pub mod fetch_reply {
         /// The next bytes. Node: 1 byte to 1 MiB, in all no more than the tensor has.
         #[prost(bytes, tag = "1")]
         Data(::prost::bytes::Bytes),
-        /// Behind the last byte, once.
+        /// After the last byte, once.
         #[prost(message, tag = "2")]
         End(super::FetchEnd),
     }
@@ -1479,7 +1479,7 @@ pub mod fetch_reply {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchEnd {
     /// BLAKE3 of the whole tensor, bytes before the offset included, 32 bytes. Node: must be that of
-    /// what it has.
+    /// the bytes that it received.
     #[prost(bytes = "bytes", tag = "1")]
     pub hash: ::prost::bytes::Bytes,
 }
@@ -1584,7 +1584,7 @@ pub mod slice_source_client {
             self.inner.unary(req, path, codec).await
         }
         /// The data of one tensor of that slice, from an offset on. FAILED_PRECONDITION if the node's
-        /// slice is another one by now, RESOURCE_EXHAUSTED if too many tensors are on their way.
+        /// slice has changed, RESOURCE_EXHAUSTED if too many tensors are being sent.
         pub async fn fetch(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchRequest>,
@@ -1633,7 +1633,7 @@ pub mod slice_source_server {
             + std::marker::Send
             + 'static;
         /// The data of one tensor of that slice, from an offset on. FAILED_PRECONDITION if the node's
-        /// slice is another one by now, RESOURCE_EXHAUSTED if too many tensors are on their way.
+        /// slice has changed, RESOURCE_EXHAUSTED if too many tensors are being sent.
         async fn fetch(
             &self,
             request: tonic::Request<super::FetchRequest>,

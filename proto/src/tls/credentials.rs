@@ -15,15 +15,15 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 use super::peers::{Anchors, PeerVerifier, Peers, Purpose};
 use crate::limits::HANDSHAKE_TIMEOUT;
 
-/// What all connections of a cluster speak inside of TLS.
+/// The protocol of all connections of a cluster inside of TLS: HTTP/2.
 const ALPN: &[u8] = b"h2";
 
-/// What a process is in the cluster, and so what its certificate must be for.
+/// The role of a process in the cluster, which its certificate must be for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Asks nodes: its certificate is for clients.
+    /// Connects to nodes: its certificate is for clients.
     Coordinator,
-    /// Answers coordinators: its certificate is for servers.
+    /// Serves coordinators: its certificate is for servers.
     Node,
 }
 
@@ -56,33 +56,77 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// What is wrong with a file.
+/// Why credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
+    /// The file cannot be read.
     #[error("{}: {error}", file.display())]
     Read {
+        /// File that the message names.
         file: PathBuf,
+        /// The error of the operating system.
         error: std::io::Error,
     },
+    /// The file does not hold what it should, in PEM form.
     #[error("{} holds no {what} in PEM form{}", file.display(), detail(error))]
     Pem {
+        /// File that the message names.
         file: PathBuf,
+        /// What was looked for.
         what: &'static str,
+        /// What was found instead.
         error: pem::Error,
     },
-    #[error("{} holds a key of a kind that is not supported: {error}", file.display())]
-    Key { file: PathBuf, error: rustls::Error },
-    #[error("the key in {} is not that of the certificate in {}", key.display(), cert.display())]
-    KeyMismatch { key: PathBuf, cert: PathBuf },
-    #[error("{} is no authority's certificate: {reason}", file.display())]
-    Authority { file: PathBuf, reason: String },
+    /// The private key is of an algorithm that is not supported.
+    #[error("{} holds an unsupported kind of key: {error}", file.display())]
+    Key {
+        /// File that the message names.
+        file: PathBuf,
+        /// The reason.
+        error: rustls::Error,
+    },
+    /// Key and certificate do not belong together.
+    #[error("the key in {} does not match the certificate in {}", key.display(), cert.display())]
+    KeyMismatch {
+        /// File of the key.
+        key: PathBuf,
+        /// File of the certificate.
+        cert: PathBuf,
+    },
+    /// A certificate in the file of authorities cannot be one.
+    #[error("{} is not an authority's certificate: {reason}", file.display())]
+    Authority {
+        /// File that the message names.
+        file: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The certificate is not accepted.
     #[error("the certificate in {} {reason}", file.display())]
-    Certificate { file: PathBuf, reason: String },
+    Certificate {
+        /// File that the message names.
+        file: PathBuf,
+        /// Why, to follow the file's name.
+        reason: String,
+    },
+    /// The certificate was signed by an authority that is not trusted.
     #[error("the certificate in {} was not signed by an authority in {}", cert.display(), ca.display())]
-    OtherAuthority { cert: PathBuf, ca: PathBuf },
+    OtherAuthority {
+        /// File of the certificate.
+        cert: PathBuf,
+        /// File of the authorities.
+        ca: PathBuf,
+    },
+    /// The certificate is for another role.
     #[error("the certificate in {} is not a {role}'s: it lacks the extended key usage {}",
         file.display(), role.purposes()[0])]
-    Role { file: PathBuf, role: Role },
+    Role {
+        /// File that the message names.
+        file: PathBuf,
+        /// The role of this process.
+        role: Role,
+    },
+    /// The TLS library refused the settings.
     #[error("TLS: {0}")]
     Config(#[from] rustls::Error),
 }
@@ -94,12 +138,12 @@ fn detail(error: &pem::Error) -> String {
     }
 }
 
-/// A member's certificate and key, and whom it trusts. Cheap to clone. Files that change later
-/// are read by the next process only.
+/// A member's certificate and key, and the authorities that it trusts. Cheap to clone. Files that
+/// change later are read by the next process only.
 #[derive(Clone)]
-pub struct Credentials(Arc<Loaded>);
+pub struct Credentials(Arc<LoadedCredentials>);
 
-struct Loaded {
+struct LoadedCredentials {
     anchors: Arc<Anchors>,
     identity: CertifiedKey,
     provider: Arc<CryptoProvider>,
@@ -120,8 +164,8 @@ impl TlsFiles {
     /// Reads the files of a member that is a `role`.
     ///
     /// # Errors
-    /// Names the file that is missing or malformed, does not go with another, or whose
-    /// certificate is expired or another role's.
+    /// Names the file that is missing or malformed, or does not match another one, or whose
+    /// certificate has expired or is for another role.
     pub fn load(&self, role: Role) -> Result<Credentials, TlsError> {
         let credentials = self.load_unchecked()?;
         let loaded = &credentials.0;
@@ -129,11 +173,11 @@ impl TlsFiles {
         Ok(credentials)
     }
 
-    /// Reads the files and leaves it to the peers to find out who signed the certificate, for
-    /// when, and for what.
+    /// Reads the files without checking the certificate's signer, dates and purpose, which peers
+    /// check.
     ///
     /// # Errors
-    /// Names the file that is missing or malformed, or that the key is not the certificate's.
+    /// Names the file that is missing or malformed, or the key that does not match.
     pub fn load_unchecked(&self) -> Result<Credentials, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let (ca_pem, cert_pem, key_pem) = (read(&self.ca)?, read(&self.cert)?, read(&self.key)?);
@@ -149,7 +193,7 @@ impl TlsFiles {
             error,
         })?;
         let identity = self.identity(chain, key, &provider)?;
-        Ok(Credentials(Arc::new(Loaded {
+        Ok(Credentials(Arc::new(LoadedCredentials {
             anchors: Arc::new(anchors),
             identity,
             provider,
@@ -186,7 +230,7 @@ impl TlsFiles {
         }
     }
 
-    /// What every peer would find out, said here with the file's name.
+    /// Finds at the start, with the file's name, what every peer would refuse.
     fn check(
         &self,
         anchors: &Anchors,
@@ -216,10 +260,10 @@ impl TlsFiles {
 }
 
 impl Credentials {
-    /// Settings of a server that takes `peers` alone.
+    /// Settings of a server that accepts `peers` only.
     ///
     /// # Errors
-    /// The cryptography does not offer what is needed.
+    /// The TLS library refuses the settings.
     pub fn server(&self, peers: Peers) -> Result<Arc<ServerConfig>, TlsError> {
         let loaded = &self.0;
         let verifier = PeerVerifier::new(Arc::clone(&loaded.anchors), peers);
@@ -229,15 +273,14 @@ impl Credentials {
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(identity));
         config.alpn_protocols.push(ALPN.to_vec());
-        // Connections last for days, so nothing is gained by remembering them; and who comes back
+        // Connections last for days, so resuming them gains nothing; and a peer that comes back
         // shows a certificate that is valid then.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     }
 
-    /// Settings of a client. The name in the address is the one that it asks of the server's
-    /// certificate.
+    /// Settings of a client. The server's certificate must be for the name in the address.
     #[must_use]
     pub fn client(&self) -> ClientTlsConfig {
         let loaded = &self.0;

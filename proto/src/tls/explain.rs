@@ -1,10 +1,10 @@
-//! Errors of TLS in words that say what to do.
+//! Errors of TLS in words that tell what to do.
 
 use std::error::Error;
 
 use rustls::{AlertDescription, CertificateError};
 
-/// What an error says about TLS, if TLS is at its bottom. Speaks of the peer as "it".
+/// Describes the error of TLS that is the root of `error`, if there is one. Calls the peer "it".
 #[must_use]
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     let mut next = Some(error);
@@ -17,7 +17,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
             return Some(format!("it refused {}", refused(alert)));
         }
         if text.contains(super::SPEAKS_TLS) {
-            return Some("it speaks TLS and was asked in plain text".to_owned());
+            return Some("it speaks TLS but was contacted in plain text".to_owned());
         }
         // An I/O error that wraps one does not name it as its source.
         let wrapped = error
@@ -48,8 +48,8 @@ const REFUSALS: [AlertDescription; 13] = [
     AlertDescription::UnsupportedCertificate,
 ];
 
-/// The alert that a text is about. A server's alert comes when the client's side of TLS is through
-/// and HTTP/2 has begun, which keeps of an error no more than its text.
+/// The alert that a text is about. A server's alert arrives when the client's handshake is done and
+/// HTTP/2 has begun, which keeps only the text of an error.
 fn named_alert(text: &str) -> Option<AlertDescription> {
     let is_text =
         |alert: &AlertDescription| rustls::Error::AlertReceived(*alert).to_string() == text;
@@ -82,8 +82,7 @@ pub(super) fn fault_of(fault: &CertificateError) -> String {
         }
         CertificateError::UnknownIssuer => "was signed by an unknown authority".to_owned(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            "is not for what it is used as: nodes need serverAuth, coordinators clientAuth"
-                .to_owned()
+            "does not allow this use: nodes need serverAuth, coordinators clientAuth".to_owned()
         }
         CertificateError::NotValidForNameContext {
             expected,

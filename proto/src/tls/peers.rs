@@ -1,4 +1,4 @@
-//! Whose connections a server takes.
+//! Which peers a server accepts.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use rustls::{
 };
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
 
-/// Who may connect to a server.
+/// Which members may connect to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peers {
-    /// Who may give work to nodes.
+    /// Those that may give work to nodes.
     Coordinators,
     /// Coordinators and nodes: a node that fetches its slice is the client.
     Members,
@@ -55,8 +55,8 @@ impl std::fmt::Display for Purpose {
     }
 }
 
-/// A certificate must name one of these purposes. One that names none at all, which usually
-/// means any purpose, is not good enough to tell a node from a coordinator.
+/// A certificate must name one of these purposes. One without purposes, which usually means any
+/// purpose, is refused: it does not tell a node from a coordinator.
 struct AnyOf(&'static [Purpose]);
 
 impl ExtendedKeyUsageValidator for AnyOf {
@@ -87,7 +87,7 @@ pub(super) struct Anchors {
 }
 
 impl Anchors {
-    /// The error says why a certificate can be no authority's.
+    /// The error says why a certificate cannot be that of an authority.
     pub(super) fn new(
         certificates: Vec<CertificateDer<'static>>,
         provider: &CryptoProvider,
@@ -103,7 +103,7 @@ impl Anchors {
         })
     }
 
-    /// Whether an authority of these vouches for a certificate, for one of these purposes.
+    /// Whether one of these authorities signed a certificate for one of these purposes.
     pub(super) fn verify(
         &self,
         end: &CertificateDer<'_>,
@@ -125,7 +125,7 @@ impl Anchors {
     }
 }
 
-/// Lets a server's TLS take these peers alone.
+/// Lets a server's TLS accept these peers only.
 #[derive(Debug)]
 pub(super) struct PeerVerifier {
     anchors: Arc<Anchors>,
@@ -165,7 +165,7 @@ impl ClientCertVerifier for PeerVerifier {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        // The server offers TLS 1.3 alone.
+        // The server offers TLS 1.3 only.
         Err(PeerIncompatible::Tls13RequiredForQuic.into())
     }
 
@@ -183,7 +183,7 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
-/// In the words of TLS, which has an alert for the common ones.
+/// The error of TLS, which has an alert for the common ones.
 pub(super) fn certificate_error(error: webpki::Error) -> CertificateError {
     match error {
         webpki::Error::CertExpired { time, not_after } => {

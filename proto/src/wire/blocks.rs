@@ -17,7 +17,7 @@ const fn block(format: ActivationFormat) -> (usize, usize) {
     }
 }
 
-/// Bytes of a row of `hidden` activations; `None` if that is no whole number of blocks.
+/// Bytes of a row of `hidden` activations; `None` if that is not a whole number of blocks.
 pub(super) fn input_bytes(format: ActivationFormat, hidden: usize) -> Option<usize> {
     let (elements, bytes) = block(format);
     if !hidden.is_multiple_of(elements) {
@@ -146,7 +146,7 @@ pub(super) fn decode_routes(bytes: &[u8]) -> Vec<Route> {
         .collect()
 }
 
-/// Rows as they travel.
+/// The bytes of rows, in the form that travels.
 #[must_use]
 pub fn bytes_from_floats(values: &[f32]) -> Bytes {
     let mut out = BytesMut::with_capacity(values.len() * FLOAT_BYTES);
@@ -154,7 +154,7 @@ pub fn bytes_from_floats(values: &[f32]) -> Bytes {
     out.freeze()
 }
 
-/// Reads floats of a row into `out`; the shorter of both decides.
+/// Reads the floats of a row into `out`, up to the end of the shorter of both.
 pub fn floats_from_bytes(bytes: &[u8], out: &mut [f32]) {
     for (value, raw) in out.iter_mut().zip(bytes.as_chunks::<FLOAT_BYTES>().0) {
         *value = f32::from_le_bytes(*raw);

@@ -1,4 +1,5 @@
-//! What a node holds, as it travels: once if it is the same in every layer, else by layers.
+//! The tiles of a node, in the form that travels: once if they are the same in every layer, else by
+//! runs of layers.
 
 use bytes::Bytes;
 use ds4_common::tiles::{Grid, Holdings};
@@ -13,7 +14,9 @@ pub(super) const LAYERED_HOLDINGS: u32 = 3;
 /// The fields `held` and `held_layers` of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedHoldings {
+    /// Rectangles of every layer, 16 bytes each; empty where layers differ.
     pub held: Bytes,
+    /// Rectangles of runs of layers; empty where layers are equal.
     pub held_layers: Vec<pb::HeldLayers>,
 }
 
@@ -39,11 +42,11 @@ pub fn encode_held(held: &Holdings) -> EncodedHoldings {
     }
 }
 
-/// Reads what a node says that it holds of a model with `layers` layers.
+/// Reads the tiles that a node holds of a model with `layers` layers.
 ///
 /// # Errors
-/// Layers are out of order or outside of the model, there are too many rectangles, or a layer's
-/// are no [`ds4_common::tiles::TileSet`].
+/// Layers are out of order or outside of the model, there are too many rectangles, or those of a
+/// layer do not form a [`ds4_common::tiles::TileSet`].
 pub fn decode_held(
     grid: Grid,
     layers: usize,

@@ -1,6 +1,7 @@
-//! Between messages and checked types. Everything that a peer sent passes here before it is used:
-//! lengths against counts, counts against [`crate::limits`], ids against the model's shape. What
-//! comes out cannot lead to an index out of bounds or an allocation of the peer's choice.
+//! Conversion between messages and checked types. Everything that a peer sent passes here before it
+//! is used: lengths are checked against counts, counts against [`crate::limits`], ids against the
+//! model's shape. What comes out cannot lead to an index out of bounds or to an allocation of the
+//! peer's choice.
 //!
 //! Floats are not inspected: the arithmetic is total on NaN and infinity, no index or size is
 //! derived from a float, and an in-process computation would not refuse them either, so both ways
@@ -15,9 +16,9 @@ mod tile_set;
 mod version;
 mod work;
 
-use ds4_common::expert::BatchError;
+use ds4_common::expert::{BatchError, MoeShape};
 use ds4_common::quant::ActivationFormat;
-use ds4_common::tiles::{Grid, TileError, TileRect};
+use ds4_common::tiles::{TileError, TileRect};
 
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use held::{EncodedHoldings, decode_held, encode_held};
@@ -28,93 +29,111 @@ pub use probe::{
 pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;
-pub use work::{Call, EncodedBatch, decode_work};
+pub use work::{EncodedBatch, ExpertCall, decode_work};
 
-use crate::limits::{MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES};
+use crate::limits::{
+    FINGERPRINT_BYTES, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES,
+};
 
-/// A model's fingerprint as it travels.
-pub type FingerprintBytes = [u8; crate::limits::FINGERPRINT_BYTES];
+/// A model's fingerprint, in the form that travels.
+pub type FingerprintBytes = [u8; FINGERPRINT_BYTES];
 
 /// Bytes of a float of a row.
 const FLOAT_BYTES: usize = 4;
 
-/// The sizes of a model that bound what may travel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    pub layers: usize,
-    /// Width of a layer's input and of a row of a reply.
-    pub hidden: usize,
-    /// Experts that the router chooses for a token.
-    pub experts_used: usize,
-    pub grid: Grid,
+/// Bytes of the largest request that a model of `shape` gives reason to: the activations of the
+/// most tokens in their widest format, their routes, tiles, and the rest.
+#[must_use]
+pub fn request_bytes(shape: &MoeShape) -> usize {
+    // No format takes more than a float for each value.
+    let input = MAX_TOKENS.saturating_mul(shape.row_bytes());
+    input.min(MAX_PAYLOAD_BYTES) + MAX_MESSAGE_BYTES - MAX_PAYLOAD_BYTES
 }
 
-impl Shape {
-    /// Bytes of one row of a reply.
-    #[must_use]
-    pub fn row_bytes(&self) -> usize {
-        self.hidden * FLOAT_BYTES
-    }
-
-    /// Bytes of the largest request that this model gives reason to: the activations of the most
-    /// tokens in their widest format, their routes, tiles, and the rest.
-    #[must_use]
-    pub fn request_bytes(&self) -> usize {
-        // No format takes more than a float for each value.
-        let input = MAX_TOKENS.saturating_mul(self.row_bytes());
-        input.min(MAX_PAYLOAD_BYTES) + MAX_MESSAGE_BYTES - MAX_PAYLOAD_BYTES
-    }
-
-    /// Tokens that a call for tiles with `subtrees` maximal subtrees may hold, so that neither
-    /// its activations nor its rows can exceed the limits; 0 if not even one token fits.
-    #[must_use]
-    pub fn tokens_per_call(&self, subtrees: usize, format: ActivationFormat) -> usize {
-        let reply = subtrees.saturating_mul(self.row_bytes()).max(1);
-        let input = blocks::input_bytes(format, self.hidden).unwrap_or(usize::MAX);
-        MAX_TOKENS
-            .min(MAX_PAYLOAD_BYTES / reply)
-            .min(MAX_PAYLOAD_BYTES / input.max(1))
-    }
+/// Tokens that a call for tiles with `subtrees` maximal subtrees may hold, so that neither its
+/// activations nor its rows can exceed the limits; 0 if not even one token fits.
+#[must_use]
+pub fn tokens_per_call(shape: &MoeShape, subtrees: usize, format: ActivationFormat) -> usize {
+    let reply = subtrees.saturating_mul(shape.row_bytes()).max(1);
+    let input = blocks::input_bytes(format, shape.hidden).unwrap_or(usize::MAX);
+    MAX_TOKENS
+        .min(MAX_PAYLOAD_BYTES / reply)
+        .min(MAX_PAYLOAD_BYTES / input.max(1))
 }
 
 /// A message that contradicts the protocol, its own counts or the model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    #[error("{field} is {found}, allowed are {least} to {most}")]
+    /// A number is outside of its bounds.
+    #[error("{field} is {found}, expected {least} to {most}")]
     Bound {
+        /// Field of the message, or what is counted.
         field: &'static str,
+        /// The peer's number.
         found: u64,
+        /// Smallest number allowed.
         least: u64,
+        /// Largest number allowed.
         most: u64,
     },
-    #[error("{field} has {found} bytes where its counts ask for {expected}")]
+    /// A field's length contradicts the message's own counts.
+    #[error("{field} has {found} bytes, expected {expected} from the message's counts")]
     Length {
+        /// Field of the message.
         field: &'static str,
+        /// Bytes of the field.
         found: usize,
+        /// Bytes that the counts require.
         expected: usize,
     },
-    #[error("input format {0} is unknown")]
+    /// The message names another number of chosen experts than the model has.
+    #[error("{found} experts per token, where the model's router chooses {expected}")]
+    ExpertsUsed {
+        /// Experts per token in the message.
+        found: usize,
+        /// Experts per token of the model.
+        expected: usize,
+    },
+    /// The input format has no meaning in this protocol version.
+    #[error("unknown input format {0}")]
     Format(i32),
-    #[error("rows of {hidden} activations are no whole number of {format:?} blocks")]
+    /// The model's width cannot be cut into blocks of the input format.
+    #[error("rows of {hidden} activations are not a whole number of {format:?} blocks")]
     Blocks {
+        /// Format of the input.
         format: ActivationFormat,
+        /// Activations of a token.
         hidden: usize,
     },
+    /// The reply might not fit into one message.
     #[error("rows of {tokens} tokens for {subtrees} subtrees could exceed {limit} bytes")]
     Reply {
+        /// Tokens of the call.
         tokens: usize,
+        /// Maximal subtrees of its tiles.
         subtrees: usize,
+        /// Bytes of rows that a reply may have.
         limit: usize,
     },
-    #[error("tile rectangles of {0} bytes, where one has {RECT_BYTES}")]
+    /// The bytes of tile rectangles do not end with a rectangle.
+    #[error("{0} bytes of tile rectangles are not a multiple of {RECT_BYTES}")]
     Rects(usize),
+    /// No rectangle of the node holds all of a requested one.
     #[error("tiles {rect} of layer {layer} are not held here in one piece")]
-    NotHeld { rect: TileRect, layer: u32 },
+    NotHeld {
+        /// The rectangle that was requested.
+        rect: TileRect,
+        /// Layer of the call.
+        layer: u32,
+    },
+    /// The tiles do not fit the grid.
     #[error(transparent)]
     Tiles(#[from] TileError),
+    /// The batch does not fit the model.
     #[error(transparent)]
     Batch(#[from] BatchError),
-    #[error("the fingerprint has {0} bytes")]
+    /// A fingerprint of another length; holds that length in bytes.
+    #[error("the fingerprint has {0} bytes, expected {FINGERPRINT_BYTES}")]
     Fingerprint(usize),
 }
 
@@ -160,6 +179,7 @@ pub fn clip(text: &str, most: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ds4_common::tiles::Grid;
 
     #[test]
     fn clip_keeps_whole_characters_and_one_line() {
@@ -173,23 +193,23 @@ mod tests {
             experts: 256,
             blocks: 8,
         };
-        let shape = Shape {
+        let shape = MoeShape {
             layers: 1,
             hidden: 4096,
             experts_used: 6,
             grid,
         };
-        assert_eq!(shape.tokens_per_call(1, ActivationFormat::Q8K), 512);
-        assert_eq!(shape.tokens_per_call(32, ActivationFormat::Q8K), 128);
+        assert_eq!(tokens_per_call(&shape, 1, ActivationFormat::Q8K), 512);
+        assert_eq!(tokens_per_call(&shape, 32, ActivationFormat::Q8K), 128);
         assert_eq!(
-            shape.tokens_per_call(usize::MAX, ActivationFormat::Q8K),
+            tokens_per_call(&shape, usize::MAX, ActivationFormat::Q8K),
             0,
             "never a call that the node would refuse"
         );
-        let odd = Shape {
+        let odd = MoeShape {
             hidden: 100,
             ..shape
         };
-        assert_eq!(odd.tokens_per_call(1, ActivationFormat::Q8K), 0);
+        assert_eq!(tokens_per_call(&odd, 1, ActivationFormat::Q8K), 0);
     }
 }

@@ -2,39 +2,58 @@
 
 use std::fmt::Write;
 
+use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings};
 
 use super::held::{EncodedHoldings, LAYERED_HOLDINGS, decode_held, encode_held};
-use super::{FingerprintBytes, Shape, Versions, WireError, bound, clip};
-use crate::limits::{MAX_AXIS, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES, MAX_USED};
+use super::{FingerprintBytes, Versions, WireError, bound, clip};
+use crate::limits::{
+    MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES,
+};
 use crate::pb;
 
 /// Why two peers cannot work together. Each variant names both sides' values.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
+    /// There is no protocol version that both speak.
     #[error("the node speaks protocol version {node}, the coordinator version {coordinator}")]
     Version {
+        /// The node's versions.
         node: Versions,
+        /// The coordinator's versions.
         coordinator: Versions,
     },
+    /// The node's layers hold different tiles, which came with a later version.
     #[error(
         "the node holds different tiles in different layers, which protocol version {version} \
-         cannot say"
+         cannot express"
     )]
-    LayeredHoldings { version: u32 },
+    LayeredHoldings {
+        /// The version that both speak.
+        version: u32,
+    },
+    /// The node serves another model.
     #[error(
         "the node serves the model with fingerprint {}, the coordinator the one with {}",
         hex(node),
         hex(coordinator)
     )]
     Fingerprint {
+        /// Fingerprint of the node's model.
         node: FingerprintBytes,
+        /// Fingerprint of the coordinator's model.
         coordinator: FingerprintBytes,
     },
+    /// The routers choose different numbers of experts.
     #[error(
-        "the node computes {node} experts a token, the coordinator's router chooses {coordinator}"
+        "the node computes {node} experts per token, the coordinator's router chooses {coordinator}"
     )]
-    ExpertsUsed { node: u64, coordinator: u64 },
+    ExpertsUsed {
+        /// Experts per token at the node.
+        node: u64,
+        /// Experts per token at the coordinator.
+        coordinator: u64,
+    },
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -47,7 +66,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// What the coordinator of a model says first to a node that speaks up to `version`.
 #[must_use]
-pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape, version: u32) -> pb::Hello {
+pub fn hello(fingerprint: &FingerprintBytes, shape: &MoeShape, version: u32) -> pb::Hello {
     let ours = Versions::OURS;
     pb::Hello {
         protocol_version: ours.newest.min(version).max(ours.oldest),
@@ -65,7 +84,7 @@ pub fn hello(fingerprint: &FingerprintBytes, shape: &Shape, version: u32) -> pb:
 pub fn check_hello(
     hello: &pb::Hello,
     ours: &FingerprintBytes,
-    shape: &Shape,
+    shape: &MoeShape,
 ) -> Result<Result<u32, Mismatch>, WireError> {
     let theirs = Versions::of(hello.oldest_version, hello.protocol_version);
     let Some(version) = Versions::OURS.common(theirs) else {
@@ -99,7 +118,7 @@ pub fn check_hello(
 /// The node's answer to a hello that speaks `version`.
 ///
 /// # Errors
-/// The version has no words for what the node holds.
+/// The version cannot express what the node holds.
 pub fn welcome(max_in_flight: u32, held: &Holdings, version: u32) -> Result<pb::Welcome, Mismatch> {
     let EncodedHoldings { held, held_layers } = encode_held(held);
     if !held_layers.is_empty() && version < LAYERED_HOLDINGS {
@@ -118,7 +137,7 @@ pub fn welcome(max_in_flight: u32, held: &Holdings, version: u32) -> Result<pb::
 /// A value is outside of its bounds.
 pub fn decode_welcome(
     welcome: &pb::Welcome,
-    shape: &Shape,
+    shape: &MoeShape,
 ) -> Result<(usize, Holdings), WireError> {
     bound(
         "max_in_flight",
@@ -135,27 +154,35 @@ pub fn decode_welcome(
     Ok((welcome.max_in_flight as usize, held))
 }
 
-/// What a node says about itself, checked.
+/// A node's description of itself, checked.
 #[derive(Clone, Debug)]
 pub struct NodeInfo {
+    /// Version of the node's software, cut to [`MAX_NAME_BYTES`].
     pub software: String,
+    /// Name of the model, cut to [`MAX_NAME_BYTES`]; may be empty.
     pub model: String,
+    /// Fingerprint of the model.
     pub fingerprint: FingerprintBytes,
-    pub shape: Shape,
+    /// Sizes of the model's routed experts.
+    pub shape: MoeShape,
+    /// Tiles that the node holds, layer by layer.
     pub held: Holdings,
     /// Protocol versions that the node speaks.
     pub versions: Versions,
     /// Instruction set of the node's kernels.
     pub kernels: String,
+    /// Compute threads of the node.
     pub threads: u32,
     /// Bytes of the weights of the tiles held.
     pub weight_bytes: u64,
+    /// Whether the node finishes accepted work and takes no new work.
     pub draining: bool,
+    /// Work since the node started.
     pub counters: pb::Counters,
 }
 
-/// Checks a description. The version comes first, since only then do the other fields mean what
-/// this version says.
+/// Checks a description. The version is checked first, since it gives the other fields their
+/// meaning.
 ///
 /// # Errors
 /// The outer error is a malformed message, the inner one another protocol version.
@@ -169,7 +196,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
     }
     bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
     bound("hidden", reply.hidden.into(), 1, MAX_HIDDEN.into())?;
-    bound("used", reply.used.into(), 1, MAX_USED as u64)?;
+    bound("used", reply.used.into(), 1, MAX_EXPERTS_USED as u64)?;
     bound("experts", reply.grid_experts.into(), 1, MAX_AXIS.into())?;
     bound("blocks", reply.grid_blocks.into(), 1, MAX_AXIS.into())?;
     let grid = Grid {
@@ -180,7 +207,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
         software: clip(&reply.software, MAX_NAME_BYTES),
         model: clip(&reply.model, MAX_NAME_BYTES),
         fingerprint: fingerprint(&reply.fingerprint)?,
-        shape: Shape {
+        shape: MoeShape {
             layers: reply.layers as usize,
             hidden: reply.hidden as usize,
             experts_used: reply.used as usize,

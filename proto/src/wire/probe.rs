@@ -12,7 +12,7 @@ use crate::limits::{
 };
 use crate::pb;
 
-/// A node's measurement as it is sent.
+/// The message with a node's measurement.
 #[must_use]
 pub fn encode_rates(rates: &MachineRates) -> pb::MeasureReply {
     pb::MeasureReply {
@@ -43,7 +43,7 @@ pub fn decode_rates(reply: &pb::MeasureReply) -> Result<MachineRates, WireError>
 /// The node's check of a request: how long it may compute.
 ///
 /// # Errors
-/// Longer than a node computes for it, or no time at all.
+/// It is 0, or longer than a node computes for a measurement.
 pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError> {
     let budget = request.budget_ms.into();
     bound("budget_ms", budget, 1, MAX_PROBE_BUDGET.as_millis() as u64)?;
@@ -53,7 +53,7 @@ pub fn check_measure(request: &pb::MeasureRequest) -> Result<Duration, WireError
 /// The node's check of a request: how much it is to send.
 ///
 /// # Errors
-/// Nothing, or more than a call may carry.
+/// It is 0, or more than a call may carry.
 pub fn check_source(request: &pb::SourceRequest) -> Result<u64, WireError> {
     bound("bytes", request.bytes, 1, MAX_PROBE_BYTES)?;
     Ok(request.bytes)

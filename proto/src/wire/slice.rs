@@ -11,22 +11,29 @@ use crate::pb;
 /// An offer that a node cannot use, or a node that a coordinator cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum SliceMismatch {
+    /// There is no protocol version that both speak.
     #[error("the node speaks protocol version {node}, the coordinator version {coordinator}")]
     Version {
+        /// The node's versions.
         node: Versions,
+        /// The coordinator's versions.
         coordinator: Versions,
     },
+    /// A value is out of bounds.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// The head is not that of a valid slice, or the node's name is not valid.
     #[error(transparent)]
     Slice(#[from] SliceError),
-    #[error("the slice offered is written by software of another version")]
+    /// The head would be written differently by this software.
+    #[error("the offered slice was written by another version of the software")]
     Form,
-    #[error("the slice offered has hashes already")]
+    /// The head of an offer states hashes, which only a finished slice has.
+    #[error("the offered slice already has hashes")]
     Hashes,
 }
 
-/// What a node asks first.
+/// A node's first request.
 #[must_use]
 pub fn offer_request(node: &str) -> pb::OfferRequest {
     pb::OfferRequest {
@@ -37,7 +44,7 @@ pub fn offer_request(node: &str) -> pb::OfferRequest {
     }
 }
 
-/// The coordinator's check of it.
+/// The coordinator's check of a node's first request.
 ///
 /// # Errors
 /// A value is outside of its bounds, or there is no version that both speak.
@@ -59,8 +66,8 @@ pub fn check_offer_request(request: &pb::OfferRequest) -> Result<(), SliceMismat
 /// The node's check of an offer; `from` is what messages name.
 ///
 /// # Errors
-/// The head is none of a slice that this software reads and writes, contradicts the file's length,
-/// or there is no version that both speak.
+/// The head is not that of a slice that this software reads and writes, contradicts the file's
+/// length, or there is no version that both speak.
 pub fn decode_offer(reply: &pb::OfferReply, from: &Path) -> Result<SliceHead, SliceMismatch> {
     let coordinator = Versions::of(reply.oldest_version, reply.protocol_version);
     if Versions::OURS.common(coordinator).is_none() {
@@ -73,7 +80,7 @@ pub fn decode_offer(reply: &pb::OfferReply, from: &Path) -> Result<SliceHead, Sl
     bound("the head's length", reply.head.len() as u64, 1, most)?;
     let head = SliceHead::parse(from.to_path_buf(), &reply.head, reply.file_bytes)?;
     let end = head.tensors().last().map_or(0, |t| t.offset + t.bytes);
-    // More would make the node reserve what nobody sends.
+    // More would make the node reserve space that is never filled.
     bound("the file's length", reply.file_bytes, end, end)?;
     if head.encode()? != reply.head {
         return Err(SliceMismatch::Form);
@@ -84,7 +91,7 @@ pub fn decode_offer(reply: &pb::OfferReply, from: &Path) -> Result<SliceHead, Sl
     Ok(head)
 }
 
-/// Reads a hash.
+/// Reads a hash of 32 bytes.
 ///
 /// # Errors
 /// It has another length.

@@ -1,4 +1,4 @@
-//! Tile rectangles as they travel.
+//! Tile rectangles, in the form that travels.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use ds4_common::tiles::{Grid, Span, TileRect, TileSet};
@@ -6,10 +6,10 @@ use ds4_common::tiles::{Grid, Span, TileRect, TileSet};
 use super::{WireError, bound};
 use crate::limits::{MAX_RECTS, RECT_BYTES};
 
-/// Reads rectangles: their bytes are counted before any of them is looked at.
+/// Reads rectangles: their bytes are counted before any of them is read.
 ///
 /// # Errors
-/// The bytes are no whole number of rectangles, or as for [`TileSet::new`].
+/// The bytes are not a whole number of rectangles, or as for [`TileSet::new`].
 pub fn decode_tiles(grid: Grid, bytes: &[u8]) -> Result<TileSet, WireError> {
     let (raw, rest) = bytes.as_chunks::<RECT_BYTES>();
     if !rest.is_empty() {

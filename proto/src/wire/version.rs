@@ -11,25 +11,27 @@ use crate::pb;
 /// A range of protocol versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Versions {
+    /// Oldest version.
     pub oldest: u32,
+    /// Newest version.
     pub newest: u32,
 }
 
 impl Versions {
-    /// What this software speaks.
+    /// The versions that this software speaks.
     pub const OURS: Versions = Versions {
         oldest: OLDEST_PROTOCOL_VERSION,
         newest: PROTOCOL_VERSION,
     };
 
-    /// What a peer said; a peer without an oldest version speaks just one.
+    /// The versions that a peer stated; a peer without an oldest version speaks just one.
     #[must_use]
     pub fn of(oldest: u32, newest: u32) -> Self {
         let oldest = if oldest == 0 { newest } else { oldest };
         Versions { oldest, newest }
     }
 
-    /// What a coordinator said that asks for a description; version 2 said nothing.
+    /// The versions that a coordinator states when it requests a description; version 2 stated none.
     #[must_use]
     pub fn of_request(request: &pb::DescribeRequest) -> Self {
         match request.newest_version {
@@ -38,7 +40,7 @@ impl Versions {
         }
     }
 
-    /// The question for a description by a coordinator of this software.
+    /// The request for a description by a coordinator of this software.
     #[must_use]
     pub fn request() -> pb::DescribeRequest {
         pb::DescribeRequest {
@@ -47,8 +49,8 @@ impl Versions {
         }
     }
 
-    /// The version under which a node that holds `held` describes itself to the asker: the newest
-    /// that both speak and that has words for it, else this software's newest.
+    /// The version in which a node that holds `held` describes itself: the newest that both speak and
+    /// that can express it, else this software's newest.
     #[must_use]
     pub fn of_description(request: &pb::DescribeRequest, held: &Holdings) -> u32 {
         let common = Self::OURS.common(Self::of_request(request));

@@ -1,16 +1,16 @@
-//! One call: encoded once for all nodes, checked before it is believed.
+//! One call: encoded once for all nodes, checked by each before it is computed.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use ds4_common::expert::{BatchError, ExpertBatch};
+use ds4_common::expert::{BatchFields, ExpertBatch, MoeShape};
 use ds4_common::quant::ActivationFormat;
 use ds4_common::tiles::{Holdings, TileSet};
 
 use super::blocks::{decode_input, decode_routes, encode_input, encode_routes, input_bytes};
-use super::{Shape, WireError, bound, decode_tiles, encode_tiles, length};
+use super::{WireError, bound, decode_tiles, encode_tiles, length, tokens_per_call};
 use crate::limits::{MAX_DEADLINE, MAX_PAYLOAD_BYTES, MAX_TOKENS, ROUTE_BYTES};
 use crate::pb;
 
@@ -27,22 +27,20 @@ pub struct EncodedBatch {
 }
 
 impl EncodedBatch {
-    /// Encodes the tokens of `range`. The batch must have passed [`ExpertBatch::check`].
+    /// Encodes the tokens of `range`.
     #[must_use]
     pub fn new(batch: &ExpertBatch, range: Range<usize>) -> Self {
         EncodedBatch {
             layer: batch.layer as u32,
             tokens: range.len() as u32,
-            experts_used: batch.experts_used as u32,
+            experts_used: batch.shape().experts_used as u32,
             round: batch.round,
             format: match batch.input.format() {
                 ActivationFormat::F32 => pb::InputFormat::F32,
                 ActivationFormat::Q8 => pb::InputFormat::Q8,
                 ActivationFormat::Q8K => pb::InputFormat::Q8k,
             },
-            routes: encode_routes(
-                &batch.routes[range.start * batch.experts_used..range.end * batch.experts_used],
-            ),
+            routes: encode_routes(batch.routes_of_all(range.clone())),
             input: encode_input(&batch.input, range, batch.tokens),
         }
     }
@@ -65,32 +63,38 @@ impl EncodedBatch {
     }
 }
 
-/// Checked work, as the node computes it.
+/// Checked work, ready to be computed by a node.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Call {
+pub struct ExpertCall {
+    /// The coordinator's number of the call, unique among the unanswered ones of a stream.
     pub id: u64,
+    /// Routes and activations of one layer.
     pub batch: ExpertBatch,
+    /// Tiles to compute, in the order of the reply.
     pub rects: TileSet,
-    /// Time from receipt on in which the answer is wanted.
+    /// Time from receipt after which the answer is useless.
     pub deadline: Duration,
 }
 
 /// Checks one work item against the model and the tiles held.
 ///
 /// # Errors
-/// Names the first field that is off.
-pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Call, WireError> {
+/// Names the first field that is out of bounds or contradicts another one.
+pub fn decode_work(
+    work: &pb::Work,
+    shape: &MoeShape,
+    held: &Holdings,
+) -> Result<ExpertCall, WireError> {
     bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
     let most_ms = MAX_DEADLINE.as_millis() as u64;
     bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
     let (tokens, experts_used) = (work.tokens as usize, work.used as usize);
     if experts_used != shape.experts_used {
         let expected = shape.experts_used;
-        return Err(BatchError::ExpertsUsed {
+        return Err(WireError::ExpertsUsed {
             found: experts_used,
             expected,
-        }
-        .into());
+        });
     }
     length(
         "routes",
@@ -110,7 +114,7 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Ca
         });
     }
     let subtrees = rects.subtrees(shape.grid);
-    if shape.tokens_per_call(subtrees, format) < tokens {
+    if tokens_per_call(shape, subtrees, format) < tokens {
         return Err(WireError::Reply {
             tokens,
             subtrees,
@@ -118,18 +122,16 @@ pub fn decode_work(work: &pb::Work, shape: &Shape, held: &Holdings) -> Result<Ca
         });
     }
 
-    let batch = ExpertBatch {
+    let fields = BatchFields {
         layer: work.layer as usize,
         tokens,
-        experts_used,
         routes: decode_routes(&work.routes),
         input: decode_input(format, &work.input),
         round: work.round,
     };
-    batch.check(shape.layers, shape.grid, shape.hidden, shape.experts_used)?;
-    Ok(Call {
+    Ok(ExpertCall {
         id: work.id,
-        batch,
+        batch: ExpertBatch::new(*shape, fields)?,
         rects,
         deadline: Duration::from_millis(work.deadline_ms.into()),
     })
@@ -148,7 +150,7 @@ fn check_input(
     work: &pb::Work,
     tokens: usize,
     format: ActivationFormat,
-    shape: &Shape,
+    shape: &MoeShape,
 ) -> Result<(), WireError> {
     let hidden = shape.hidden;
     let row = input_bytes(format, hidden).ok_or(WireError::Blocks { format, hidden })?;

@@ -1,4 +1,4 @@
-//! Peers that do not finish, or do not begin, what a connection begins with: nobody else notices.
+//! Peers that stall or send garbage during the handshake do not disturb others.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ async fn ended(mut socket: TcpStream) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn who_does_not_finish_is_let_go_and_holds_up_nobody() {
+async fn an_unfinished_handshake_ends_and_holds_up_no_other() {
     let c = cluster();
     for (security, coordinator) in [
         (c.node.clone(), c.coordinator.clone()),
@@ -84,9 +84,9 @@ async fn garbage_is_refused_at_its_first_wrong_byte() {
     }
 }
 
-/// More half-open connections than there are places: the newest is always served.
+/// More half-open connections than there are slots: the newest is always served.
 #[tokio::test]
-async fn a_flood_of_half_handshakes_keeps_nobody_out() {
+async fn a_flood_of_half_handshakes_keeps_no_peer_out() {
     let c = cluster();
     let address = serve(&c.node, Peers::Coordinators).await;
     let mut flood = Vec::new();
@@ -99,12 +99,12 @@ async fn a_flood_of_half_handshakes_keeps_nobody_out() {
     let start = Instant::now();
     ask(&c.coordinator, &address).await.expect("a good peer");
     assert!(start.elapsed() < HANDSHAKE_TIMEOUT, "it had to wait");
-    // The first was driven out before its time was over.
+    // The first was dropped before its time was over.
     ended(flood.remove(0)).await;
-    assert!(start.elapsed() < HANDSHAKE_TIMEOUT, "it was not driven out");
+    assert!(start.elapsed() < HANDSHAKE_TIMEOUT, "it was not dropped");
 }
 
-/// Connections behind their handshake take places, and free ones are given to who waits.
+/// Connections whose handshake is done take permits, and those that wait get freed ones.
 #[tokio::test]
 async fn connections_beyond_the_bound_wait() {
     let address = serve(&Security::Loopback, Peers::Coordinators).await;

@@ -1,4 +1,4 @@
-//! Ports behind which no node is, as a coordinator meets them.
+//! Ports behind which there is no node, as a coordinator sees them.
 
 use tokio::io::AsyncWriteExt;
 

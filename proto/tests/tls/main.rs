@@ -194,7 +194,7 @@ async fn certificates_must_say_what_they_are_for() {
         error.starts_with("it refused this side's certificate"),
         "{error}"
     );
-    // A coordinator's is no node's either, if it is for clients alone.
+    // The certificate of a coordinator, which is for clients only, is not that of a node either.
     let only = Member {
         usages: vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth],
         ..Member::coordinator("only")
@@ -251,7 +251,7 @@ async fn plain_text_and_tls_do_not_mix_and_say_so() {
     let c = cluster();
     let with_tls = serve(&c.node, Peers::Coordinators).await;
     let error = refusal(&Security::Loopback, &with_tls).await;
-    assert_eq!(error, "it speaks TLS and was asked in plain text");
+    assert_eq!(error, "it speaks TLS but was contacted in plain text");
     let plain = serve(&Security::Loopback, Peers::Coordinators).await;
     let error = refusal(&c.coordinator, &plain).await;
     assert_eq!(error, "it does not speak TLS");
@@ -336,7 +336,7 @@ fn files_that_are_wrong_are_named() {
     );
     case(
         &|f| f.key = other.0.key.clone(),
-        &["other.key", "good.pem", "not that of"],
+        &["other.key", "good.pem", "does not match"],
     );
     case(
         &|f| f.ca = foreign.ca.clone(),

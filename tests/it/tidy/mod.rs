@@ -77,12 +77,13 @@ fn every_module_imports_what_the_map_says_and_only_what_stands_below_it() {
     for folder in CRATES {
         let mut found: BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)> = BTreeMap::new();
         let sources = sources(folder);
-        let modules: BTreeSet<String> = sources.iter().map(|s| top(s).to_owned()).collect();
-        for source in sources.iter().filter(|source| top(source) != "lib") {
+        let modules: BTreeSet<&str> = sources.iter().map(top).collect();
+        let shipped = |source: &&Source| !source.test && top(source) != "lib";
+        for source in sources.iter().filter(shipped) {
             let (imports, libraries) = found.entry(top(source).to_owned()).or_default();
             let paths = local_paths(&source.module, &source.code);
             let others = paths.into_iter().filter_map(|path| path.into_iter().next());
-            imports.extend(others.filter(|m| modules.contains(m) && m != top(source)));
+            imports.extend(others.filter(|m| modules.contains(&m[..]) && m != top(source)));
             let used = |library: &&&str| source.code.contains(&format!("{library}::"));
             libraries.extend(
                 WATCHED
@@ -121,14 +122,16 @@ fn every_module_imports_what_the_map_says_and_only_what_stands_below_it() {
 fn no_two_modules_import_each_other() {
     for folder in CRATES {
         let sources = sources(folder);
-        let modules: BTreeSet<&[String]> = sources.iter().map(|s| &s.module[..]).collect();
+        // Of tests, only what they name of each other: they may stand below what they test.
+        let modules: BTreeMap<&[String], bool> =
+            sources.iter().map(|s| (&s.module[..], s.test)).collect();
         // Between siblings at every depth, with the file that ties them.
         let mut ties: BTreeMap<Vec<String>, BTreeMap<Vec<String>, String>> = BTreeMap::new();
         for source in &sources {
             for path in local_paths(&source.module, &source.code) {
                 let known = (1..=path.len())
                     .rev()
-                    .find(|&n| modules.contains(&path[..n]));
+                    .find(|&n| modules.get(&path[..n]) == Some(&source.test));
                 let target = &path[..known.unwrap_or(0)];
                 let shared = source
                     .module

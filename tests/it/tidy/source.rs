@@ -11,6 +11,8 @@ pub(super) struct Source {
     pub(super) module: Vec<String>,
     /// Only code: comments, literals' contents and unit tests are blanked, lines stay in place.
     pub(super) code: String,
+    /// Whether it is compiled for tests alone.
+    pub(super) test: bool,
 }
 
 /// The files below `folder`, tests and generated code left out.
@@ -43,9 +45,23 @@ pub(super) fn sources(folder: &str) -> Vec<Source> {
             path,
             module,
             code: code_of(&text),
+            test: false,
         }
     };
-    found.into_iter().map(read).collect()
+    let mut sources: Vec<Source> = found.into_iter().map(read).collect();
+    let tests: Vec<Vec<String>> = sources.iter().flat_map(test_modules).collect();
+    for source in &mut sources {
+        source.test = tests.iter().any(|test| source.module.starts_with(test));
+    }
+    sources
+}
+
+/// The modules that this one declares for tests alone.
+fn test_modules(source: &Source) -> Vec<Vec<String>> {
+    let declarations = source.code.split("#[cfg(test)]\nmod ").skip(1);
+    let names = declarations.filter_map(|rest| rest.split_once(';'));
+    let child = |name: &str| [&source.module[..], &[name.to_owned()]].concat();
+    names.map(|(name, _)| child(name)).collect()
 }
 
 /// The repository.

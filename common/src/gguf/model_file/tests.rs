@@ -103,7 +103,7 @@ fn split_keys_that_lie_are_refused() {
     let two = dir.path().join("m-00002-of-00002.gguf");
     file(&one, &split_keys(0, 2, 3), &["a"]);
     file(&two, &split_keys(1, 2, 3), &["b"]);
-    assert!(message(GgufModel::open(&two)).contains("says 3 tensors, but the 2 parts hold 2"));
+    assert!(message(GgufModel::open(&two)).contains("is 3, but the 2 parts hold 2 tensors"));
     file(&two, &split_keys(1, 2, 2), &["a"]);
     file(&one, &split_keys(0, 2, 2), &["a"]);
     let text = message(GgufModel::open(&one));
@@ -121,7 +121,7 @@ fn split_keys_that_lie_are_refused() {
         ],
         &["a"],
     );
-    assert!(message(GgufModel::open(&one)).contains("more than 65535 parts"));
+    assert!(message(GgufModel::open(&one)).contains("at most 65535 parts"));
     file(&one, &[("split.count", Value::U16(2))], &["a"]);
     assert!(message(GgufModel::open(&one)).contains("split.no is missing"));
 }
@@ -145,9 +145,9 @@ fn layer_shards_are_joined_and_must_agree() {
     assert_eq!(model.file_bytes(), bytes);
     let text = message(GgufModel::open_parts(&[path("1"), path("3")]));
     assert!(text.contains("x.block_count differ"), "{text}");
-    assert!(message(GgufModel::open_parts(&[path("1"), path("1")])).contains("named twice"));
+    assert!(message(GgufModel::open_parts(&[path("1"), path("1")])).contains("given twice"));
     std::os::unix::fs::symlink(path("1"), path("link")).unwrap();
-    assert!(message(GgufModel::open_parts(&[path("1"), path("link")])).contains("named twice"));
+    assert!(message(GgufModel::open_parts(&[path("1"), path("link")])).contains("given twice"));
     fs::copy(path("1"), path("copy")).unwrap();
     assert!(message(GgufModel::open_parts(&[path("1"), path("copy")])).contains("tensor a is in"));
     assert!(message(GgufModel::open_parts(&[])).contains("no model file"));

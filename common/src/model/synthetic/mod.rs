@@ -11,7 +11,7 @@ use std::io;
 use std::path::Path;
 
 use super::HyperParams;
-use super::layout::{self, Kind, Spec};
+use super::layout::{self, TensorKind, TensorSpec};
 use crate::gguf::{GgufWriter, Value, WriteError};
 use crate::quant::GgmlType;
 use crate::random::SplitMix64;
@@ -20,8 +20,11 @@ use fill::Filler;
 /// What a synthetic model is made of, beyond its shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
+    /// `general.name` of the file.
     pub name: String,
+    /// Same seed, same weights.
     pub seed: u64,
+    /// Weight type of each tensor.
     pub formats: Formats,
     /// More metadata, as a rule a tokenizer's.
     pub extra: Vec<(String, Value)>,
@@ -30,18 +33,27 @@ pub struct Recipe {
 /// The weight format of every role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Formats {
+    /// Token embedding.
     pub embedding: GgmlType,
+    /// Output projection.
     pub output: GgmlType,
+    /// Projections of attention.
     pub attention: GgmlType,
+    /// Shared expert.
     pub shared: GgmlType,
     /// Gate and up projections of routed experts.
     pub expert_up: GgmlType,
+    /// Down projections of routed experts.
     pub expert_down: GgmlType,
     /// Hyper-connection matrices.
     pub mixer: GgmlType,
+    /// Projections of the compressors.
     pub compressor: GgmlType,
+    /// Position biases of the compressors.
     pub position_bias: GgmlType,
+    /// Projections of the indexer.
     pub indexer: GgmlType,
+    /// Router projection.
     pub router: GgmlType,
     /// Norms, scales, biases and sinks: F32, F16 or BF16.
     pub vectors: GgmlType,
@@ -83,23 +95,25 @@ impl Formats {
         }
     }
 
-    pub(in crate::model) fn of(&self, kind: Kind) -> GgmlType {
+    pub(in crate::model) fn of(&self, kind: TensorKind) -> GgmlType {
         match kind {
-            Kind::Embedding => self.embedding,
-            Kind::Output => self.output,
-            Kind::Attention => self.attention,
-            Kind::Shared => self.shared,
-            Kind::ExpertUp => self.expert_up,
-            Kind::ExpertDown => self.expert_down,
-            Kind::Mixer => self.mixer,
-            Kind::Compressor => self.compressor,
-            Kind::PositionBias => self.position_bias,
-            Kind::Indexer => self.indexer,
-            Kind::Router => self.router,
-            Kind::HashTable => GgmlType::I32,
-            Kind::MixerBase | Kind::MixerScale | Kind::RouterBias | Kind::Norm | Kind::Sinks => {
-                self.vectors
-            }
+            TensorKind::Embedding => self.embedding,
+            TensorKind::Output => self.output,
+            TensorKind::Attention => self.attention,
+            TensorKind::Shared => self.shared,
+            TensorKind::ExpertUp => self.expert_up,
+            TensorKind::ExpertDown => self.expert_down,
+            TensorKind::Mixer => self.mixer,
+            TensorKind::Compressor => self.compressor,
+            TensorKind::PositionBias => self.position_bias,
+            TensorKind::Indexer => self.indexer,
+            TensorKind::Router => self.router,
+            TensorKind::HashTable => GgmlType::I32,
+            TensorKind::MixerBase
+            | TensorKind::MixerScale
+            | TensorKind::RouterBias
+            | TensorKind::Norm
+            | TensorKind::Sinks => self.vectors,
         }
     }
 }
@@ -150,28 +164,28 @@ pub fn write(path: &Path, hp: &HyperParams, recipe: &Recipe) -> Result<u64, Writ
 }
 
 /// Chooses values so that activations keep about their size.
-fn filler(hp: &HyperParams, spec: &Spec, ty: GgmlType) -> Filler {
+fn filler(hp: &HyperParams, spec: &TensorSpec, ty: GgmlType) -> Filler {
     let inputs = spec.shape.dims().first().copied().unwrap_or(1) as f32;
     let weights = |gain: f32| Filler::weights(ty, gain / inputs.sqrt());
     match spec.kind {
-        Kind::Embedding => Filler::weights(ty, 0.5),
-        Kind::PositionBias => Filler::weights(ty, 0.3),
+        TensorKind::Embedding => Filler::weights(ty, 0.5),
+        TensorKind::PositionBias => Filler::weights(ty, 0.3),
         // A larger gain spreads the logits, so that the most likely token stands out.
-        Kind::Output => weights(2.0),
-        Kind::Attention
-        | Kind::Shared
-        | Kind::ExpertUp
-        | Kind::ExpertDown
-        | Kind::Mixer
-        | Kind::Compressor
-        | Kind::Indexer
-        | Kind::Router => weights(1.0),
-        Kind::Norm => Filler::vector(ty, 1.0, 0.2),
-        Kind::MixerScale => Filler::vector(ty, 0.5, 0.3),
-        Kind::MixerBase => Filler::vector(ty, 0.0, 0.5),
-        Kind::Sinks => Filler::vector(ty, 0.0, 1.0),
-        Kind::RouterBias => Filler::vector(ty, 0.0, 0.1),
-        Kind::HashTable => Filler::table(hp.experts_used, hp.experts),
+        TensorKind::Output => weights(2.0),
+        TensorKind::Attention
+        | TensorKind::Shared
+        | TensorKind::ExpertUp
+        | TensorKind::ExpertDown
+        | TensorKind::Mixer
+        | TensorKind::Compressor
+        | TensorKind::Indexer
+        | TensorKind::Router => weights(1.0),
+        TensorKind::Norm => Filler::vector(ty, 1.0, 0.2),
+        TensorKind::MixerScale => Filler::vector(ty, 0.5, 0.3),
+        TensorKind::MixerBase => Filler::vector(ty, 0.0, 0.5),
+        TensorKind::Sinks => Filler::vector(ty, 0.0, 1.0),
+        TensorKind::RouterBias => Filler::vector(ty, 0.0, 0.1),
+        TensorKind::HashTable => Filler::table(hp.experts_used, hp.experts),
     }
 }
 

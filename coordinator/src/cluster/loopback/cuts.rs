@@ -1,4 +1,6 @@
-//! The same bits, whoever computes.
+//! The same bits for any number of nodes and any cut.
+
+use ds4_common::expert::BatchFields;
 
 use super::*;
 
@@ -63,7 +65,7 @@ fn nodes_that_hold_other_tiles_in_every_layer_give_the_same_bits() {
 }
 
 #[test]
-fn nodes_report_the_whole_work_and_share_it() {
+fn nodes_count_all_work_and_share_it() {
     let cluster = Cluster::whole(3);
     let backend = cluster.connect(None).expect("cluster");
     let batch = batch(0, 10);
@@ -87,7 +89,7 @@ fn nodes_report_the_whole_work_and_share_it() {
 }
 
 #[test]
-fn large_batches_travel_in_parts() {
+fn large_batches_travel_as_several_calls() {
     let cluster = Cluster::whole(2);
     let backend = cluster.connect(Some((2, 3))).expect("cluster");
     let batch = batch(1, ds4_proto::limits::MAX_TOKENS + 100);
@@ -118,7 +120,16 @@ fn batches_in_flight_together_do_not_mix() {
 fn a_batch_that_does_not_fit_the_model_never_travels() {
     let cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
-    let error = compute(&backend, &batch(SHAPE.layers, 1)).expect_err("no such layer");
+    let larger = MoeShape {
+        layers: SHAPE.layers + 1,
+        ..SHAPE
+    };
+    let fields = BatchFields {
+        layer: SHAPE.layers,
+        ..BatchFields::clone(&batch(0, 1))
+    };
+    let foreign = Arc::new(ExpertBatch::new(larger, fields).expect("legal in its own model"));
+    let error = compute(&backend, &foreign).expect_err("no such layer");
     assert!(matches!(error, ExpertError::Batch(_)), "{error}");
     assert_eq!(cluster.nodes[0].counters().bytes_in, 0);
 }

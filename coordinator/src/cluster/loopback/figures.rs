@@ -1,12 +1,13 @@
-//! Times for docs/BENCHMARKS.md, of this machine and of nothing else: no test, and no promise.
+//! Times for docs/BENCHMARKS.md, measured on this machine. Not a test of any bound.
 //!
-//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads 1`
+//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads
+//! 1`
 
 use std::io::{Read, Write};
 use std::net::{TcpListener as StdListener, TcpStream};
 use std::sync::atomic::Ordering;
 
-use ds4_common::expert::{BatchError, ExpertInput, Route};
+use ds4_common::expert::{BatchError, BatchFields, ExpertInput, Route};
 use ds4_common::quant::BlockQ8K;
 use ds4_expert_node::compute::Compute;
 
@@ -15,7 +16,7 @@ use super::*;
 use crate::cluster::scripted::FINGERPRINT;
 
 /// Widths of DeepSeek V4 Flash.
-const FLASH: Shape = Shape {
+const FLASH: MoeShape = MoeShape {
     layers: 1,
     hidden: 4096,
     experts_used: 6,
@@ -53,19 +54,21 @@ fn failover_after_a_kill() {
         };
         let backend = cluster.connect_with(&options).expect("cluster");
         warm(&backend);
-        cluster.own[0].delay_ms.store(60_000, Ordering::SeqCst);
-        let begun = cluster.own[0].begun.load(Ordering::SeqCst);
+        cluster.node_knobs[0]
+            .delay_ms
+            .store(60_000, Ordering::SeqCst);
+        let begun = cluster.node_knobs[0].begun.load(Ordering::SeqCst);
         let batch = batch(0, 2);
         let pending = backend.begin(Arc::clone(&batch)).expect("begun");
         wait_until("it computes", || {
-            cluster.own[0].begun.load(Ordering::SeqCst) > begun
+            cluster.node_knobs[0].begun.load(Ordering::SeqCst) > begun
         });
         let start = Instant::now();
         relay.kill();
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
         pending.finish(&|| false, &mut out).expect("rows");
         let took = start.elapsed();
-        cluster.own[0].delay_ms.store(0, Ordering::SeqCst);
+        cluster.node_knobs[0].delay_ms.store(0, Ordering::SeqCst);
         took
     });
     show(
@@ -105,7 +108,7 @@ impl Compute for Zeros {
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError> {
         out.clear();
-        out.resize(batch.reply_rows(FLASH.grid, rects) * FLASH.hidden, 0.0);
+        out.resize(batch.reply_rows(0..batch.tokens, rects) * FLASH.hidden, 0.0);
         Ok(0)
     }
 }
@@ -115,14 +118,14 @@ fn flash_batch() -> Arc<ExpertBatch> {
         expert: slot as u32 * 41,
         weight: 0.5,
     };
-    Arc::new(ExpertBatch {
+    let fields = BatchFields {
         layer: 0,
         tokens: 1,
-        experts_used: FLASH.experts_used,
         routes: (0..FLASH.experts_used).map(route).collect(),
         input: ExpertInput::Q8K(vec![BlockQ8K::ZERO; FLASH.hidden / 256]),
         round: true,
-    })
+    };
+    Arc::new(ExpertBatch::new(FLASH, fields).expect("a legal batch"))
 }
 
 /// The bytes of one call there and back over a bare connection.

@@ -1,8 +1,8 @@
-//! Embedded nodes over a reference model's weights against the in-process backend.
+//! Embedded nodes with the weights of a reference model, compared with the in-process backend.
 
 use std::path::PathBuf;
 
-use ds4_common::expert::{ExpertInput, ExpertStore, Route};
+use ds4_common::expert::{BatchFields, ExpertInput, ExpertStore, Route};
 use ds4_common::gguf::GgufModel;
 use ds4_common::kernels::{Activations, Kernels};
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
@@ -30,12 +30,7 @@ impl Model {
         let tensors = ModelTensors::bind(&gguf, &hp).expect("tensors");
         let expectation = Expectation {
             fingerprint: *Fingerprint::of(&gguf, &hp).expect("fingerprint").as_bytes(),
-            shape: Shape {
-                layers: hp.layers,
-                hidden: hp.hidden,
-                experts_used: hp.experts_used,
-                grid: Grid::of(hp.experts, hp.expert_width),
-            },
+            shape: MoeShape::of(&hp),
         };
         Model {
             path,
@@ -49,7 +44,7 @@ impl Model {
         ExpertStore::new(&self.hp, &self.tensors).expect("store")
     }
 
-    /// Inputs quantised as the layer wants them, or plain.
+    /// Inputs quantised for the layer's weights, or plain floats.
     fn batch(&self, layer: usize, tokens: usize, round: bool) -> Arc<ExpertBatch> {
         let hidden = self.hp.hidden;
         let values: Vec<f32> = (0..tokens * hidden)
@@ -71,14 +66,14 @@ impl Model {
                 weight: 0.1 + (i % 7) as f32 / 5.0,
             })
             .collect();
-        Arc::new(ExpertBatch {
+        let fields = BatchFields {
             layer,
             tokens,
-            experts_used,
             routes,
             input: ExpertInput::from_activations(&input),
             round,
-        })
+        };
+        Arc::new(ExpertBatch::new(self.expectation.shape, fields).expect("a legal batch"))
     }
 
     fn compute(&self, backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Vec<u32> {

@@ -1,4 +1,5 @@
-//! Who belongs to the cluster: named one by one or by a DNS name, there or not, fit or not.
+//! Which nodes belong to the cluster: named one by one or by a DNS name, connected or not, of this
+//! model or not.
 
 mod error;
 mod ready;
@@ -6,7 +7,8 @@ mod resolve;
 mod spec;
 mod table;
 
-use ds4_proto::wire::{FingerprintBytes, Shape};
+use ds4_common::expert::MoeShape;
+use ds4_proto::wire::FingerprintBytes;
 
 pub use error::ClusterError;
 pub(super) use ready::wait_ready;
@@ -14,11 +16,13 @@ pub(super) use resolve::follow;
 pub use resolve::{Resolver, SystemResolver};
 pub use spec::NodeSpec;
 pub(super) use table::EntryId;
-pub use table::{NodeState, NodeStatus, Table};
+pub use table::{NodeState, NodeStatus, NodeTable};
 
-/// The model that the nodes must serve.
+/// What every node must serve.
 #[derive(Clone, Debug)]
 pub struct Expectation {
+    /// Fingerprint of the model.
     pub fingerprint: FingerprintBytes,
-    pub shape: Shape,
+    /// Layers, width, experts per token and tile grid of the model.
+    pub shape: MoeShape,
 }

@@ -1,0 +1,42 @@
+//! What the streams and services of a node share.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::compute::Identity;
+use crate::memory::CallMemory;
+use crate::stats::Stats;
+use crate::worker::WorkQueue;
+
+/// Coordinators that a node serves at once.
+pub(crate) const MAX_SESSIONS: u32 = 64;
+
+/// Where a node is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Takes new work.
+    Serving,
+    /// Takes no new work; what was accepted is finished.
+    Draining,
+    /// Streams end at once.
+    Stopping,
+}
+
+/// What the streams of a node share.
+#[derive(Debug)]
+pub(crate) struct NodeState {
+    pub(crate) identity: Arc<Identity>,
+    /// Compute threads.
+    pub(crate) threads: usize,
+    /// Calls in flight on one stream.
+    pub(crate) max_in_flight: usize,
+    pub(crate) queue: WorkQueue,
+    pub(crate) memory: CallMemory,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    /// One permit of [`MAX_SESSIONS`] for each stream.
+    pub(crate) sessions: Arc<Semaphore>,
+    /// The one permit to measure this machine or its link.
+    pub(crate) probe: Arc<Semaphore>,
+}
