@@ -153,4 +153,5 @@ fn inspect_prints_the_grid() {
         "{text}"
     );
     assert!(text.contains("scalar"), "{text}");
+    assert!(text.contains("q4_k_panel_gemm_16rows"), "{text}");
 }

@@ -1,12 +1,9 @@
 //! What an instruction set offers to the loops: products of a weight row, or of one block of
 //! several rows, with activations.
 
-use super::lanes;
 use super::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults, Q4KRowSums};
 use super::operands::q8_0_blocks::{LaneSums, Q8_0_ROWS, SixteenBlocks, TokenGroup, UnpackedBlock};
-use crate::quant::{
-    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, widen_bf16,
-};
+use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock};
 
 /// An instruction set by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +62,12 @@ pub(super) trait InstructionSet: Copy + Send + Sync {
 
     /// `out[i] = a · bs[i]`.
     fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-        self.vectorised(|| lanes::dots_many(a, bs, out));
+        self.base().dots_f32(a, bs, out);
     }
 
     /// `y += factors[i] * xs[i]` for each `i` in turn.
     fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-        self.vectorised(|| lanes::add_scaled(factors, xs, y));
+        self.base().add_scaled(factors, xs, y);
     }
 
     /// `out[i * stride + j] = a[i] · b[j]`; row by row unless the set has a loop of its own.
@@ -97,7 +94,7 @@ pub(super) trait InstructionSet: Copy + Send + Sync {
 
     /// Brain floats to f32.
     fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
-        self.vectorised(|| widen_bf16(row, out));
+        self.base().widen_bf16(row, out);
     }
 
     /// `out[t] = row · xs[t]` for Q4_K.

@@ -9,7 +9,7 @@ use super::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults, Q4_K_ROW
 use super::operands::q8_0_blocks::{Lane, LaneSums, ORDER, Q8_0_ROWS};
 use super::operands::q8_0_blocks::{SixteenBlocks, TokenGroup, UnpackedBlock};
 use crate::quant::{BlockQ8, BlockQ8K, IntBlock, PanelBlock, Q4K, Q8_0, SmallBlock, SuperBlock};
-use crate::quant::{block_of_row, widen_f16};
+use crate::quant::{block_of_row, widen_bf16, widen_f16};
 
 /// Plain Rust, which every CPU runs. As it is its own base, it has to define every product itself.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +26,18 @@ impl InstructionSet for Scalar {
 
     fn vectorised<R>(self, work: impl FnOnce() -> R) -> R {
         work()
+    }
+
+    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+        lanes::dots_many(a, bs, out);
+    }
+
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        lanes::add_scaled(factors, xs, y);
+    }
+
+    fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
+        widen_bf16(row, out);
     }
 
     fn widen_f16(self, row: &[u8], out: &mut [f32]) {

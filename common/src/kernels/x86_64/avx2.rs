@@ -10,10 +10,12 @@ use super::vectors::{
 };
 use super::{f16_gemv, peak, q2_k_iq2_xxs, q4_k_gemm_8rows_256, q4_k_gemv_256};
 use crate::kernels::instruction_set::{InstructionSet, IsaName};
-use crate::kernels::lanes::LANES;
+use crate::kernels::lanes::{self, LANES};
 use crate::kernels::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults};
 use crate::kernels::scalar::Scalar;
-use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock};
+use crate::quant::{
+    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, widen_bf16,
+};
 
 /// Proof that the CPU has AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +110,21 @@ impl InstructionSet for Avx2 {
         unsafe { widen_f16(row, out) }
     }
 
+    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { dots_f32(a, bs, out) }
+    }
+
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { add_scaled(factors, xs, y) }
+    }
+
+    fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
+        unsafe { wide_bf16(row, out) }
+    }
+
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found AVX2 and F16C.
         unsafe { q4_k(self, row, xs, out) }
@@ -127,6 +144,23 @@ impl InstructionSet for Avx2 {
 #[target_feature(enable = "avx2,f16c")]
 fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     work()
+}
+
+// By way of `vectorised` the plain loops are not always inlined, and are as slow as scalar ones.
+
+#[target_feature(enable = "avx2,f16c")]
+fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+    lanes::dots_many(a, bs, out);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+    lanes::add_scaled(factors, xs, y);
+}
+
+#[target_feature(enable = "avx2,f16c")]
+fn wide_bf16(row: &[u8], out: &mut [f32]) {
+    widen_bf16(row, out);
 }
 
 #[target_feature(enable = "avx2,f16c")]

@@ -12,11 +12,13 @@ use super::vectors::{
 use super::{f32_gemm, peak, q2_k_iq2_xxs, q4_k_gemm_8rows_512, q4_k_gemv_512};
 use super::{q8_0_gemm_32rows, q8_0_gemv};
 use crate::kernels::instruction_set::{InstructionSet, IsaName};
-use crate::kernels::lanes::LANES;
+use crate::kernels::lanes::{self, LANES};
 use crate::kernels::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults, Q4KRowSums};
 use crate::kernels::operands::q8_0_blocks::{LaneSums, Q8_0_ROWS, SixteenBlocks};
 use crate::kernels::operands::q8_0_blocks::{TokenGroup, UnpackedBlock, pair_start};
-use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock};
+use crate::quant::{
+    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, widen_bf16,
+};
 
 /// Proof that the CPU has what [`Avx512`] has, and AVX-512 VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +129,21 @@ impl InstructionSet for Avx512Vnni {
         Some(unsafe { peak::multiply_avx512vnni(rounds) })
     }
 
+    fn dots_f32(self, a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { dots_f32(a, bs, out) }
+    }
+
+    fn add_scaled(self, factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { add_scaled(factors, xs, y) }
+    }
+
+    fn widen_bf16(self, row: &[u8], out: &mut [f32]) {
+        // SAFETY: `self` exists, so `detect` found every enabled feature.
+        unsafe { wide_bf16(row, out) }
+    }
+
     fn q4_k(self, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
         // SAFETY: `self` exists, so `detect` found every enabled feature.
         unsafe { q4_k(self, row, xs, out) }
@@ -162,6 +179,23 @@ impl InstructionSet for Avx512Vnni {
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     work()
+}
+
+// By way of `vectorised` the plain loops are not always inlined, and are as slow as scalar ones.
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+    lanes::dots_many(a, bs, out);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+    lanes::add_scaled(factors, xs, y);
+}
+
+#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn wide_bf16(row: &[u8], out: &mut [f32]) {
+    widen_bf16(row, out);
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]

@@ -179,9 +179,12 @@ fn add_q4_k_block<V: RowVectors, const N: usize>(
     b: usize,
     out: &mut [f32],
 ) {
+    let Some(xs) = xs.first_chunk::<N>() else {
+        return;
+    };
     let mut products = Products::new(v);
-    for i in 0..N {
-        products.set_q4_k(i, w, &xs[i][b]);
+    for (i, x) in xs.iter().enumerate() {
+        products.set_q4_k(i, w, &x[b]);
     }
     for (out, term) in out[..N].iter_mut().zip(products.terms::<Q4K>()) {
         *out += term;
@@ -223,9 +226,12 @@ fn add_super_block<V: RowVectors, F: SuperBlock, const N: usize>(
     b: usize,
     out: &mut [f32],
 ) {
+    let Some(xs) = xs.first_chunk::<N>() else {
+        return;
+    };
     let mut products = Products::new(v);
-    for i in 0..N {
-        products.set::<F>(i, w, scaled, &xs[i][b]);
+    for (i, x) in xs.iter().enumerate() {
+        products.set::<F>(i, w, scaled, &x[b]);
     }
     for (out, term) in out[..N].iter_mut().zip(products.terms::<F>()) {
         *out += term;
