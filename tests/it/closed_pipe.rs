@@ -5,7 +5,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
-use crate::bad_input::{MODEL, Place, text};
+use crate::bad_input::{MODEL, TestFolder, text};
 use crate::cluster::{COORD, NODE};
 
 /// Runs `program` with `input` and with `stdout` as its standard output.
@@ -37,10 +37,10 @@ fn code_without_reader(program: &str, args: &[&str]) -> Option<i32> {
 
 #[test]
 fn a_reader_that_has_gone_ends_every_command_in_silence() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let model = MODEL.model();
     let model = text(&model);
-    let [slices, certs, synth] = ["slices", "certs", "synth.gguf"].map(|name| place.path(name));
+    let [slices, certs, synth] = ["slices", "certs", "synth.gguf"].map(|name| dir.path(name));
     let bench = ["bench", "-m", model, "--threads=1", "--embedded=0"];
     let chat = ["chat", "-m", model, "--threads=1", "--embedded=0"];
     let commands: [&[&str]; 12] = [
@@ -74,15 +74,15 @@ fn a_reader_that_has_gone_ends_every_command_in_silence() {
 
 #[test]
 fn a_verification_that_nothing_reads_still_has_its_exit_code() {
-    let place = Place::new();
+    let dir = TestFolder::new();
     let model = MODEL.model();
     let cut = ["slice", "--nodes=2", "-m", text(&model), "--out"];
-    let folder = text(place.folder.path());
+    let folder = text(dir.0.path());
     assert_eq!(
         code_without_reader(COORD, &[&cut[..], &[folder]].concat()),
         Some(0)
     );
-    let [intact, damaged] = ["node-0.gguf", "node-1.gguf"].map(|name| place.path(name));
+    let [intact, damaged] = ["node-0.gguf", "node-1.gguf"].map(|name| dir.path(name));
     assert_eq!(
         code_without_reader(COORD, &["verify", text(&intact)]),
         Some(0)
