@@ -3,6 +3,7 @@
 
 pub mod channel;
 pub mod connections;
+pub mod error_text;
 mod first_message;
 pub mod gate;
 pub mod limits;

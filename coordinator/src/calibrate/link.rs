@@ -1,4 +1,4 @@
-//! The rate of a link: bytes over time, without the time of a round trip.
+//! Measures the rate of a link: bytes by time, less the time of a round trip.
 
 use std::time::{Duration, Instant};
 
@@ -10,16 +10,16 @@ use futures::stream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// A transfer that takes so long is long enough to be timed.
+/// Shortest transfer that is timed.
 const LONG_ENOUGH: Duration = Duration::from_millis(150);
 
-/// Transfers of the length found; the median counts.
+/// Number of timed transfers, of which the median is taken.
 const REPEATS: usize = 3;
 
-/// Pause before a node that is measuring something else is asked again.
+/// Pause before a node that is busy with another measurement is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Bytes a second over a link.
+/// Rates of a link in bytes per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinkRates {
     /// From this machine to the node.
@@ -53,8 +53,8 @@ pub(super) async fn both_ways(
     })
 }
 
-/// Doubles the length until a transfer takes long enough, which opens the windows of a new
-/// connection as well, and takes the median of some of that length.
+/// Doubles the length until a transfer takes long enough, which also opens the windows of a new
+/// connection, then takes the median of [`REPEATS`] transfers of that length.
 async fn rate(
     client: &mut NodeProbeClient<Channel>,
     direction: Direction,
@@ -72,13 +72,13 @@ async fn rate(
     }
     times.sort();
     let time = times[times.len() / 2];
-    // Half of it at least: the round trip that was measured may have been a slow one.
+    // At least half of it counts: the measured round trip may have been a slow one.
     let time = time.saturating_sub(round_trip).max(time / 2);
     Ok(bytes as f64 / time.as_secs_f64().max(1e-9))
 }
 
-/// Time of one transfer. A node that is busy with another measurement is asked again, until the
-/// caller's deadline.
+/// Time of one transfer. A node that is busy with another measurement is asked again until the
+/// caller's timeout.
 async fn timed(
     client: &mut NodeProbeClient<Channel>,
     direction: Direction,

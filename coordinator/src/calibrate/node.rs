@@ -1,58 +1,61 @@
-//! Questions to one node, each with a deadline.
+//! Measures one node, each part with a timeout.
 
 use std::time::{Duration, Instant};
 
 use ds4_common::measure::MachineRates;
 use ds4_proto::channel;
-use ds4_proto::limits::{MAX_DESCRIPTION_BYTES, MAX_PROBE_BUDGET, MAX_TEXT_BYTES};
+use ds4_proto::error_text::{error_text, status_text};
+use ds4_proto::limits::{MAX_DESCRIPTION_BYTES, MAX_PROBE_BUDGET};
 use ds4_proto::pb::MeasureRequest;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_probe_client::NodeProbeClient;
 use ds4_proto::security::Security;
-use ds4_proto::wire::{NodeInfo, Versions, clip, decode_node, decode_rates};
+use ds4_proto::wire::{NodeInfo, Versions, decode_node, decode_rates};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::CalibrateError;
 use super::link::{self, LinkRates};
-use crate::cluster::{reason, status_text};
 
-/// Round trips, of which the median counts.
+/// Number of round trips, of which the median is taken.
 const ROUND_TRIPS: usize = 15;
 
-/// Pause before a node that is measuring for somebody else is asked again.
+/// Pause before a node that is busy with another measurement is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// A node to measure.
 pub(super) struct Node<'a> {
     pub(super) address: &'a str,
-    /// Time for each part.
-    patience: Duration,
+    /// For each part.
+    timeout: Duration,
 }
 
-/// What a node said of its machine, and the way to it.
-pub(super) struct Asked {
+/// A node's measurements of its machine, and the connection to it.
+pub(super) struct MachineReport {
     pub(super) channel: Channel,
     pub(super) round_trip: Duration,
     pub(super) threads: u32,
     pub(super) kernels: String,
-    /// `None` if it cannot measure.
+    /// `None` if its software cannot measure.
     pub(super) rates: Option<MachineRates>,
 }
 
 impl<'a> Node<'a> {
-    pub(super) fn new(address: &'a str, patience: Duration) -> Self {
-        Node { address, patience }
+    pub(super) fn new(address: &'a str, timeout: Duration) -> Self {
+        Node { address, timeout }
     }
 
     /// Connects, and measures the round trip and the machine.
-    pub(super) async fn ask(&self, security: &Security) -> Result<Asked, CalibrateError> {
-        self.in_time("its machine", self.ask_for_long(security))
+    pub(super) async fn measure_machine(
+        &self,
+        security: &Security,
+    ) -> Result<MachineReport, CalibrateError> {
+        self.in_time("its machine", self.connect_and_measure(security))
             .await
     }
 
     /// Measures the link.
-    pub(super) async fn link(
+    pub(super) async fn measure_link(
         &self,
         channel: &Channel,
         round_trip: Duration,
@@ -68,12 +71,15 @@ impl<'a> Node<'a> {
             node = self.address,
             up_megabit = (found.up * 8e-6) as u64,
             down_megabit = (found.down * 8e-6) as u64,
-            "link measured"
+            "measured the link to an expert node"
         );
         Ok(found)
     }
 
-    async fn ask_for_long(&self, security: &Security) -> Result<Asked, CalibrateError> {
+    async fn connect_and_measure(
+        &self,
+        security: &Security,
+    ) -> Result<MachineReport, CalibrateError> {
         let node = || self.address.to_owned();
         let endpoint = security.endpoint(self.address);
         let endpoint = endpoint.map_err(|problem| CalibrateError::Dial {
@@ -83,7 +89,7 @@ impl<'a> Node<'a> {
         let channel = endpoint.connect().await;
         let channel = channel.map_err(|error| CalibrateError::Unreachable {
             node: node(),
-            reason: reason(&error),
+            reason: error_text(&error),
         })?;
         let (info, round_trip) = self.round_trip(&channel).await?;
         let rates = self.machine(channel::probe_client(channel.clone())).await?;
@@ -92,15 +98,15 @@ impl<'a> Node<'a> {
                 node = self.address,
                 gigabytes_per_second = rates.read as f64 / 1e9,
                 round_trip_us = round_trip.as_micros() as u64,
-                "machine measured"
+                "measured the machine of an expert node"
             ),
             None => tracing::warn!(
                 node = self.address,
                 software = info.software,
-                "its software is too old to measure with; what it cannot tell is assumed"
+                "an expert node's software cannot measure its machine; defaults are assumed"
             ),
         }
-        Ok(Asked {
+        Ok(MachineReport {
             channel,
             round_trip,
             threads: info.threads,
@@ -109,7 +115,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// What the node says it is, and how long such an answer takes.
+    /// The node's description, and the median time of such a request.
     async fn round_trip(&self, channel: &Channel) -> Result<(NodeInfo, Duration), CalibrateError> {
         const WHAT: &str = "its round trip";
         let client = NodeControlClient::new(channel.clone());
@@ -162,17 +168,18 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// Runs `work` with the timeout.
     async fn in_time<T>(
         &self,
         what: &'static str,
         work: impl Future<Output = Result<T, CalibrateError>>,
     ) -> Result<T, CalibrateError> {
-        let result = tokio::time::timeout(self.patience, work).await;
+        let result = tokio::time::timeout(self.timeout, work).await;
         result.unwrap_or_else(|_| {
             Err(CalibrateError::Late {
                 node: self.address.to_owned(),
                 what,
-                limit: self.patience,
+                limit: self.timeout,
             })
         })
     }
@@ -181,7 +188,7 @@ impl<'a> Node<'a> {
         CalibrateError::Failed {
             node: self.address.to_owned(),
             what,
-            reason: clip(&status_text(status), MAX_TEXT_BYTES),
+            reason: status_text(status),
         }
     }
 }

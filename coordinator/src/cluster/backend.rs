@@ -1,4 +1,4 @@
-//! A cluster over sockets: membership, links and the dispatcher, put together.
+//! A cluster over sockets: membership, links and dispatcher, put together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -9,36 +9,36 @@ use ds4_common::expert::ExpertBatch;
 use ds4_proto::security::Security;
 use tokio::task::JoinSet;
 
-use super::dispatch::{DispatchSettings, Dispatcher, Standing};
-use super::fabric::Fabric;
-use super::link::{self, Target};
+use super::dispatch::{DispatchSettings, Dispatcher, HealthState};
+use super::link::{self, LinkTarget};
+use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver,
-    Table, follow, wait_ready,
+    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
+    wait_ready,
 };
 use super::node_metrics::NodeMetrics;
-use super::own_file::OwnExperts;
+use super::transport::Transport;
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
 
-/// Which nodes, and how long to wait for them.
+/// The nodes of a cluster, and the timeouts.
 #[derive(Clone, Debug)]
 pub struct ClusterOptions {
-    /// As [`NodeSpec`] reads them.
+    /// Each as [`NodeSpec`] parses it.
     pub nodes: Vec<String>,
-    /// Expert groups x block strips; `None` cuts by who holds what.
+    /// Expert groups x block strips; `None` cuts by what the nodes hold.
     pub grid: Option<(u32, u32)>,
-    /// Time for the nodes to be there at the start.
-    pub patience: Duration,
-    /// Whether to begin although no node holds some tiles, if this process can compute them.
+    /// Time for the nodes to connect at the start.
+    pub startup_timeout: Duration,
+    /// Whether to start although some tiles are on no node, if there is a local fallback.
     pub begin_incomplete: bool,
-    /// Time for one layer's experts, lost connections and retries included. What is missing then
-    /// is computed from the coordinator's own file; without one it is an error.
+    /// Time for one layer's experts, failover included. Afterwards the local fallback computes what
+    /// is missing; without one the layer fails.
     pub deadline: Duration,
-    /// Who knows the addresses of DNS names.
+    /// Looks up DNS names.
     pub resolver: Arc<dyn Resolver>,
-    /// Time between two questions for the addresses of a name.
+    /// Time between two lookups of a name.
     pub resolve_interval: Duration,
-    /// What protects the connections to them.
+    /// How connections to the nodes are secured.
     pub security: Security,
 }
 
@@ -47,46 +47,46 @@ impl Default for ClusterOptions {
         ClusterOptions {
             nodes: Vec::new(),
             grid: None,
-            patience: Duration::from_secs(60),
+            startup_timeout: Duration::from_secs(60),
             begin_incomplete: false,
             deadline: Duration::from_secs(60),
             resolver: Arc::new(SystemResolver),
-            // A headless service's records change within seconds of a pod.
+            // The records of a headless service follow its pods within seconds.
             resolve_interval: Duration::from_secs(3),
             security: Security::default(),
         }
     }
 }
 
-/// [`ExpertBackend`] over expert nodes that may come and go. Its calls never block on a socket:
-/// the links' tasks run on the tokio runtime that [`ClusterBackend::connect`] ran on, until this
-/// is dropped.
+/// An [`ExpertBackend`] over expert nodes that may come and go. `begin` never blocks on a socket:
+/// the links run as tasks on the tokio runtime on which [`ClusterBackend::connect`] was called,
+/// until this is dropped.
 #[derive(Debug)]
 pub struct ClusterBackend {
     dispatcher: Dispatcher,
     nodes: Arc<Nodes>,
 }
 
-/// The table and the tasks that keep it.
+/// The table of nodes, and the tasks that maintain it.
 #[derive(Debug)]
 struct Nodes {
-    table: Arc<Table>,
+    table: Arc<NodeTable>,
     expected: Expectation,
     security: Security,
-    /// Ended with this.
+    /// Aborted when this is dropped.
     tasks: Mutex<JoinSet<()>>,
 }
 
 impl ClusterBackend {
-    /// Looks for the nodes and waits until they hold all tiles. From then on `own` computes what
-    /// they lack.
+    /// Connects to the nodes and waits until they hold all tiles. From then on `fallback` computes
+    /// what no node can.
     ///
     /// # Errors
-    /// Names the node that is missing or does not fit, or the tiles that nobody holds.
+    /// Names the node that is missing or does not fit the cluster, or the tiles that no node holds.
     pub async fn connect(
         options: &ClusterOptions,
         expected: &Expectation,
-        own: Option<Arc<dyn OwnExperts>>,
+        fallback: Option<Arc<dyn FallbackExperts>>,
     ) -> Result<Self, ClusterError> {
         let specs = specs(&options.nodes)?;
         if let Some((groups, strips)) = options.grid {
@@ -105,7 +105,7 @@ impl ClusterBackend {
                     nodes.join(&address, None)?;
                 }
                 NodeSpec::Dns(name) => {
-                    // What is wrong with the name would be wrong with all of its addresses.
+                    // A name that is not allowed would fail for each of its addresses.
                     options.security.endpoint(&name)?;
                     nodes.watch(name, options);
                     resolving = true;
@@ -113,46 +113,30 @@ impl ClusterBackend {
             }
         }
         let (table, shape) = (&nodes.table, expected.shape);
-        let fallback = own.is_some() && options.begin_incomplete;
-        wait_ready(table, shape, fallback, resolving, options.patience).await?;
+        let incomplete = fallback.is_some() && options.begin_incomplete;
+        wait_ready(table, shape, incomplete, resolving, options.startup_timeout).await?;
         let settings = DispatchSettings {
             cut: options.grid,
             deadline: options.deadline,
             ..DispatchSettings::new(shape)
         };
-        let fabric: Arc<dyn Fabric> = Arc::clone(&nodes.table) as _;
+        let transport: Arc<dyn Transport> = Arc::clone(&nodes.table) as _;
         Ok(ClusterBackend {
-            dispatcher: Dispatcher::new(settings, fabric, own),
+            dispatcher: Dispatcher::new(settings, transport, fallback),
             nodes,
         })
     }
 
-    /// The nodes and how they stand.
+    /// The table of nodes, which stays up to date.
     #[must_use]
-    pub fn nodes(&self) -> Vec<NodeStatus> {
-        self.nodes.table.nodes()
-    }
-
-    /// Where to ask how the nodes stand.
-    #[must_use]
-    pub fn table(&self) -> Arc<Table> {
+    pub fn table(&self) -> Arc<NodeTable> {
         Arc::clone(&self.nodes.table)
     }
 
-    /// How much the nodes that are up are relied on.
+    /// Name and health state of each node that is up.
     #[must_use]
-    pub fn standings(&self) -> Vec<(Arc<str>, Standing)> {
-        self.dispatcher.standings()
-    }
-
-    /// The nodes that take no work now, and why.
-    #[must_use]
-    pub fn faults(&self) -> Vec<(String, String)> {
-        let fault = |node: NodeStatus| match node.state {
-            NodeState::Up => None,
-            state => Some((node.name.to_string(), state.to_string())),
-        };
-        self.nodes().into_iter().filter_map(fault).collect()
+    pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
+        self.dispatcher.health_states()
     }
 }
 
@@ -175,8 +159,8 @@ fn specs(names: &[String]) -> Result<Vec<NodeSpec>, ClusterError> {
 }
 
 impl Nodes {
-    /// Starts a link on the current runtime. Over TLS the node is to prove that it is `host`,
-    /// where `address` is what that was resolved to.
+    /// Starts a link on the current runtime. Over TLS the node's certificate must name `host`, if
+    /// `address` is what `host` was resolved to, else the host in `address`.
     fn join(&self, address: &str, host: Option<&str>) -> Result<EntryId, ClusterError> {
         let endpoint = match host {
             Some(host) => self.security.endpoint_as(address, host),
@@ -185,7 +169,7 @@ impl Nodes {
         let name: Arc<str> = address.into();
         let metrics = Arc::new(NodeMetrics::new(address));
         let entry = self.table.add(Arc::clone(&name), Arc::clone(&metrics));
-        self.spawn(link::run(Target {
+        self.spawn(link::run(LinkTarget {
             name,
             endpoint,
             expected: self.expected.clone(),
@@ -198,14 +182,14 @@ impl Nodes {
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of links that have left.
+        // Those of links that have ended.
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }
 
-    /// Keeps one link for each address of `name`.
+    /// Keeps a link to each address of `name`.
     fn watch(self: &Arc<Self>, name: String, options: &ClusterOptions) {
-        // Not strong: the tasks belong to the nodes.
+        // Weak, because the nodes own their tasks.
         let nodes = Arc::downgrade(self);
         let links: Mutex<BTreeMap<SocketAddr, EntryId>> = Mutex::default();
         let host = host_of(&name).to_owned();
@@ -226,7 +210,7 @@ impl Nodes {
         links: &mut BTreeMap<SocketAddr, EntryId>,
         addresses: &BTreeSet<SocketAddr>,
     ) {
-        // A node that is up stays although its name has gone, and may be named again.
+        // A node that is up stays after its address has gone, and may be named again.
         links.retain(|address, entry| self.table.list(*entry, addresses.contains(address)));
         for address in addresses {
             if links.contains_key(address) {
@@ -234,10 +218,12 @@ impl Nodes {
             }
             match self.join(&address.to_string(), Some(host)) {
                 Ok(entry) => {
-                    tracing::info!(node = %address, "expert node has joined");
+                    tracing::info!(node = %address, "an expert node has joined the cluster");
                     links.insert(*address, entry);
                 }
-                Err(error) => tracing::error!(node = %address, %error, "expert node is not used"),
+                Err(error) => {
+                    tracing::error!(node = %address, %error, "an expert node cannot be used")
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! From the holders' rows to the sum of a token's experts, in tree order.
+//! Adds the rows that nodes and this process return into the sum of each token's experts, in the
+//! order of the canonical tree.
 
 use std::ops::Range;
 
@@ -9,74 +10,78 @@ use ds4_common::tiles::{Grid, Reduction, TileError, TileRect};
 use ds4_proto::wire::floats_from_bytes;
 use rayon::prelude::*;
 
-/// Rows of a holder, wherever they lie.
-pub(super) trait Rows: Sync {
-    /// Copies row `row` of rows that are `out.len()` wide.
+/// Rows of one share of a layer, in whatever form they arrived.
+pub(super) trait RowSource: Sync {
+    /// Copies row number `row`; every row has `out.len()` floats.
     fn read(&self, row: usize, out: &mut [f32]);
 }
 
-impl Rows for Vec<f32> {
+impl RowSource for Vec<f32> {
     fn read(&self, row: usize, out: &mut [f32]) {
         let width = out.len();
         out.copy_from_slice(&self[row * width..(row + 1) * width]);
     }
 }
 
-impl Rows for Bytes {
+impl RowSource for Bytes {
     fn read(&self, row: usize, out: &mut [f32]) {
         let width = size_of_val(out);
         floats_from_bytes(&self[row * width..(row + 1) * width], out);
     }
 }
 
-/// Rows of a part of a layer, from a node or from this process.
+/// The rows of some tiles (`rows x hidden`), from a node or from this process.
 #[derive(Clone, Debug)]
-pub(super) enum Reply {
+pub(super) enum ReplyRows {
+    /// Little-endian floats, as a node sent them.
     Wire(Bytes),
-    Own(Vec<f32>),
+    /// Computed by the local fallback.
+    Local(Vec<f32>),
 }
 
-impl Rows for Reply {
+impl RowSource for ReplyRows {
     fn read(&self, row: usize, out: &mut [f32]) {
         match self {
-            Reply::Wire(bytes) => bytes.read(row, out),
-            Reply::Own(floats) => floats.read(row, out),
+            ReplyRows::Wire(bytes) => bytes.read(row, out),
+            ReplyRows::Local(floats) => floats.read(row, out),
         }
     }
 }
 
-/// Who holds what, as an exact cover of the grid, and how the parts are added.
+/// An exact cover of the grid by shares, each computed in one place, and how their rows are added.
 #[derive(Clone, Debug)]
 pub(super) struct Cover {
-    /// Of all holders' subtrees, holder by holder.
+    /// Over the subtrees of all shares, share by share.
     reduction: Reduction,
-    /// Each holder's subtrees within the reduction's.
+    /// Each share's range within the reduction's subtrees.
     subtrees: Vec<Range<usize>>,
 }
 
 /// Marks a token that has no row for a subtree.
 const NO_ROW: u32 = u32::MAX;
 
-/// Where each (token, subtree) finds its row in the reply of the subtree's holder.
+/// Where each (subtree, token) finds its row among the rows of the subtree's share.
 #[derive(Debug)]
 pub(super) struct RowMap {
     tokens: usize,
-    /// `subtrees x tokens`.
+    /// `subtrees x tokens`: a row's number within its share, or [`NO_ROW`].
     row: Vec<u32>,
-    /// Rows that each holder returns.
+    /// Number of rows of each share.
     pub(super) rows: Vec<usize>,
 }
 
 impl Cover {
+    /// A cover by `shares`, each given as its rectangles.
+    ///
     /// # Errors
-    /// The holders' tiles are no exact cover of the grid.
+    /// The rectangles overlap or leave tiles of the grid uncovered.
     pub(super) fn new<'a>(
         grid: Grid,
-        holders: impl Iterator<Item = &'a [TileRect]>,
+        shares: impl Iterator<Item = &'a [TileRect]>,
     ) -> Result<Self, TileError> {
         let mut all = Vec::new();
         let mut subtrees = Vec::new();
-        for rects in holders {
+        for rects in shares {
             let start = all.len();
             all.extend(rects.iter().flat_map(|rect| rect.subtrees(grid)));
             subtrees.push(start..all.len());
@@ -88,8 +93,9 @@ impl Cover {
         })
     }
 
-    /// The rows of the tokens in `tokens`: holder by holder, subtree by subtree, tokens ascending.
-    pub(super) fn rows(&self, batch: &ExpertBatch, tokens: Range<usize>) -> RowMap {
+    /// Numbers the rows of the tokens in `tokens`: share by share, subtree by subtree, tokens
+    /// ascending.
+    pub(super) fn row_map(&self, batch: &ExpertBatch, tokens: Range<usize>) -> RowMap {
         let all = self.reduction.subtrees();
         let mut row = vec![NO_ROW; all.len() * tokens.len()];
         let mut rows = Vec::with_capacity(self.subtrees.len());
@@ -110,9 +116,10 @@ impl Cover {
         }
     }
 
-    /// Adds the holders' `replies` into `out` (tokens x hidden) on the current rayon pool. Each
-    /// reply has the rows that `map` counts, `hidden` floats each; one without rows is not read.
-    pub(super) fn combine<R: Rows>(
+    /// Writes each token's sum over all shares to `out` (`tokens x hidden`), on the current rayon
+    /// pool. `replies` are the shares' rows, as many as `map` counts and `hidden` floats wide; a
+    /// share without rows is not read.
+    pub(super) fn combine<R: RowSource>(
         &self,
         map: &RowMap,
         replies: &[R],
@@ -120,9 +127,9 @@ impl Cover {
         out: &mut [f32],
     ) {
         let trees = self.reduction.subtrees().len();
-        let holder_of = |tree: usize| self.subtrees.partition_point(|range| range.end <= tree);
+        let share_of = |tree: usize| self.subtrees.partition_point(|range| range.end <= tree);
         let read = |tree: usize, token: usize, row: &mut [f32]| {
-            replies[holder_of(tree)].read(map.row[tree * map.tokens + token] as usize, row);
+            replies[share_of(tree)].read(map.row[tree * map.tokens + token] as usize, row);
         };
         out.par_chunks_mut(hidden).enumerate().for_each_init(
             Vec::new,

@@ -1,24 +1,30 @@
-//! The coordinator's side of the cluster: who is there, who computes what, and the two ways of
-//! computing routed experts.
+//! The coordinator's side of the cluster: computes the routed experts of a layer, on nodes or in
+//! this process.
 //!
 //! ```text
-//! engine thread: begin ── encode once ──> one call a node ─────┐ (never blocks)
-//!                                                              v
-//! tokio task a node:                     stream: work out, rows in, reconnect
-//!                                                              │
-//! engine thread: finish <── add in tree order <── mailbox <────┘
+//! engine thread:      begin ── encode once ──► one call for each node ──┐ (never blocks)
+//!                                                                       ▼
+//! tokio task per node:                   stream: work out, rows in, reconnect
+//!                                                                       │
+//! engine thread:      finish ◄── add in tree order ◄── mailbox ◄────────┘
 //! ```
+//!
+//! From top to bottom: `backend` puts a cluster together; `link` keeps one connection to each
+//! node; `dispatch` chooses replicas and fails over; `membership` knows the nodes;
+//! `local` computes everything in this process and `local_fallback` what no node can;
+//! `tile_assignment` assigns tiles to replicas; `combine` adds the rows; `transport` is what
+//! the dispatcher needs from the world.
 
-mod assignment;
 mod backend;
 mod combine;
 pub mod dispatch;
-pub mod fabric;
 mod link;
 mod local;
+mod local_fallback;
 mod membership;
 pub mod node_metrics;
-mod own_file;
+mod tile_assignment;
+pub mod transport;
 
 #[cfg(test)]
 mod loopback;
@@ -29,9 +35,8 @@ mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
 pub use link::inspect;
-pub(crate) use link::{reason, status_text};
 pub use local::LocalBackend;
+pub use local_fallback::{FallbackExperts, LocalExperts};
 pub use membership::{
-    ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, Resolver, SystemResolver, Table,
+    ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, NodeTable, Resolver, SystemResolver,
 };
-pub use own_file::{OwnExperts, OwnFile};

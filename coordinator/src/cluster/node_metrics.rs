@@ -1,4 +1,4 @@
-//! What is counted about one node.
+//! Metrics of each node: calls, bytes, state.
 
 use std::time::Duration;
 
@@ -14,11 +14,35 @@ const IN_FLIGHT: &str = "ds4_node_in_flight";
 const STATE: &str = "ds4_node_state";
 const HELD: &str = "ds4_node_weight_bytes";
 
-/// The states of a node, as the label says them.
-const STATES: [&str; 4] = ["up", "draining", "absent", "refused"];
+/// Whether a node accepts work, as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StateLabel {
+    Up,
+    Draining,
+    Absent,
+    Refused,
+}
 
-/// Bucket bounds of the time of a call: on a fast network one token's experts take a fraction of
-/// a millisecond, and a call may wait for its node for minutes.
+impl StateLabel {
+    const ALL: [StateLabel; 4] = [
+        StateLabel::Up,
+        StateLabel::Draining,
+        StateLabel::Absent,
+        StateLabel::Refused,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            StateLabel::Up => "up",
+            StateLabel::Draining => "draining",
+            StateLabel::Absent => "absent",
+            StateLabel::Refused => "refused",
+        }
+    }
+}
+
+/// The call time's metric name and its bucket bounds in seconds: on a fast network one token's
+/// experts take a fraction of a millisecond, and a call may wait for its node for minutes.
 pub const CALL_SECONDS: (&str, &[f64]) = (
     CALL_TIME,
     &[
@@ -27,87 +51,86 @@ pub const CALL_SECONDS: (&str, &[f64]) = (
     ],
 );
 
-/// Registers the descriptions.
+/// Registers the descriptions of the metrics with the process's recorder.
 pub fn describe() {
     describe_counter!(
         CALLS,
         "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled, busy, \
          draining, lost)."
     );
-    describe_gauge!(
-        IN_FLIGHT,
-        "Calls to an expert node that have no answer yet."
-    );
+    describe_gauge!(IN_FLIGHT, "Unanswered calls to an expert node.");
     describe_gauge!(
         STATE,
-        "1 for the state that an expert node is in (up, draining, absent, refused), else 0."
+        "1 for the current state of an expert node (up, draining, absent, refused), 0 for the \
+         others."
     );
     describe_gauge!(
         HELD,
         Unit::Bytes,
-        "Weights of the tiles that an expert node holds, as it says."
+        "Bytes of expert weights held, as reported by the node."
     );
     describe_histogram!(
         CALL_TIME,
         Unit::Seconds,
-        "From handing a call to an expert node's connection to its answer."
+        "Time from sending a call to an expert node until its reply."
     );
     describe_counter!(
         BYTES,
         Unit::Bytes,
-        "Bytes of activations and rows exchanged with an expert node, by direction (sent, received)."
+        "Bytes of activations and rows exchanged with an expert node, by direction (sent, \
+         received)."
     );
 }
 
-/// How a call to a node ended.
+/// How a call to a node ended, as a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum CallOutcome {
     Ok,
     Refused,
     Deadline,
     Malformed,
-    /// The caller no longer wanted it.
+    /// The caller withdrew it.
     Cancelled,
     Busy,
     Draining,
-    /// The connection broke.
+    /// The connection ended.
     Lost,
 }
 
-impl Outcome {
-    const ALL: [Outcome; 8] = [
-        Outcome::Ok,
-        Outcome::Refused,
-        Outcome::Deadline,
-        Outcome::Malformed,
-        Outcome::Cancelled,
-        Outcome::Busy,
-        Outcome::Draining,
-        Outcome::Lost,
+impl CallOutcome {
+    const ALL: [CallOutcome; 8] = [
+        CallOutcome::Ok,
+        CallOutcome::Refused,
+        CallOutcome::Deadline,
+        CallOutcome::Malformed,
+        CallOutcome::Cancelled,
+        CallOutcome::Busy,
+        CallOutcome::Draining,
+        CallOutcome::Lost,
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Outcome::Ok => "ok",
-            Outcome::Refused => "refused",
-            Outcome::Deadline => "deadline",
-            Outcome::Malformed => "malformed",
-            Outcome::Cancelled => "cancelled",
-            Outcome::Busy => "busy",
-            Outcome::Draining => "draining",
-            Outcome::Lost => "lost",
+            CallOutcome::Ok => "ok",
+            CallOutcome::Refused => "refused",
+            CallOutcome::Deadline => "deadline",
+            CallOutcome::Malformed => "malformed",
+            CallOutcome::Cancelled => "cancelled",
+            CallOutcome::Busy => "busy",
+            CallOutcome::Draining => "draining",
+            CallOutcome::Lost => "lost",
         }
     }
 }
 
-/// Handles of one node's series, looked up once. The process's recorder must be installed before.
+/// Handles of one node's metrics, looked up once. The process's recorder must be installed before.
 pub(super) struct NodeMetrics {
-    calls: [Counter; Outcome::ALL.len()],
+    calls: [Counter; CallOutcome::ALL.len()],
     seconds: Histogram,
     sent: Counter,
     received: Counter,
     in_flight: Gauge,
-    states: [Gauge; STATES.len()],
+    states: [Gauge; StateLabel::ALL.len()],
     held: Gauge,
 }
 
@@ -118,10 +141,11 @@ impl std::fmt::Debug for NodeMetrics {
 }
 
 impl NodeMetrics {
+    /// `node` is the address, the value of the label `node`.
     pub(super) fn new(node: &str) -> Self {
         let bytes = |direction: &'static str| counter!(BYTES, "node" => node.to_owned(), "direction" => direction);
         NodeMetrics {
-            calls: Outcome::ALL.map(|outcome| {
+            calls: CallOutcome::ALL.map(|outcome| {
                 let (node, outcome) = (node.to_owned(), outcome.name());
                 counter!(CALLS, "node" => node, "outcome" => outcome)
             }),
@@ -129,39 +153,44 @@ impl NodeMetrics {
             sent: bytes("sent"),
             received: bytes("received"),
             in_flight: gauge!(IN_FLIGHT, "node" => node.to_owned()),
-            states: STATES.map(|state| gauge!(STATE, "node" => node.to_owned(), "state" => state)),
+            states: StateLabel::ALL
+                .map(|state| gauge!(STATE, "node" => node.to_owned(), "state" => state.name())),
             held: gauge!(HELD, "node" => node.to_owned()),
         }
     }
 
+    /// Sets the number of unanswered calls.
     pub(super) fn in_flight(&self, calls: usize) {
         self.in_flight.set(calls as f64);
     }
 
-    /// One of [`STATES`], and the bytes held if it is known.
-    pub(super) fn state(&self, state: &str, held: Option<u64>) {
-        for (name, gauge) in STATES.iter().zip(&self.states) {
-            gauge.set(f64::from(u8::from(*name == state)));
+    /// Sets the state, and the bytes of weights held if they are known.
+    pub(super) fn state(&self, state: StateLabel, held: Option<u64>) {
+        for (label, gauge) in StateLabel::ALL.iter().zip(&self.states) {
+            gauge.set(f64::from(u8::from(*label == state)));
         }
         if let Some(held) = held {
             self.held.set(held as f64);
         }
     }
 
-    pub(super) fn count(&self, outcome: Outcome) {
+    /// Counts a call that ended without rows.
+    pub(super) fn count(&self, outcome: CallOutcome) {
         self.calls[outcome as usize].increment(1);
     }
 
-    /// Counts an answered call.
+    /// Counts an answered call and records its time.
     pub(super) fn answered(&self, after: Duration) {
-        self.count(Outcome::Ok);
+        self.count(CallOutcome::Ok);
         self.seconds.record(after.as_secs_f64());
     }
 
+    /// Counts bytes of activations and routes.
     pub(super) fn sent(&self, bytes: usize) {
         self.sent.increment(bytes as u64);
     }
 
+    /// Counts bytes of rows.
     pub(super) fn received(&self, bytes: usize) {
         self.received.increment(bytes as u64);
     }
@@ -178,11 +207,11 @@ mod tests {
         metrics::with_local_recorder(&recorder, || {
             let node = NodeMetrics::new("a:1");
             node.answered(Duration::from_millis(2));
-            node.count(Outcome::Deadline);
+            node.count(CallOutcome::Deadline);
             node.sent(10);
             node.received(20);
             node.in_flight(3);
-            node.state("draining", Some(77));
+            node.state(StateLabel::Draining, Some(77));
         });
         let text = recorder.handle().render();
         for line in [

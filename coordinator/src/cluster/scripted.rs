@@ -1,5 +1,5 @@
-//! Experts that are scripted instead of loaded: cheap, of the canonical tree, and with values that
-//! show every other order of addition.
+//! Scripted experts for tests: cheap to compute, summed by the canonical tree, with values that
+//! reveal any other order of addition.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) const SHAPE: MoeShape = MoeShape {
 };
 pub(super) const FINGERPRINT: [u8; 32] = [5; 32];
 
-/// Some work whose values differ between tokens and calls.
+/// A batch whose values differ between tokens and calls.
 pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     let experts_used = SHAPE.experts_used;
     let mut state = (layer * 1000 + tokens) as u32;
@@ -50,7 +50,7 @@ pub(super) fn batch(layer: usize, tokens: usize) -> Arc<ExpertBatch> {
     Arc::new(ExpertBatch::new(SHAPE, fields).expect("a legal batch"))
 }
 
-/// What one holder of everything computes, without any wire.
+/// The rows of the whole grid, computed in one piece.
 pub(super) fn alone(batch: &ExpertBatch) -> Vec<f32> {
     rows(GRID, batch, &[GRID.whole()]).0
 }
@@ -103,7 +103,7 @@ fn fold(total: u32, positions: &[u32], mut rows: Vec<Vec<f32>>) -> Vec<f32> {
     rows.swap_remove(0)
 }
 
-/// Values of very different size, so that another order of addition shows.
+/// Values of very different size, so that another order of addition gives other bits.
 fn leaf(layer: usize, block: u32, route: Route, input: &[f32]) -> Vec<f32> {
     let scale = [1e-3, 7.0, 31_000.0][((route.expert + block) % 3) as usize];
     let shift = (layer as u32 * 31 + block * 7 + route.expert) as f32;

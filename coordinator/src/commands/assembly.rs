@@ -19,7 +19,8 @@ use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
 use crate::cluster::{
-    ClusterBackend, ClusterOptions, Expectation, LocalBackend, OwnExperts, OwnFile, Table,
+    ClusterBackend, ClusterOptions, Expectation, FallbackExperts, LocalBackend, LocalExperts,
+    NodeTable,
 };
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
@@ -49,7 +50,7 @@ pub struct Assembly {
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<Table>>,
+    pub cluster: Option<Arc<NodeTable>>,
 }
 
 impl OpenModel {
@@ -163,7 +164,7 @@ impl Assembly {
             let options = ClusterOptions {
                 nodes,
                 grid: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
-                patience: Duration::from_secs(args.cluster.wait_for_nodes),
+                startup_timeout: Duration::from_secs(args.cluster.wait_for_nodes),
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
@@ -190,12 +191,12 @@ fn own_experts(
     fallback: LocalFallback,
     model: &OpenModel,
     kernels: Kernels,
-) -> Result<Option<Arc<dyn OwnExperts>>> {
+) -> Result<Option<Arc<dyn FallbackExperts>>> {
     match fallback {
         LocalFallback::Never => Ok(None),
         LocalFallback::Auto | LocalFallback::Always => {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
-            Ok(Some(Arc::new(OwnFile::new(store, kernels))))
+            Ok(Some(Arc::new(LocalExperts::new(store, kernels))))
         }
     }
 }

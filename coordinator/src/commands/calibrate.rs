@@ -61,7 +61,7 @@ pub struct MeasureArgs {
     /// Seconds for measuring a node's machine, and again for its link
     #[arg(
         long,
-        default_value_t = calibrate::PATIENCE.as_secs(),
+        default_value_t = calibrate::DEFAULT_TIMEOUT.as_secs(),
         value_name = "SECONDS",
         value_parser = parse::seconds(1..=86_400)
     )]
@@ -119,8 +119,8 @@ pub(super) async fn measure(nodes: &[String], how: &MeasureArgs) -> Result<Measu
     // Before the nodes, some of which may be on this machine.
     let own = calibrate::coordinator(how.threads.resolve(), Kernels::detect()).await;
     let own = own.context("cannot start the compute threads")?;
-    let patience = Duration::from_secs(how.timeout);
-    let results = calibrate::nodes(nodes, &security, patience).await;
+    let timeout = Duration::from_secs(how.timeout);
+    let results = calibrate::nodes(nodes, &security, timeout).await;
     let (mut reports, mut failed) = (Vec::new(), 0);
     for result in results {
         match result {

@@ -11,7 +11,7 @@ use ds4_expert_node::EmbeddedNode;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::ModelArgs;
-use crate::cluster::Table;
+use crate::cluster::NodeTable;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 
@@ -80,7 +80,7 @@ pub struct Service {
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<Table>>,
+    pub cluster: Option<Arc<NodeTable>>,
 }
 
 impl Service {

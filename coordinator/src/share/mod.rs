@@ -1,11 +1,11 @@
-//! The source of slices: nodes without weights get theirs from here, cut out of the model while
-//! they are sent, so that no slice is ever on the coordinator's disk.
+//! Sends slices to nodes that join without weights. A slice is cut from the model while it is sent,
+//! so that no slice is ever written to the coordinator's disk.
 //!
 //! ```text
 //! Fetch ─► permit ─► blocking thread: read the model, hash ─► bounded channel ─► stream
 //! ```
 
-mod ledger;
+mod metrics;
 mod send;
 mod service;
 
@@ -16,38 +16,44 @@ use ds4_common::quant::Layout;
 use ds4_common::slice::{SliceError, SliceHead, WholeModel, file_name};
 use ds4_common::tiles::Holdings;
 
-pub use ledger::describe;
+pub use self::metrics::describe;
 pub use service::{ShareSettings, SliceShare, serve};
 
-/// One node's share of a model.
+/// The slice of a model that one node gets.
 #[derive(Clone, Debug)]
 pub struct Share {
+    /// Name of the node, which is also a file name.
     pub node: String,
-    /// Without hashes.
+    /// Head of the slice file, without the tensors' hashes.
     pub head: SliceHead,
 }
 
-/// Every node's share of one model.
+/// The slices of all nodes of a cluster.
 #[derive(Clone, Debug)]
 pub struct Shares {
     model: WholeModel,
     all: Vec<Share>,
-    /// Whether shares are alike, so that the number at the end of a node's name may say which.
+    /// Whether the number at the end of a node's name selects the share.
     numbered: bool,
 }
 
-/// Shares that no node could have.
+/// Shares that cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    #[error("two nodes have the name {0}")]
+    /// Two nodes have the same name.
+    #[error("two nodes are named {0}")]
     Twice(String),
+    /// Tiles do not fit the model, or a name is not a file name.
     #[error(transparent)]
     Slice(#[from] SliceError),
 }
 
 impl Shares {
+    /// Shares `model` among `nodes`, each a name and the tiles that it is to hold. With `numbered`,
+    /// the number at the end of a node's name may select the share.
+    ///
     /// # Errors
-    /// Tiles do not fit the model, a name cannot name a file, or two nodes have the same.
+    /// Tiles do not fit the model, a name is not a file name, or two nodes have the same name.
     pub fn new(
         model: WholeModel,
         nodes: Vec<(String, Holdings)>,
@@ -70,18 +76,20 @@ impl Shares {
         })
     }
 
+    /// The model from which the slices are cut.
     #[must_use]
     pub fn model(&self) -> &WholeModel {
         &self.model
     }
 
+    /// Every share, in the order of the nodes.
     #[must_use]
     pub fn all(&self) -> &[Share] {
         &self.all
     }
 
-    /// The share of a node, by number: the one of its name, or, where shares are numbered, the one
-    /// of the number that its name ends in (`expert-3` is the fourth).
+    /// Index of a node's share: the one of its name, else, if shares are numbered, the number at
+    /// the end of its name (`expert-3` is the fourth).
     #[must_use]
     pub fn find(&self, node: &str) -> Option<usize> {
         let named = self.all.iter().position(|share| share.node == node);
@@ -93,7 +101,7 @@ impl Shares {
         named.or_else(number)
     }
 
-    /// For messages.
+    /// The nodes' names, for messages.
     #[must_use]
     pub fn names(&self) -> String {
         let names: Vec<&str> = self.all.iter().map(|share| share.node.as_str()).collect();

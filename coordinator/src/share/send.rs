@@ -1,4 +1,4 @@
-//! One tensor on its way to a node.
+//! Sends one tensor to a node.
 
 use std::sync::Arc;
 
@@ -9,30 +9,34 @@ use ds4_proto::pb::{self, fetch_reply};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
-use super::ledger::{Account, Running};
+use super::metrics::{FetchGuard, PullProgress};
 
-pub(super) type Reply = Result<pb::FetchReply, Status>;
+/// One message of a fetch stream.
+pub(super) type FetchResult = Result<pb::FetchReply, Status>;
 
-/// A tensor that is being sent, with the permit that it takes.
+/// A tensor that is being sent, and the permit that it holds.
 pub(super) struct Sending {
     pub(super) cut: CutTensor,
+    /// Position of the tensor in the slice.
     pub(super) tensor: usize,
+    /// First byte that the node wants.
     pub(super) offset: u64,
-    pub(super) account: Arc<Account>,
-    pub(super) replies: mpsc::Sender<Reply>,
+    pub(super) progress: Arc<PullProgress>,
+    pub(super) replies: mpsc::Sender<FetchResult>,
     pub(super) _permit: OwnedSemaphorePermit,
-    pub(super) _running: Running,
+    pub(super) _running: FetchGuard,
 }
 
-/// What the blocking thread and the async task hand to each other.
+/// Reads the tensor; handed back and forth between the async task and blocking threads.
 struct Reader {
     cut: CutTensor,
     hasher: Hasher,
+    /// Bytes read so far.
     at: u64,
 }
 
 impl Reader {
-    /// The next bytes, at most a chunk; none at the end.
+    /// The next chunk; empty at the end.
     fn next(&mut self) -> Result<Vec<u8>, SliceError> {
         let left = self.cut.bytes() - self.at;
         let mut chunk = vec![0; left.min(SLICE_CHUNK_BYTES as u64) as usize];
@@ -44,8 +48,8 @@ impl Reader {
 }
 
 impl Sending {
-    /// Sends the tensor and its hash. Ends early if the model cannot be read, or the node is gone
-    /// or takes nothing for too long.
+    /// Sends the tensor and its hash. Ends early if the model cannot be read, or if the node has
+    /// gone or accepts nothing for [`SLICE_STALL`].
     pub(super) async fn run(self) {
         let mut reader = Reader {
             cut: self.cut.clone(),
@@ -65,8 +69,8 @@ impl Sending {
             let chunk = match chunk {
                 Ok(chunk) => chunk,
                 Err(error) => {
-                    tracing::error!(%error, "a slice cannot be cut");
-                    // Whoever is gone needs no status.
+                    tracing::error!(%error, "cannot read a tensor from the model");
+                    // If the node has gone, it needs no status.
                     let _ = self
                         .replies
                         .try_send(Err(Status::internal(error.to_string())));
@@ -79,7 +83,7 @@ impl Sending {
                     .await;
                 return;
             }
-            // What the node has already counts for the hash alone.
+            // Bytes that the node has already are only hashed.
             let known = self.offset.saturating_sub(reader.at - chunk.len() as u64);
             let Ok(known) = usize::try_from(known) else {
                 return;
@@ -95,11 +99,11 @@ impl Sending {
             if !self.send(fetch_reply::Kind::Data(data)).await {
                 return;
             }
-            self.account.sent(self.tensor, reader.at, bytes);
+            self.progress.sent(self.tensor, reader.at, bytes);
         }
     }
 
-    /// Whether the node took it in time.
+    /// Returns whether the node accepted the message in time.
     async fn send(&self, kind: fetch_reply::Kind) -> bool {
         let reply = Ok(pb::FetchReply { kind: Some(kind) });
         self.replies.send_timeout(reply, SLICE_STALL).await.is_ok()

@@ -1,4 +1,4 @@
-//! The gRPC service of [`super`].
+//! The gRPC service that offers and sends slices.
 
 use std::future::Future;
 use std::io;
@@ -15,23 +15,23 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::ledger::{Account, Running};
-use super::send::{Reply, Sending};
+use super::metrics::{FetchGuard, PullProgress};
+use super::send::{FetchResult, Sending};
 use super::{Share, Shares};
 
-/// Chunks between the reader of the model and a node's stream.
+/// Chunks that may wait between the reader of the model and a node's stream.
 const AHEAD: usize = 4;
 
-/// Time that a fetch waits for others to end before the node is sent away for now.
+/// Time that a fetch waits for a permit before it is refused; the node tries again later.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Fetches that may wait.
+/// Most fetches that wait for a permit.
 const QUEUE: usize = 256;
 
-/// How much nodes may ask for.
+/// Limits of the service.
 #[derive(Clone, Copy, Debug)]
 pub struct ShareSettings {
-    /// Tensors on their way at once, to all nodes together.
+    /// Tensors sent at once, over all nodes; 1 to 1024.
     pub fetches: usize,
 }
 
@@ -43,13 +43,15 @@ impl Default for ShareSettings {
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
-pub struct SliceShare(Arc<State>);
+pub struct SliceShare(Arc<ShareState>);
 
-struct State {
+struct ShareState {
     shares: Shares,
-    /// One a share.
-    accounts: Vec<Arc<Account>>,
+    /// The progress of each share's node.
+    progress: Vec<Arc<PullProgress>>,
+    /// A permit for each tensor that is being sent.
     fetches: Arc<Semaphore>,
+    /// A permit for each fetch that waits.
     queue: Arc<Semaphore>,
 }
 
@@ -60,15 +62,15 @@ impl std::fmt::Debug for SliceShare {
 }
 
 impl SliceShare {
-    /// The process's recorder must be installed before.
+    /// Serves `shares`. The process's metrics recorder must be installed before.
     #[must_use]
     pub fn new(shares: Shares, settings: ShareSettings) -> Self {
-        let accounts = shares
+        let progress = shares
             .all()
             .iter()
-            .map(|share| Arc::new(Account::new(share)));
-        SliceShare(Arc::new(State {
-            accounts: accounts.collect(),
+            .map(|share| Arc::new(PullProgress::new(share)));
+        SliceShare(Arc::new(ShareState {
+            progress: progress.collect(),
             fetches: Arc::new(Semaphore::new(settings.fetches.clamp(1, 1024))),
             queue: Arc::new(Semaphore::new(QUEUE)),
             shares,
@@ -79,7 +81,7 @@ impl SliceShare {
         let shares = &self.0.shares;
         let number = shares.find(node).ok_or_else(|| {
             Status::not_found(format!(
-                "the plan has no node {:?}, but {}",
+                "the plan has no node named {:?}; it has {}",
                 clip(node, MAX_NAME_BYTES),
                 clip(&shares.names(), MAX_NAME_BYTES)
             ))
@@ -96,7 +98,7 @@ impl SliceSource for SliceShare {
     ) -> Result<Response<pb::OfferReply>, Status> {
         let request = request.into_inner();
         check_offer_request(&request).map_err(|error| match error {
-            // Not FAILED_PRECONDITION, which means that it would be another slice now.
+            // FAILED_PRECONDITION would mean that the node's slice has changed.
             SliceMismatch::Version { .. } => Status::unimplemented(error.to_string()),
             _ => Status::invalid_argument(error.to_string()),
         })?;
@@ -105,7 +107,7 @@ impl SliceSource for SliceShare {
             node = request.node,
             share = share.node,
             software = clip(&request.software, MAX_NAME_BYTES),
-            "a node asks for its slice"
+            "a node requested its slice"
         );
         let head = share.head.encode();
         Ok(Response::new(pb::OfferReply {
@@ -119,7 +121,7 @@ impl SliceSource for SliceShare {
         }))
     }
 
-    type FetchStream = ReceiverStream<Reply>;
+    type FetchStream = ReceiverStream<FetchResult>;
 
     async fn fetch(
         &self,
@@ -131,38 +133,40 @@ impl SliceSource for SliceShare {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if slice != share.head.identity() {
             return Err(Status::failed_precondition(
-                "the slice of this node is another one now",
+                "the slice of this node has changed",
             ));
         }
         let (tensor, offset) = (request.tensor as usize, request.offset);
         let wanted = share.head.tensors().get(tensor);
         let wanted = wanted.filter(|t| offset <= t.bytes).ok_or_else(|| {
-            Status::invalid_argument(format!("the slice has no byte {offset} of tensor {tensor}"))
+            Status::invalid_argument(format!("tensor {tensor} of the slice has no byte {offset}"))
         })?;
-        let busy = || Status::resource_exhausted("too many tensors are on their way");
+        let busy =
+            || Status::resource_exhausted("too many tensors are being sent; try again later");
         let queued = Arc::clone(&self.0.queue).try_acquire_owned();
         let _queued = queued.map_err(|_| busy())?;
         let turn = Arc::clone(&self.0.fetches).acquire_owned();
         let turn = tokio::time::timeout(QUEUE_TIMEOUT, turn).await;
         let permit = turn.map_err(|_| busy())?.map_err(|_| busy())?;
-        let account = Arc::clone(&self.0.accounts[number]);
-        account.begin(tensor, offset);
+        let progress = Arc::clone(&self.0.progress[number]);
+        progress.begin(tensor, offset);
         let (replies, stream) = mpsc::channel(AHEAD);
         let sending = Sending {
             cut: self.0.shares.model().cut(wanted),
             tensor,
             offset,
-            account,
+            progress,
             replies,
             _permit: permit,
-            _running: Running::new(),
+            _running: FetchGuard::new(),
         };
         tokio::spawn(sending.run());
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }
 
-/// Serves connections of whoever may have slices until `stop` ends.
+/// Serves the connections of `incoming`, which admits only peers that may have slices, until `stop`
+/// ends.
 ///
 /// # Errors
 /// The socket fails.

@@ -127,7 +127,7 @@ async fn a_pulled_slice_is_the_one_that_the_command_writes() {
         let pulled = std::fs::read(&config.path).unwrap();
         assert!(pulled == source.cut(number), "{node}");
         assert!(!part_path(&config.path).exists());
-        // There already: nothing to do.
+        // The slice is complete, so nothing happens.
         let before = std::fs::metadata(&config.path).unwrap().modified().unwrap();
         ensure_in_time(&config).await.unwrap();
         let after = std::fs::metadata(&config.path).unwrap().modified().unwrap();
@@ -139,7 +139,7 @@ async fn a_pulled_slice_is_the_one_that_the_command_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pull_goes_on_where_it_was_and_repairs_what_is_wrong() {
+async fn a_pull_resumes_and_repairs_what_is_wrong() {
     let source = Source::start().await;
     let config = source.pull("node-1");
     std::fs::create_dir_all(config.path.parent().unwrap()).unwrap();
@@ -161,7 +161,7 @@ async fn a_pull_goes_on_where_it_was_and_repairs_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_coordinator_that_is_away_is_waited_for_but_not_for_ever() {
+async fn an_absent_coordinator_is_waited_for_but_not_for_ever() {
     let mut source = Source::start().await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = free.local_addr().unwrap().to_string();
@@ -181,7 +181,7 @@ async fn a_coordinator_that_is_away_is_waited_for_but_not_for_ever() {
     source.restart(&address, source.shares.clone()).await;
     waiting.await.unwrap().unwrap();
 
-    // With a slice nobody needs to be asked.
+    // With a complete slice the coordinator is not needed.
     source.task.abort();
     ensure_in_time(&config).await.unwrap();
     config.coordinator = None;
@@ -295,7 +295,7 @@ async fn requests_out_of_bounds_are_refused_and_an_offset_keeps_the_hash() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nodes_that_go_away_give_their_place_back() {
+async fn nodes_that_go_away_give_their_permit_back() {
     let source = Source::start().await;
     let channel = channel::endpoint(&source.address).unwrap().connect_lazy();
     let slice = source.shares.all()[0].head.identity();
@@ -306,7 +306,7 @@ async fn nodes_that_go_away_give_their_place_back() {
         offset: 0,
     };
     let mut fetches = channel::fetch_client(channel);
-    // As many as may run at once, then gone without a word.
+    // As many as may run at once, dropped without reading.
     for _ in 0..2 {
         let stream = fetches.fetch(request.clone()).await.unwrap();
         drop(stream);

@@ -1,66 +1,69 @@
-//! What the dispatcher thinks of one connection: how fast, how loaded, and whether to rely on it.
+//! What the dispatcher knows about one connection: how fast it is, how loaded, and whether to rely
+//! on it. Work is counted in expert_block_ops, see [`super::task::expert_block_ops`].
 
 use std::time::{Duration, Instant};
 
-use super::deadline::{Latency, LatenessLimits};
+use super::latency::{Latency, LatenessLimits};
 
-/// First pause before a node that fell out of favour is probed, and the longest.
+/// Shortest and longest pause before a node that is not healthy is probed.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 
-/// A node that falls out of favour again within this time waits longer for its next probe.
+/// A node that is demoted again within this time after its recovery waits longer for its probe.
 const RELAPSE: Duration = Duration::from_secs(10);
 
 /// Weight of the fastest nodes.
 pub(super) const FULL_WEIGHT: u32 = 8;
 
-/// How much a node is relied on.
+/// How far a node is relied on, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// It answers in time.
-    Good,
-    /// It was late, or is far slower than others: only for what no other node holds.
+pub enum HealthState {
+    /// Its replies are not late.
+    Healthy,
+    /// It was late, or is far slower than others: used only for tiles without a healthy replica.
     Slow,
-    /// It has not answered for so long that it may never: the last choice of all.
-    Silent,
+    /// It has not replied for so long that it may never reply, or it failed a call for good: used
+    /// after everything else, the local fallback included.
+    Unresponsive,
 }
 
-/// One connection's record.
+/// The record of one connection.
 #[derive(Clone, Debug)]
-pub(super) struct Health {
+pub(super) struct NodeHealth {
     latency: Latency,
-    standing: Standing,
-    /// 1 to [`FULL_WEIGHT`]: its part of what it holds together with others.
+    state: HealthState,
+    /// 1 to [`FULL_WEIGHT`]: its relative share of tiles that others hold as well.
     weight: u32,
-    /// Products that it was asked for and that are not answered.
+    /// expert_block_ops of its unanswered calls.
     outstanding: u64,
-    answers: u64,
-    /// Cost of the last answered call.
-    usual: u64,
+    /// Number of replies with rows since its last recovery.
+    replies: u64,
+    /// expert_block_ops of the last call that was answered.
+    last_ops: u64,
     next_probe: Instant,
     pause: Duration,
     probing: bool,
-    restored: Option<Instant>,
+    recovered: Option<Instant>,
 }
 
-impl Health {
+impl NodeHealth {
     pub(super) fn new(now: Instant) -> Self {
-        Health {
+        NodeHealth {
             latency: Latency::default(),
-            standing: Standing::Good,
+            state: HealthState::Healthy,
             weight: FULL_WEIGHT,
             outstanding: 0,
-            answers: 0,
-            usual: 1,
+            replies: 0,
+            last_ops: 1,
             next_probe: now,
             pause: FIRST_PAUSE,
             probing: false,
-            restored: None,
+            recovered: None,
         }
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        self.standing
+    pub(super) fn state(&self) -> HealthState {
+        self.state
     }
 
     pub(super) fn weight(&self) -> u32 {
@@ -71,12 +74,16 @@ impl Health {
         &self.latency
     }
 
-    /// Answers so far, and the cost of the last one.
-    pub(super) fn experience(&self) -> (u64, u64) {
-        (self.answers, self.usual)
+    pub(super) fn replies(&self) -> u64 {
+        self.replies
     }
 
-    /// How soon it would come to more work: smaller is sooner.
+    pub(super) fn last_ops(&self) -> u64 {
+        self.last_ops
+    }
+
+    /// Unanswered work in proportion to the node's speed: the smaller, the sooner it could begin
+    /// with more.
     pub(super) fn load(&self) -> u64 {
         self.outstanding.saturating_mul(u64::from(FULL_WEIGHT)) / u64::from(self.weight.max(1))
     }
@@ -86,85 +93,86 @@ impl Health {
         self.outstanding
     }
 
-    pub(super) fn sent(&mut self, products: u64) {
-        self.outstanding = self.outstanding.saturating_add(products);
+    /// A call of `ops` was sent.
+    pub(super) fn sent(&mut self, ops: u64) {
+        self.outstanding = self.outstanding.saturating_add(ops);
     }
 
-    /// A call ended, in whatever way.
-    pub(super) fn ended(&mut self, products: u64) {
-        self.outstanding = self.outstanding.saturating_sub(products);
+    /// A call of `ops` ended, with or without rows.
+    pub(super) fn ended(&mut self, ops: u64) {
+        self.outstanding = self.outstanding.saturating_sub(ops);
     }
 
-    /// An answer came after `took`; `fair` is what would still be acceptable from another node.
-    /// Returns whether its standing changed.
+    /// Rows came after `took`; `fair` is the longest time that is acceptable beside the other
+    /// nodes. Returns whether the health state changed.
     pub(super) fn answered(
         &mut self,
-        products: u64,
+        ops: u64,
         took: Duration,
         fair: Duration,
         limits: &LatenessLimits,
         now: Instant,
     ) -> bool {
-        let in_time = took <= self.latency.late_after(products, limits).min(fair);
-        if in_time && self.standing != Standing::Good {
-            // What it took while something was wrong with it says nothing about now.
+        let in_time = took <= self.latency.late_after(ops, limits).min(fair);
+        if in_time && self.state != HealthState::Healthy {
+            // Times measured while something was wrong with the node say nothing about it now.
             self.latency = Latency::default();
-            self.answers = 0;
+            self.replies = 0;
         }
-        self.latency.record(products, took);
-        self.answers += 1;
-        self.usual = products;
-        let standing = match self.standing {
-            _ if in_time => Standing::Good,
-            Standing::Silent => Standing::Slow,
+        self.latency.record(ops, took);
+        self.replies += 1;
+        self.last_ops = ops;
+        let state = match self.state {
+            _ if in_time => HealthState::Healthy,
+            HealthState::Unresponsive => HealthState::Slow,
             other => other,
         };
-        if standing == Standing::Good && self.standing != Standing::Good {
-            self.restored = Some(now);
+        if state == HealthState::Healthy && self.state != HealthState::Healthy {
+            self.recovered = Some(now);
         }
-        std::mem::replace(&mut self.standing, standing) != standing
+        std::mem::replace(&mut self.state, state) != state
     }
 
-    /// It is no better than `standing`. Returns whether that is news.
-    pub(super) fn demote(&mut self, standing: Standing, now: Instant) -> bool {
-        if standing <= self.standing {
+    /// Lowers the health to `state`. Returns whether that is a change.
+    pub(super) fn demote(&mut self, state: HealthState, now: Instant) -> bool {
+        if state <= self.state {
             return false;
         }
-        if self.standing == Standing::Good {
-            let relapse = self.restored.is_some_and(|at| now < at + RELAPSE);
+        if self.state == HealthState::Healthy {
+            let relapse = self.recovered.is_some_and(|at| now < at + RELAPSE);
             self.pause = match relapse {
                 true => (self.pause * 2).min(LAST_PAUSE),
                 false => FIRST_PAUSE,
             };
             self.next_probe = now + self.pause;
         }
-        self.standing = standing;
+        self.state = state;
         true
     }
 
-    /// Whether it is to be probed now; it counts as being probed then.
+    /// Whether a probe is due; if so, the node counts as being probed.
     pub(super) fn probe_due(&mut self, now: Instant) -> bool {
-        let due = self.standing != Standing::Good && !self.probing && now >= self.next_probe;
+        let due = self.state != HealthState::Healthy && !self.probing && now >= self.next_probe;
         self.probing |= due;
         due
     }
 
-    /// There was nothing to probe it with: the next chance will do.
+    /// The batch held nothing to probe it with: the next one may.
     pub(super) fn not_probed(&mut self) {
         self.probing = false;
     }
 
-    /// A probe ended, in whatever way, or could not be sent.
+    /// A probe ended, with or without rows, or could not be sent.
     pub(super) fn probed(&mut self, now: Instant) {
         self.probing = false;
         self.pause = (self.pause * 2).min(LAST_PAUSE);
         self.next_probe = now + self.pause;
     }
 
-    /// Takes the weight for a node that is `ratio` times slower than the fastest, unless the
-    /// present one fits about as well: a plan should not change with every breath of the network.
-    /// Returns whether it changed.
-    pub(super) fn weigh(&mut self, ratio: f64) -> bool {
+    /// Adapts the weight of a node that is `ratio` times slower than the fastest, unless the
+    /// present one fits about as well: plans should not change with every fluctuation of the
+    /// network. Returns whether it changed.
+    pub(super) fn adapt_weight(&mut self, ratio: f64) -> bool {
         let fits = f64::from(FULL_WEIGHT) / f64::from(self.weight);
         if ratio > fits / 1.9 && ratio < fits * 1.9 {
             return false;
@@ -185,8 +193,8 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn steady(now: Instant) -> (Health, LatenessLimits) {
-        let (mut health, limits) = (Health::new(now), LatenessLimits::default());
+    fn steady(now: Instant) -> (NodeHealth, LatenessLimits) {
+        let (mut health, limits) = (NodeHealth::new(now), LatenessLimits::default());
         for _ in 0..50 {
             assert!(!health.answered(12, MS, Duration::MAX, &limits, now));
         }
@@ -194,29 +202,29 @@ mod tests {
     }
 
     #[test]
-    fn a_late_node_is_probed_and_returns_when_it_answers_in_time() {
+    fn a_late_node_is_probed_and_recovers_when_it_answers_in_time() {
         let start = Instant::now();
         let (mut health, limits) = steady(start);
-        assert!(!health.probe_due(start), "no need");
-        assert!(health.demote(Standing::Slow, start));
-        assert!(!health.demote(Standing::Slow, start), "no news");
-        assert!(health.demote(Standing::Silent, start));
+        assert!(!health.probe_due(start), "it is healthy");
+        assert!(health.demote(HealthState::Slow, start));
+        assert!(!health.demote(HealthState::Slow, start), "no change");
+        assert!(health.demote(HealthState::Unresponsive, start));
         assert!(!health.probe_due(start + 50 * MS), "too early");
         assert!(health.probe_due(start + 100 * MS));
         assert!(!health.probe_due(start + 5000 * MS), "one at a time");
         let back = start + 6000 * MS;
         health.probed(back);
         assert!(health.answered(1, 5900 * MS, Duration::MAX, &limits, back));
-        assert_eq!(health.standing(), Standing::Slow, "alive, but late");
+        assert_eq!(health.state(), HealthState::Slow, "alive, but late");
         assert!(health.probe_due(back + 200 * MS));
         health.probed(back + 200 * MS);
         let unfair = health.answered(1, 30 * MS, 8 * MS, &limits, back + 200 * MS);
         assert!(
-            !unfair && health.standing() == Standing::Slow,
+            !unfair && health.state() == HealthState::Slow,
             "others are far faster"
         );
         assert!(health.answered(1, MS, 8 * MS, &limits, back + 200 * MS));
-        assert_eq!(health.standing(), Standing::Good);
+        assert_eq!(health.state(), HealthState::Healthy);
     }
 
     #[test]
@@ -225,7 +233,7 @@ mod tests {
         let (mut health, limits) = steady(now);
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            assert!(health.demote(Standing::Slow, now));
+            assert!(health.demote(HealthState::Slow, now));
             let begun = now;
             while !health.probe_due(now) {
                 now += 10 * MS;
@@ -236,29 +244,32 @@ mod tests {
         }
         assert_eq!(pauses[0], FIRST_PAUSE);
         assert!(pauses.is_sorted() && pauses[7] == LAST_PAUSE, "{pauses:?}");
-        health.demote(Standing::Slow, now + RELAPSE);
+        health.demote(HealthState::Slow, now + RELAPSE);
         assert!(
             health.probe_due(now + RELAPSE + FIRST_PAUSE),
-            "long good since"
+            "healthy for a long time"
         );
     }
 
     #[test]
     fn weights_follow_the_speed_and_stick() {
-        let mut health = Health::new(Instant::now());
-        assert!(!health.weigh(1.0) && !health.weigh(1.7));
-        assert!(health.weigh(2.2) && health.weight() == 4);
-        assert!(!health.weigh(1.3) && !health.weigh(3.0), "about as well");
-        assert!(health.weigh(50.0) && health.weight() == 1);
-        assert!(health.weigh(1.0) && health.weight() == FULL_WEIGHT);
+        let mut health = NodeHealth::new(Instant::now());
+        assert!(!health.adapt_weight(1.0) && !health.adapt_weight(1.7));
+        assert!(health.adapt_weight(2.2) && health.weight() == 4);
+        assert!(
+            !health.adapt_weight(1.3) && !health.adapt_weight(3.0),
+            "about as well"
+        );
+        assert!(health.adapt_weight(50.0) && health.weight() == 1);
+        assert!(health.adapt_weight(1.0) && health.weight() == FULL_WEIGHT);
     }
 
     #[test]
-    fn load_counts_what_is_not_answered_by_weight() {
-        let mut health = Health::new(Instant::now());
+    fn load_is_unanswered_work_by_weight() {
+        let mut health = NodeHealth::new(Instant::now());
         health.sent(10);
         assert_eq!(health.load(), 10);
-        health.weigh(2.2);
+        health.adapt_weight(2.2);
         assert_eq!(health.load(), 20);
         health.ended(10);
         health.ended(10);

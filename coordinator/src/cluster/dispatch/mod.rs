@@ -1,27 +1,37 @@
-//! The dispatcher: routed experts of one layer after the other, computed by whoever can.
+//! The dispatcher: has the routed experts of a layer computed by replicas of their tiles.
 //!
 //! ```text
-//! begin   view + health ─ router ─► plan (cached) ─ pieces ─► one call a node, all written
-//!                                                                │
-//! finish  combine in tree order ◄─ pieces done ◄─ arrivals ◄─────┤ answered
-//!                                                                │ late: a hedge, within a budget
-//!                                                                │ failed or silent: elsewhere,
-//!                                                                ▼ own file last
+//! begin    view + health ─ ReplicaSelector ─► DispatchPlan (cached): tiles ► replica
+//!            │
+//!            ▼  for each SubBatch (the tokens that fit into one call)
+//!          a TileTask for each share of the plan ─ Attempt ─► one ExpertCall for each node
+//!                                                                      │
+//! finish   combine in tree order ◄─ task done ◄── rows ◄── CallReply ◄─┤
+//!                                                                      │ late: hedge on another
+//!                                                                      │   replica, by budget
+//!                                                                      │ failed, unresponsive:
+//!                                                                      ▼   another replica, at
+//!                                                                          last the local fallback
 //! ```
 //!
-//! An answer is a pure function of the call, so that any piece may be computed again anywhere, in
-//! other parts, at any time; the canonical tree adds the same pairs whatever the parts. Nothing
-//! here knows a socket or asks the system for the time: see [`crate::cluster::fabric`].
+//! Rows are a pure function of the call. So any task may be computed again on any replica, cut in
+//! any way, at any time; the canonical tree adds the same pairs whatever the cut. Nothing here
+//! opens a socket or reads the system's clock: see [`crate::cluster::transport`].
+//!
+//! From top to bottom: `pending` is the loop of one layer, `sub_batch` the tokens of one call,
+//! `task` some tiles for those tokens, `replica_selector` the choice of the replica,
+//! `health` and `latency` what is known about a node, `probe` how a node recovers.
 
-mod budget;
-mod counters;
-mod deadline;
 mod health;
-mod part;
+mod hedge_budget;
+mod latency;
+mod log_throttle;
+mod metrics;
 mod pending;
-mod piece;
 mod probe;
-mod router;
+mod replica_selector;
+mod sub_batch;
+mod task;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -29,40 +39,44 @@ use std::time::Duration;
 use ds4_common::expert::{ExpertBatch, MoeShape};
 use ds4_proto::limits::MAX_DEADLINE;
 
-pub use counters::describe;
-pub use deadline::LatenessLimits;
-pub use health::Standing;
+pub use self::metrics::describe;
+pub use health::HealthState;
+pub use latency::LatenessLimits;
 
-use super::fabric::{Fabric, Mailbox};
-use super::own_file::OwnExperts;
+use super::local_fallback::FallbackExperts;
+use super::transport::{Mailbox, Transport};
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};
-use budget::HedgeBudget;
-use counters::Throttle;
+use hedge_budget::HedgeBudget;
+use log_throttle::LogThrottle;
 use pending::PendingLayer;
 use probe::Probes;
-use router::Router;
+use replica_selector::ReplicaSelector;
 
-/// Time between two messages of the same kind.
-const MESSAGE_PAUSE: Duration = Duration::from_secs(5);
+/// Shortest time between two log messages of the same kind.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How the dispatcher decides.
 #[derive(Clone, Debug)]
 pub struct DispatchSettings {
+    /// Layers, width, experts per token and tile grid of the model.
     pub shape: MoeShape,
-    /// Expert groups x block strips; `None` cuts by who holds what.
+    /// Expert groups x block strips; `None` cuts by what the nodes hold.
     pub cut: Option<(u32, u32)>,
-    /// Time for one layer's experts, whatever happens on the way. What is missing then is computed
-    /// from the coordinator's own file, if it has one.
+    /// Time for one layer's experts, failover included; at most
+    /// [`MAX_DEADLINE`](ds4_proto::limits::MAX_DEADLINE). Afterwards the local fallback computes
+    /// what is missing; without one the layer fails.
     pub deadline: Duration,
+    /// When a reply counts as late.
     pub lateness: LatenessLimits,
-    /// Hedges a call in the long run.
+    /// Hedged calls per call, long-run average (dimensionless).
     pub hedge_share: f64,
-    /// Hedges at once.
+    /// Most hedged calls at once.
     pub hedge_burst: f64,
 }
 
 impl DispatchSettings {
-    /// Usual settings.
+    /// The defaults for a model of this shape: 60 s per layer, one hedge per ten calls, at most 16
+    /// at once.
     #[must_use]
     pub fn new(shape: MoeShape) -> Self {
         DispatchSettings {
@@ -76,104 +90,107 @@ impl DispatchSettings {
     }
 }
 
-/// An [`ExpertBackend`] over whatever nodes there are.
+/// An [`ExpertBackend`] over the nodes of a [`Transport`].
 #[derive(Debug)]
 pub struct Dispatcher {
     settings: DispatchSettings,
-    fabric: Arc<dyn Fabric>,
-    own: Option<Arc<dyn OwnExperts>>,
-    router: Mutex<Router>,
-    budget: Mutex<HedgeBudget>,
+    transport: Arc<dyn Transport>,
+    fallback: Option<Arc<dyn FallbackExperts>>,
+    selector: Mutex<ReplicaSelector>,
+    hedge_budget: Mutex<HedgeBudget>,
     probes: Mutex<Probes>,
-    /// Where probes are answered.
-    probe_answers: Mailbox,
-    messages: Messages,
+    /// Where the replies to probes arrive.
+    probe_replies: Mailbox,
+    log_throttles: LogThrottles,
 }
 
+/// One throttle for each kind of message.
 #[derive(Debug)]
-struct Messages {
-    failover: Throttle,
-    fallback: Throttle,
-    stranded: Throttle,
+struct LogThrottles {
+    failover: LogThrottle,
+    fallback: LogThrottle,
+    stranded: LogThrottle,
 }
 
 impl Dispatcher {
-    /// Dispatches over the nodes of `fabric`; `own` computes what no node can.
+    /// Dispatches over the nodes of `transport`; `fallback` computes the tiles that no node can.
     #[must_use]
     pub fn new(
         settings: DispatchSettings,
-        fabric: Arc<dyn Fabric>,
-        own: Option<Arc<dyn OwnExperts>>,
+        transport: Arc<dyn Transport>,
+        fallback: Option<Arc<dyn FallbackExperts>>,
     ) -> Self {
-        let throttle = || Throttle::new(MESSAGE_PAUSE);
+        let throttle = || LogThrottle::new(LOG_INTERVAL);
         let mut settings = settings;
         settings.deadline = settings.deadline.min(MAX_DEADLINE);
-        let router = Router::new(
+        let selector = ReplicaSelector::new(
             settings.shape,
             settings.cut,
             settings.lateness,
-            own.is_some(),
+            fallback.is_some(),
         );
         Dispatcher {
-            router: Mutex::new(router),
-            budget: Mutex::new(HedgeBudget::new(settings.hedge_share, settings.hedge_burst)),
+            selector: Mutex::new(selector),
+            hedge_budget: Mutex::new(HedgeBudget::new(settings.hedge_share, settings.hedge_burst)),
             probes: Mutex::default(),
-            probe_answers: Mailbox::default(),
-            messages: Messages {
+            probe_replies: Mailbox::default(),
+            log_throttles: LogThrottles {
                 failover: throttle(),
                 fallback: throttle(),
                 stranded: throttle(),
             },
             settings,
-            fabric,
-            own,
+            transport,
+            fallback,
         }
     }
 
-    /// How the nodes that take work stand.
+    /// Name and health state of each node that accepts work.
     #[must_use]
-    pub fn standings(&self) -> Vec<(Arc<str>, Standing)> {
-        self.router().standings()
+    pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
+        self.selector().health_states()
     }
 
-    /// Products by which the loads of the nodes differ from what they were really asked for, while
-    /// no layer is pending.
+    /// Difference between the work recorded as outstanding and the work of open probes, in
+    /// expert_block_ops over all nodes; 0 while no layer is pending.
     #[cfg(test)]
     pub(super) fn phantom_load(&self) -> u64 {
-        let outstanding = self.router().outstanding();
+        let outstanding = self.selector().outstanding();
         let probes = self.probes();
-        let differs = |(node, load): &(_, u64)| load.abs_diff(probes.products_of(*node));
+        let differs = |(node, load): &(_, u64)| load.abs_diff(probes.expert_block_ops_of(*node));
         outstanding.iter().map(differs).sum()
     }
 
-    fn router(&self) -> MutexGuard<'_, Router> {
-        // What a panic in the middle of a decision leaves behind is at worst a stale estimate.
-        self.router.lock().unwrap_or_else(PoisonError::into_inner)
+    fn selector(&self) -> MutexGuard<'_, ReplicaSelector> {
+        // A panic in the middle of a decision leaves at worst a stale estimate.
+        self.selector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn budget(&self) -> MutexGuard<'_, HedgeBudget> {
-        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    fn hedge_budget(&self) -> MutexGuard<'_, HedgeBudget> {
+        self.hedge_budget
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn probes(&self) -> MutexGuard<'_, Probes> {
         self.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of who is there.
-    fn look(&self) {
-        let view = self.fabric.view();
-        let mut router = self.router();
-        if router.epoch() != view.epoch {
-            counters::epoch(view.epoch);
+    /// Adopts the transport's current snapshot of the cluster.
+    fn refresh_view(&self) {
+        let view = self.transport.view();
+        let mut selector = self.selector();
+        if selector.epoch() != view.epoch {
+            metrics::epoch(view.epoch);
         }
-        router.see(&view, self.fabric.now());
+        selector.update_view(&view, self.transport.now());
     }
 }
 
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
         batch.expect_shape(&self.settings.shape)?;
-        self.look();
+        self.refresh_view();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))
     }

@@ -1,4 +1,4 @@
-//! One layer's call from its first message to its sum.
+//! One layer from its first call to the sum of its experts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,35 +6,35 @@ use std::time::{Duration, Instant};
 use ds4_common::expert::ExpertBatch;
 use ds4_proto::wire::tokens_per_call;
 
-use super::part::{Part, Shared};
-use super::{Dispatcher, counters};
-use crate::cluster::assignment::list;
-use crate::cluster::fabric::{Arrival, Forgotten, Mailbox};
+use super::sub_batch::{LayerContext, SubBatch};
+use super::{Dispatcher, metrics};
+use crate::cluster::tile_assignment::list;
+use crate::cluster::transport::{CallReply, CancelReason, Mailbox};
 use crate::engine::{ExpertError, PendingExperts};
 
-/// Longest wait before the caller is asked whether it still wants the answer, and before it is
-/// looked for nodes that came or went.
+/// Longest wait before the caller is asked again whether it gives up, and before the membership is
+/// looked at again.
 const GIVE_UP_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A batch on its way. Dropping it cancels what is not answered.
+/// A layer whose calls are under way. Dropping it cancels those that are unanswered.
 #[derive(Debug)]
 pub(super) struct PendingLayer<'a> {
-    shared: Shared<'a>,
-    parts: Vec<Part>,
-    /// Why what is not answered when this is dropped is no longer awaited.
-    forgotten: Forgotten,
-    /// Whether this process computes all that is missing, since the deadline has passed.
-    at_home: bool,
+    context: LayerContext<'a>,
+    sub_batches: Vec<SubBatch>,
+    /// Why calls are cancelled if this is dropped now.
+    cancel_reason: CancelReason,
+    /// Whether the deadline has passed and the local fallback computes everything that is missing.
+    rest_is_local: bool,
 }
 
 impl<'a> PendingLayer<'a> {
-    /// Shares the batch out and hands every node its call.
+    /// Divides the batch into sub-batches and sends their calls.
     pub(super) fn start(
         dispatcher: &'a Dispatcher,
         batch: Arc<ExpertBatch>,
     ) -> Result<Self, ExpertError> {
-        let now = dispatcher.fabric.now();
-        let plan = dispatcher.router().plan(batch.layer, now)?;
+        let now = dispatcher.transport.now();
+        let plan = dispatcher.selector().plan(batch.layer, now)?;
         let shape = dispatcher.settings.shape;
         let most = tokens_per_call(&shape, plan.most_subtrees, batch.input.format());
         if most == 0 {
@@ -42,46 +42,46 @@ impl<'a> PendingLayer<'a> {
         }
         let tokens = batch.tokens;
         let mut pending = PendingLayer {
-            shared: Shared {
+            context: LayerContext {
                 dispatcher,
                 batch,
                 mailbox: Mailbox::default(),
                 deadline: now + dispatcher.settings.deadline,
             },
-            parts: Vec::new(),
-            forgotten: Forgotten::Cancelled,
-            at_home: false,
+            sub_batches: Vec::new(),
+            cancel_reason: CancelReason::Unwanted,
+            rest_is_local: false,
         };
-        let parts = tokens.div_ceil(most);
-        for i in 0..parts {
-            let range = tokens * i / parts..tokens * (i + 1) / parts;
-            let part = Part::start(&pending.shared, &plan, range, i, now)?;
-            pending.parts.push(part);
+        let count = tokens.div_ceil(most);
+        for i in 0..count {
+            let range = tokens * i / count..tokens * (i + 1) / count;
+            let sub_batch = SubBatch::start(&pending.context, &plan, range, i, now)?;
+            pending.sub_batches.push(sub_batch);
         }
         Ok(pending)
     }
 
-    fn arrived(&mut self, arrival: Arrival, now: Instant) -> Result<(), ExpertError> {
-        let (part, attempt) = (arrival.slot >> 32, arrival.slot & u64::from(u32::MAX));
-        match self.parts.get_mut(part as usize) {
-            Some(part) => part.arrived(&self.shared, attempt as usize, arrival, now),
+    fn on_reply(&mut self, reply: CallReply, now: Instant) -> Result<(), ExpertError> {
+        let (sub_batch, attempt) = (reply.tag >> 32, reply.tag & u64::from(u32::MAX));
+        match self.sub_batches.get_mut(sub_batch as usize) {
+            Some(sub_batch) => sub_batch.on_reply(&self.context, attempt as usize, reply, now),
             None => Ok(()),
         }
     }
 
-    /// Computes one rectangle in this process, if there is something to compute.
-    fn own_step(&mut self, now: Instant) -> Result<bool, ExpertError> {
-        let dispatcher = self.shared.dispatcher;
-        for part in &mut self.parts {
-            if !part.own_step(&self.shared)? {
+    /// Computes one rectangle by the local fallback. Returns whether there was one to compute.
+    fn compute_next_locally(&mut self, now: Instant) -> Result<bool, ExpertError> {
+        let dispatcher = self.context.dispatcher;
+        for sub_batch in &mut self.sub_batches {
+            if !sub_batch.compute_next_locally(&self.context)? {
                 continue;
             }
-            counters::fallback(dispatcher.fabric.now().saturating_duration_since(now));
-            if let Some(held) = dispatcher.messages.fallback.pass(now) {
+            metrics::fallback(dispatcher.transport.now().saturating_duration_since(now));
+            if let Some(suppressed) = dispatcher.log_throttles.fallback.pass(now) {
                 tracing::warn!(
-                    layer = self.shared.batch.layer,
-                    held_back = held,
-                    "experts that no node computes are computed from the coordinator's own file"
+                    layer = self.context.batch.layer,
+                    suppressed,
+                    "no node computes some experts; the local fallback computes them"
                 );
             }
             return Ok(true);
@@ -89,16 +89,16 @@ impl<'a> PendingLayer<'a> {
         Ok(false)
     }
 
-    /// The error for a deadline that passed.
-    fn late(&mut self) -> ExpertError {
-        self.forgotten = Forgotten::Late;
-        let layer = self.shared.batch.layer;
-        let deadline_ms = self.shared.dispatcher.settings.deadline.as_millis() as u64;
-        let Some(culprit) = self.parts.iter().find_map(Part::culprit) else {
+    /// The error for a deadline that has passed.
+    fn deadline_error(&mut self) -> ExpertError {
+        self.cancel_reason = CancelReason::DeadlinePassed;
+        let layer = self.context.batch.layer;
+        let deadline_ms = self.context.dispatcher.settings.deadline.as_millis() as u64;
+        let Some(blocker) = self.sub_batches.iter().find_map(SubBatch::blocker) else {
             return ExpertError::Closed;
         };
-        let tiles = list(culprit.rects);
-        if let Some(node) = culprit.node {
+        let tiles = list(blocker.rects);
+        if let Some(node) = blocker.node {
             return ExpertError::Deadline {
                 node: node.name.to_string(),
                 layer,
@@ -106,11 +106,12 @@ impl<'a> PendingLayer<'a> {
                 deadline_ms,
             };
         }
-        let (_, absent) = self.shared.dispatcher.router().absent(culprit.rects);
-        let fault = culprit.fault;
-        let fault = fault.map(|f| (f.node.to_string(), f.error.to_string()));
-        let nobody = || ("-".to_owned(), "no node holds them".to_owned());
-        let (node, reason) = absent.or(fault).unwrap_or_else(nobody);
+        let selector = self.context.dispatcher.selector();
+        let (_, absent) = selector.describe_missing(blocker.rects);
+        let failure = blocker.failure;
+        let failure = failure.map(|f| (f.node.to_string(), f.error.to_string()));
+        let unknown = || ("-".to_owned(), "no node holds them".to_owned());
+        let (node, reason) = absent.or(failure).unwrap_or_else(unknown);
         ExpertError::Unreachable {
             node,
             reason,
@@ -120,41 +121,41 @@ impl<'a> PendingLayer<'a> {
         }
     }
 
+    /// Works until every sub-batch has its rows.
     fn run(&mut self, give_up: &dyn Fn() -> bool) -> Result<(), ExpertError> {
-        let fabric = Arc::clone(&self.shared.dispatcher.fabric);
-        while !self.parts.iter().all(Part::is_done) {
-            let now = fabric.now();
-            if let Some(arrival) = self.shared.mailbox.take() {
-                self.arrived(arrival, now)?;
+        let transport = Arc::clone(&self.context.dispatcher.transport);
+        while !self.sub_batches.iter().all(SubBatch::is_done) {
+            let now = transport.now();
+            if let Some(reply) = self.context.mailbox.take() {
+                self.on_reply(reply, now)?;
                 continue;
             }
             if give_up() {
                 return Err(ExpertError::GivenUp);
             }
-            if now >= self.shared.deadline && !self.at_home {
-                if self.shared.dispatcher.own.is_none() {
-                    return Err(self.late());
+            if now >= self.context.deadline && !self.rest_is_local {
+                if self.context.dispatcher.fallback.is_none() {
+                    return Err(self.deadline_error());
                 }
-                // However long that takes: nothing is waited for any more.
-                self.at_home = true;
-                for part in &mut self.parts {
-                    part.bring_home(&self.shared, now);
+                // However long it takes: nothing else is waited for.
+                self.rest_is_local = true;
+                for sub_batch in &mut self.sub_batches {
+                    sub_batch.compute_rest_locally(&self.context, now);
                 }
             }
-            self.shared.dispatcher.look();
-            for part in &mut self.parts {
-                part.tick(&self.shared, now)?;
+            self.context.dispatcher.refresh_view();
+            for sub_batch in &mut self.sub_batches {
+                sub_batch.tick(&self.context, now)?;
             }
-            if self.own_step(now)? {
+            if self.compute_next_locally(now)? {
                 continue;
             }
-            let ticks = self.parts.iter().filter_map(Part::next_tick);
-            let until = ticks
-                .min()
-                .map_or(self.shared.deadline, |at| at.min(self.shared.deadline));
+            let ticks = self.sub_batches.iter().filter_map(SubBatch::next_tick);
+            let deadline = self.context.deadline;
+            let until = ticks.min().map_or(deadline, |at| at.min(deadline));
             let until = until.min(now + GIVE_UP_INTERVAL);
-            if let Some(arrival) = fabric.wait(&self.shared.mailbox, until) {
-                self.arrived(arrival, fabric.now())?;
+            if let Some(reply) = transport.wait(&self.context.mailbox, until) {
+                self.on_reply(reply, transport.now())?;
             }
         }
         Ok(())
@@ -168,11 +169,16 @@ impl PendingExperts for PendingLayer<'_> {
         out: &mut [f32],
     ) -> Result<(), ExpertError> {
         self.run(give_up)?;
-        let hidden = self.shared.dispatcher.settings.shape.hidden;
-        let PendingLayer { shared, parts, .. } = &mut *self;
-        for part in parts {
-            let tokens = part.tokens.clone();
-            part.combine(shared, &mut out[tokens.start * hidden..tokens.end * hidden])?;
+        let hidden = self.context.dispatcher.settings.shape.hidden;
+        let PendingLayer {
+            context,
+            sub_batches,
+            ..
+        } = &mut *self;
+        for sub_batch in sub_batches {
+            let tokens = sub_batch.tokens.clone();
+            let out = &mut out[tokens.start * hidden..tokens.end * hidden];
+            sub_batch.combine(context, out)?;
         }
         Ok(())
     }
@@ -180,8 +186,8 @@ impl PendingExperts for PendingLayer<'_> {
 
 impl Drop for PendingLayer<'_> {
     fn drop(&mut self) {
-        for part in &mut self.parts {
-            part.abandon(&self.shared, self.forgotten);
+        for sub_batch in &mut self.sub_batches {
+            sub_batch.cancel_all(&self.context, self.cancel_reason);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Small calls to nodes that fell out of favour, to learn when they have recovered.
+//! Small calls to nodes that are not healthy, to learn when they have recovered.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,81 +8,84 @@ use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Grid, Span, TileRect, TileSet};
 use ds4_proto::wire::EncodedBatch;
 
-use super::piece::products;
-use super::{Dispatcher, counters};
+use super::task::expert_block_ops;
+use super::{Dispatcher, metrics};
 #[cfg(test)]
-use crate::cluster::fabric::NodeId;
-use crate::cluster::fabric::{Call, CallId, Forgotten, ViewNode};
+use crate::cluster::transport::NodeId;
+use crate::cluster::transport::{CallId, CancelReason, ExpertCall, LiveNode};
 
-/// A node that has no answer by then is to drop the probe.
+/// Time that a node has to answer a probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Tokens of a batch that are looked at for one that a node has experts of.
+/// Number of a batch's tokens that are searched for one with experts that the node holds.
 const TOKENS_TRIED: usize = 16;
 
-/// Probes without an answer, by slot: at most one a connection.
+/// Unanswered probes by tag: at most one for each connection.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
-    open: BTreeMap<u64, Probe>,
-    last: u64,
+    open: BTreeMap<u64, OpenProbe>,
+    last_tag: u64,
 }
 
 #[derive(Debug)]
-struct Probe {
-    node: ViewNode,
+struct OpenProbe {
+    node: LiveNode,
     call: CallId,
     sent: Instant,
-    products: u64,
+    expert_block_ops: u64,
 }
 
 impl Probes {
     #[cfg(test)]
-    pub(super) fn products_of(&self, node: NodeId) -> u64 {
+    pub(super) fn expert_block_ops_of(&self, node: NodeId) -> u64 {
         let open = self.open.values().filter(|probe| probe.node.id == node);
-        open.map(|probe| probe.products).sum()
+        open.map(|probe| probe.expert_block_ops).sum()
     }
 
-    fn take_overdue(&mut self, now: Instant) -> Vec<Probe> {
-        let overdue = |_: &u64, probe: &mut Probe| now >= probe.sent + PROBE_DEADLINE;
+    fn take_overdue(&mut self, now: Instant) -> Vec<OpenProbe> {
+        let overdue = |_: &u64, probe: &mut OpenProbe| now >= probe.sent + PROBE_DEADLINE;
         let taken = self.open.extract_if(.., overdue);
         taken.map(|(_, probe)| probe).collect()
     }
 }
 
 impl Dispatcher {
-    /// Reads the answers to earlier probes, and sends those that are due: one token of `batch`,
-    /// one block of what the node holds.
+    /// Takes the replies to earlier probes, and sends the probes that are due: one token of `batch`
+    /// and one block of what the node holds.
     pub(super) fn probe(&self, batch: &ExpertBatch) {
-        let now = self.fabric.now();
-        while let Some(arrival) = self.probe_answers.take() {
-            let Some(probe) = self.probes().open.remove(&arrival.slot) else {
+        let now = self.transport.now();
+        while let Some(reply) = self.probe_replies.take() {
+            let Some(probe) = self.probes().open.remove(&reply.tag) else {
                 continue;
             };
-            counters::probe(arrival.rows.is_ok());
-            let mut router = self.router();
-            router.probed(probe.node.id, now);
-            if arrival.rows.is_ok() {
-                let took = arrival.at.saturating_duration_since(probe.sent);
-                router.answered(probe.node.id, probe.products, took, now);
+            metrics::probe(reply.rows.is_ok());
+            let mut selector = self.selector();
+            selector.probed(probe.node.id, now);
+            if reply.rows.is_ok() {
+                let took = reply.received.saturating_duration_since(probe.sent);
+                selector.answered(probe.node.id, probe.expert_block_ops, took, now);
             } else {
-                router.ended(probe.node.id, probe.products);
+                selector.ended(probe.node.id, probe.expert_block_ops);
             }
         }
         let overdue = self.probes().take_overdue(now);
         for probe in overdue {
-            counters::probe(false);
-            probe.node.link.cancel(probe.call, Forgotten::Late);
-            let mut router = self.router();
-            router.probed(probe.node.id, now);
-            router.ended(probe.node.id, probe.products);
+            metrics::probe(false);
+            probe
+                .node
+                .link
+                .cancel(probe.call, CancelReason::DeadlinePassed);
+            let mut selector = self.selector();
+            selector.probed(probe.node.id, now);
+            selector.ended(probe.node.id, probe.expert_block_ops);
         }
-        let due = self.router().due_probes(now);
+        let due = self.selector().due_probes(now);
         for node in due {
-            match small_work(self.settings.shape.grid, batch, &node) {
-                None => self.router().not_probed(node.id),
+            match small_call(self.settings.shape.grid, batch, &node) {
+                None => self.selector().not_probed(node.id),
                 Some((token, tiles)) => {
                     if !self.send_probe(batch, token, tiles, &node, now) {
-                        self.router().probed(node.id, now);
+                        self.selector().probed(node.id, now);
                     }
                 }
             }
@@ -95,42 +98,42 @@ impl Dispatcher {
         batch: &ExpertBatch,
         token: usize,
         tiles: TileSet,
-        node: &ViewNode,
+        node: &LiveNode,
         now: Instant,
     ) -> bool {
         let tokens = token..token + 1;
-        let products = products(batch, tokens.clone(), tiles.rects());
+        let ops = expert_block_ops(batch, tokens.clone(), tiles.rects());
         let rows = batch.reply_rows(tokens.clone(), tiles.rects());
-        // Until the probe is in the list its answer must not be looked for.
+        // Locked until the probe is listed, so that its reply is not looked for before.
         let mut probes = self.probes();
-        probes.last += 1;
-        let slot = probes.last;
-        let sent = node.link.send(Call {
+        probes.last_tag += 1;
+        let tag = probes.last_tag;
+        let sent = node.link.send(ExpertCall {
             encoded: EncodedBatch::new(batch, tokens),
             tiles: Arc::new(tiles),
-            expected: rows * self.settings.shape.row_bytes(),
+            reply_bytes: rows * self.settings.shape.row_bytes(),
             deadline: now + PROBE_DEADLINE,
-            slot,
-            to: self.probe_answers.clone(),
+            tag,
+            reply_to: self.probe_replies.clone(),
         });
         let Ok(call) = sent else {
             return false;
         };
-        let probe = Probe {
+        let probe = OpenProbe {
             node: node.clone(),
             call,
             sent: now,
-            products,
+            expert_block_ops: ops,
         };
-        probes.open.insert(slot, probe);
+        probes.open.insert(tag, probe);
         drop(probes);
-        self.router().sent(node.id, products);
+        self.selector().sent(node.id, ops);
         true
     }
 }
 
-/// A token of `batch` and one block of what the node holds that make a row together.
-fn small_work(grid: Grid, batch: &ExpertBatch, node: &ViewNode) -> Option<(usize, TileSet)> {
+/// A token of `batch` and one block of what the node holds that have a row together.
+fn small_call(grid: Grid, batch: &ExpertBatch, node: &LiveNode) -> Option<(usize, TileSet)> {
     let held = node.held.rects(batch.layer).iter();
     let (token, rect) = held
         .map(|rect| TileRect {

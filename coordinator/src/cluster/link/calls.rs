@@ -1,5 +1,5 @@
-//! The calls of one connection that have no answer yet. No async and no sockets: the link's task
-//! says what happens on the wire, compute threads say what they want.
+//! The unanswered calls of one connection. No async and no sockets: compute threads send and cancel
+//! calls, the link's task reports what happens on the wire.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,70 +10,75 @@ use ds4_proto::pb::{self, compute_reply, compute_request};
 use ds4_proto::wire::clip;
 use tokio::sync::mpsc;
 
-use crate::cluster::fabric::{Arrival, Call, CallError, CallId, Clock, Forgotten, Link};
-use crate::cluster::node_metrics::{NodeMetrics, Outcome};
+use crate::cluster::node_metrics::{CallOutcome, NodeMetrics};
+use crate::cluster::transport::{
+    CallError, CallId, CallReply, CancelReason, Clock, ExpertCall, NodeLink,
+};
 
-/// Calls that may wait for one node. A coordinator has a handful; more means that the node takes
-/// none, and that others have to.
-const MAX_WAITING: usize = 1024;
+/// Most unanswered calls. A coordinator has a handful; this many mean that the node accepts none,
+/// and that other replicas have to do the work.
+const MAX_UNANSWERED: usize = 1024;
 
 #[derive(Debug)]
-struct Waiting {
-    call: Call,
+struct UnansweredCall {
+    call: ExpertCall,
+    /// When the caller sent it.
     began: Instant,
+    /// Whether it has been written to the connection.
     on_wire: bool,
 }
 
-/// What the link's task has to do after a message.
+/// What the link's task has to do after a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cluster) enum Next {
+pub(in crate::cluster) enum StreamAction {
+    /// Read on.
     Read,
-    /// The node is about to stop: it gets no more work, but its answers are read.
+    /// The node is draining: it gets no more calls, but its replies are read.
     Drain,
-    /// Drop the stream: the node is about to stop and owes nothing on it.
-    Leave,
+    /// The node is draining and owes no reply: drop the stream.
+    Close,
 }
 
 #[derive(Debug)]
-struct State {
+struct CallsState {
     outbound: mpsc::Sender<pb::ComputeRequest>,
-    /// Calls that the node takes at once.
+    /// Most calls on the wire.
     window: usize,
-    /// Unanswered ids, cancelled ones included.
+    /// Ids of the calls on the wire that the node has not answered, cancelled ones included.
     on_wire: HashSet<CallId>,
-    /// By id, so that the oldest goes first.
-    waiting: BTreeMap<CallId, Waiting>,
+    /// Calls whose replies are awaited, by id, so that the oldest is written first.
+    unanswered: BTreeMap<CallId, UnansweredCall>,
     next_id: CallId,
     draining: bool,
-    /// Whether a call was answered.
+    /// Whether any call was answered.
     useful: bool,
-    /// Why the connection is gone.
+    /// Why the connection has ended.
     lost: Option<String>,
 }
 
-/// The calls of one connection.
+/// The calls of one connection, shared by the callers and the link's task.
 #[derive(Debug)]
-pub(in crate::cluster) struct Calls {
+pub(in crate::cluster) struct ConnectionCalls {
     metrics: Arc<NodeMetrics>,
     clock: Arc<dyn Clock>,
-    state: Mutex<State>,
+    state: Mutex<CallsState>,
 }
 
-impl Calls {
+impl ConnectionCalls {
     pub(in crate::cluster) fn new(
         metrics: Arc<NodeMetrics>,
         clock: Arc<dyn Clock>,
         outbound: mpsc::Sender<pb::ComputeRequest>,
         window: usize,
     ) -> Self {
-        Calls {
+        ConnectionCalls {
             metrics,
             clock,
-            state: Mutex::new(State {
+            state: Mutex::new(CallsState {
                 outbound,
                 window,
                 on_wire: HashSet::new(),
-                waiting: BTreeMap::new(),
+                unanswered: BTreeMap::new(),
                 next_id: 1,
                 draining: false,
                 useful: false,
@@ -82,26 +87,26 @@ impl Calls {
         }
     }
 
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        // Each change leaves the state whole before anything in it can panic.
+    fn with<T>(&self, change: impl FnOnce(&mut CallsState) -> T) -> T {
+        // Every change leaves the state consistent before anything in it can panic.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut state);
-        self.metrics.in_flight(state.waiting.len());
+        self.metrics.in_flight(state.unanswered.len());
         result
     }
 
-    /// Sends waiting calls as far as the node's window and the connection allow.
-    fn pump(&self, state: &mut State) {
+    /// Writes calls as far as the node's window and the channel allow.
+    fn pump(&self, state: &mut CallsState) {
         let now = self.clock.now();
-        for waiting in state.take_overdue(now) {
-            self.metrics.count(Outcome::Deadline);
-            waiting.fail(CallError::Expired, now);
+        for entry in state.take_overdue(now) {
+            self.metrics.count(CallOutcome::Deadline);
+            entry.fail(CallError::Expired, now);
         }
-        for (&id, waiting) in state.waiting.iter_mut().filter(|(_, w)| !w.on_wire) {
+        for (&id, entry) in state.unanswered.iter_mut().filter(|(_, w)| !w.on_wire) {
             if state.draining || state.on_wire.len() >= state.window {
                 return;
             }
-            let call = &waiting.call;
+            let call = &entry.call;
             let left = call.deadline.saturating_duration_since(now);
             let work = call.encoded.work(id, &call.tiles, left);
             let bytes = work.routes.len() + work.input.len();
@@ -112,145 +117,145 @@ impl Calls {
                 return;
             }
             self.metrics.sent(bytes);
-            waiting.on_wire = true;
+            entry.on_wire = true;
             state.on_wire.insert(id);
         }
     }
 
-    /// The connection is gone: everything that waits has failed, and so will what comes.
-    pub(in crate::cluster) fn close(&self, fault: &str) {
+    /// The connection has ended: all unanswered calls fail with `reason`, and so do later ones.
+    pub(in crate::cluster) fn close(&self, reason: &str) {
         self.with(|state| {
-            state.lost = Some(fault.to_owned());
+            state.lost = Some(reason.to_owned());
             state.on_wire.clear();
             let now = self.clock.now();
-            for waiting in std::mem::take(&mut state.waiting).into_values() {
-                self.metrics.count(Outcome::Lost);
-                waiting.fail(CallError::Lost(fault.to_owned()), now);
+            for entry in std::mem::take(&mut state.unanswered).into_values() {
+                self.metrics.count(CallOutcome::Lost);
+                entry.fail(CallError::Lost(reason.to_owned()), now);
             }
         });
     }
 
-    /// Calls that have no answer yet.
+    /// Number of unanswered calls.
     #[cfg(test)]
-    pub(in crate::cluster) fn waiting(&self) -> usize {
-        self.with(|state| state.waiting.len())
+    pub(in crate::cluster) fn unanswered(&self) -> usize {
+        self.with(|state| state.unanswered.len())
     }
 
-    /// Whether the connection was good for an answer.
+    /// Whether any call was answered on this connection.
     pub(in crate::cluster) fn was_useful(&self) -> bool {
         self.with(|state| state.useful)
     }
 
-    /// Takes a reply.
+    /// Handles a message from the node.
     ///
     /// # Errors
-    /// The node broke the protocol; the stream is to be dropped.
-    pub(in crate::cluster) fn reply(
+    /// The node broke the protocol; says how. The stream must be dropped.
+    pub(in crate::cluster) fn on_reply(
         &self,
         kind: Option<compute_reply::Kind>,
-    ) -> Result<Next, String> {
+    ) -> Result<StreamAction, String> {
         let at = self.clock.now();
         match kind {
             Some(compute_reply::Kind::Rows(rows)) => {
                 self.metrics.received(rows.rows.len());
                 self.with(|state| {
-                    let waiting = state.answered(rows.id)?;
+                    let entry = state.answered(rows.id)?;
                     self.pump(state);
                     state.useful = true;
-                    if let Some(waiting) = waiting {
-                        self.rows(waiting, rows.rows, at);
+                    if let Some(entry) = entry {
+                        self.rows(entry, rows.rows, at);
                     }
                     Ok(state.next())
                 })
             }
             Some(compute_reply::Kind::Failure(failure)) => self.with(|state| {
-                let waiting = state.answered(failure.id)?;
+                let entry = state.answered(failure.id)?;
                 let error = self.error(&failure);
                 state.draining |= error == CallError::Draining;
-                // A node that refuses everything is not worth hurrying back to.
+                // Reconnecting at once to a node that accepts nothing would be of no use.
                 state.useful |= !matches!(error, CallError::Draining | CallError::Busy);
-                if let Some(waiting) = waiting {
-                    waiting.fail(error, at);
+                if let Some(entry) = entry {
+                    entry.fail(error, at);
                 }
                 if state.draining {
-                    state.refuse_unsent(at);
+                    state.fail_unsent(at);
                 }
                 self.pump(state);
                 Ok(state.next())
             }),
-            Some(compute_reply::Kind::Welcome(_)) => Err("a second welcome".to_owned()),
-            None => Err("a message of no known kind".to_owned()),
+            Some(compute_reply::Kind::Welcome(_)) => Err("it sent a second welcome".to_owned()),
+            None => Err("it sent a message of an unknown kind".to_owned()),
         }
     }
 
-    fn rows(&self, waiting: Waiting, rows: bytes::Bytes, at: Instant) {
-        let expected = waiting.call.expected;
+    fn rows(&self, entry: UnansweredCall, rows: bytes::Bytes, at: Instant) {
+        let expected = entry.call.reply_bytes;
         if rows.len() == expected {
             self.metrics
-                .answered(at.saturating_duration_since(waiting.began));
-            return waiting.call.deliver(Ok(rows), at);
+                .answered(at.saturating_duration_since(entry.began));
+            return entry.call.deliver(Ok(rows), at);
         }
-        self.metrics.count(Outcome::Malformed);
+        self.metrics.count(CallOutcome::Malformed);
         let reason = format!("{} bytes of rows instead of {expected}", rows.len());
-        waiting.fail(CallError::Malformed(reason), at);
+        entry.fail(CallError::Malformed(reason), at);
     }
 
     fn error(&self, failure: &pb::Failure) -> CallError {
         let (outcome, error) = match failure.kind() {
-            pb::FailureKind::Busy => (Outcome::Busy, CallError::Busy),
-            pb::FailureKind::Draining => (Outcome::Draining, CallError::Draining),
-            pb::FailureKind::Expired => (Outcome::Deadline, CallError::Expired),
-            pb::FailureKind::Cancelled => (Outcome::Cancelled, CallError::Expired),
+            pb::FailureKind::Busy => (CallOutcome::Busy, CallError::Busy),
+            pb::FailureKind::Draining => (CallOutcome::Draining, CallError::Draining),
+            pb::FailureKind::Expired => (CallOutcome::Deadline, CallError::Expired),
+            pb::FailureKind::Cancelled => (CallOutcome::Cancelled, CallError::Expired),
             _ => {
                 let text = clip(&failure.message, MAX_TEXT_BYTES);
-                (Outcome::Refused, CallError::Refused(text))
+                (CallOutcome::Refused, CallError::Refused(text))
             }
         };
-        // A cancelled call was counted when it was cancelled.
-        if outcome != Outcome::Cancelled {
+        // The cancellation was counted already.
+        if outcome != CallOutcome::Cancelled {
             self.metrics.count(outcome);
         }
         error
     }
 }
 
-impl Link for Calls {
-    fn send(&self, call: Call) -> Result<CallId, CallError> {
+impl NodeLink for ConnectionCalls {
+    fn send(&self, call: ExpertCall) -> Result<CallId, CallError> {
         self.with(|state| {
-            if let Some(fault) = &state.lost {
-                return Err(CallError::Lost(fault.clone()));
+            if let Some(reason) = &state.lost {
+                return Err(CallError::Lost(reason.clone()));
             }
             if state.draining {
                 return Err(CallError::Draining);
             }
-            if state.waiting.len() >= MAX_WAITING {
+            if state.unanswered.len() >= MAX_UNANSWERED {
                 return Err(CallError::Busy);
             }
             let id = state.next_id;
             state.next_id += 1;
-            let waiting = Waiting {
+            let entry = UnansweredCall {
                 call,
                 began: self.clock.now(),
                 on_wire: false,
             };
-            state.waiting.insert(id, waiting);
+            state.unanswered.insert(id, entry);
             self.pump(state);
             Ok(id)
         })
     }
 
-    fn cancel(&self, id: CallId, why: Forgotten) {
+    fn cancel(&self, id: CallId, why: CancelReason) {
         self.with(|state| {
-            let Some(waiting) = state.waiting.remove(&id) else {
+            let Some(entry) = state.unanswered.remove(&id) else {
                 return;
             };
             self.metrics.count(match why {
-                Forgotten::Cancelled => Outcome::Cancelled,
-                Forgotten::Late => Outcome::Deadline,
+                CancelReason::Unwanted => CallOutcome::Cancelled,
+                CancelReason::DeadlinePassed => CallOutcome::Deadline,
             });
-            if waiting.on_wire {
+            if entry.on_wire {
                 let cancel = compute_request::Kind::Cancel(pb::Cancel { id });
-                // A cancel that finds no room is only a hint lost.
+                // A cancel is only a hint, so it may be lost when the channel is full.
                 let _ = state
                     .outbound
                     .try_send(pb::ComputeRequest { kind: Some(cancel) });
@@ -259,50 +264,53 @@ impl Link for Calls {
     }
 }
 
-impl State {
-    /// Takes an answered call off the wire and out of the waiting ones, where a cancelled one is
-    /// not found.
-    fn answered(&mut self, id: CallId) -> Result<Option<Waiting>, String> {
+impl CallsState {
+    /// Removes an answered call; returns it unless it was cancelled.
+    fn answered(&mut self, id: CallId) -> Result<Option<UnansweredCall>, String> {
         if !self.on_wire.remove(&id) {
-            return Err(format!("an answer to call {id}, which is not in flight"));
+            return Err(format!("it answered call {id}, which is not in flight"));
         }
-        Ok(self.waiting.remove(&id))
+        Ok(self.unanswered.remove(&id))
     }
 
-    /// What was not sent yet never will be.
-    fn refuse_unsent(&mut self, now: Instant) {
-        let unsent = self.waiting.extract_if(.., |_, waiting| !waiting.on_wire);
-        for (_, waiting) in unsent {
-            waiting.fail(CallError::Draining, now);
+    /// Fails the calls that were not written.
+    fn fail_unsent(&mut self, now: Instant) {
+        let unsent = self.unanswered.extract_if(.., |_, entry| !entry.on_wire);
+        for (_, entry) in unsent {
+            entry.fail(CallError::Draining, now);
         }
     }
 
-    /// Calls that waited for room on the wire until nobody wanted their answers any more.
-    fn take_overdue(&mut self, now: Instant) -> Vec<Waiting> {
-        let overdue = |_: &CallId, w: &mut Waiting| !w.on_wire && w.call.deadline <= now;
-        let taken = self.waiting.extract_if(.., overdue);
-        taken.map(|(_, waiting)| waiting).collect()
+    /// Removes the calls whose deadline passed before they could be written.
+    fn take_overdue(&mut self, now: Instant) -> Vec<UnansweredCall> {
+        let overdue = |_: &CallId, w: &mut UnansweredCall| !w.on_wire && w.call.deadline <= now;
+        let taken = self.unanswered.extract_if(.., overdue);
+        taken.map(|(_, entry)| entry).collect()
     }
 
-    fn next(&self) -> Next {
+    fn next(&self) -> StreamAction {
         match (self.draining, self.on_wire.is_empty()) {
-            (true, true) => Next::Leave,
-            (true, false) => Next::Drain,
-            (false, _) => Next::Read,
+            (true, true) => StreamAction::Close,
+            (true, false) => StreamAction::Drain,
+            (false, _) => StreamAction::Read,
         }
     }
 }
 
-impl Waiting {
+impl UnansweredCall {
     fn fail(self, error: CallError, now: Instant) {
         self.call.deliver(Err(error), now);
     }
 }
 
-impl Call {
+impl ExpertCall {
     fn deliver(self, rows: Result<bytes::Bytes, CallError>, at: Instant) {
-        let slot = self.slot;
-        self.to.put(Arrival { slot, at, rows });
+        let tag = self.tag;
+        self.reply_to.put(CallReply {
+            tag,
+            received: at,
+            rows,
+        });
     }
 }
 

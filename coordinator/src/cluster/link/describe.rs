@@ -1,30 +1,31 @@
-//! What a node says about itself, and whether it fits.
+//! Asks a node to describe itself, and checks that it fits the cluster.
 
 use std::time::Duration;
 
 use ds4_proto::channel;
+use ds4_proto::error_text::{error_text, status_text};
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::wire::{Mismatch, NodeInfo, Versions, decode_node};
 use tonic::transport::Channel;
 
-use super::{Fault, reason, status_text};
+use super::LinkFault;
 use crate::cluster::membership::{ClusterError, Expectation};
 
-/// One question and its answer.
+/// The node's description, if the node serves the expected model.
 pub(super) async fn describe(
     name: &str,
     channel: Channel,
     expected: &Expectation,
-) -> Result<NodeInfo, Fault> {
+) -> Result<NodeInfo, LinkFault> {
     let node = || name.to_owned();
-    let info = ask(channel).await.map_err(|problem| match problem {
-        Problem::Unreachable(text) => Fault::Lost(text),
-        Problem::Malformed(problem) => Fault::misfit(ClusterError::Malformed {
+    let info = ask(channel).await.map_err(|error| match error {
+        DescribeError::Unreachable(text) => LinkFault::Lost(text),
+        DescribeError::Malformed(problem) => LinkFault::mismatch(ClusterError::Malformed {
             node: node(),
             problem,
         }),
-        Problem::Mismatch(mismatch) => Fault::misfit(ClusterError::Mismatch {
+        DescribeError::Mismatch(mismatch) => LinkFault::mismatch(ClusterError::Mismatch {
             node: node(),
             mismatch,
         }),
@@ -35,10 +36,13 @@ pub(super) async fn describe(
             coordinator: expected.fingerprint,
         };
         let node = node();
-        return Err(Fault::misfit(ClusterError::Mismatch { node, mismatch }));
+        return Err(LinkFault::mismatch(ClusterError::Mismatch {
+            node,
+            mismatch,
+        }));
     }
     if info.shape != expected.shape {
-        return Err(Fault::misfit(ClusterError::Shape {
+        return Err(LinkFault::mismatch(ClusterError::Shape {
             node: node(),
             found: info.shape,
             expected: expected.shape,
@@ -47,39 +51,43 @@ pub(super) async fn describe(
     Ok(info)
 }
 
-enum Problem {
+enum DescribeError {
     Unreachable(String),
     Malformed(ds4_proto::wire::WireError),
     Mismatch(Mismatch),
 }
 
-async fn ask(channel: Channel) -> Result<NodeInfo, Problem> {
+async fn ask(channel: Channel) -> Result<NodeInfo, DescribeError> {
     let mut client =
         NodeControlClient::new(channel).max_decoding_message_size(MAX_DESCRIPTION_BYTES);
     let answer = client.describe(Versions::request());
     let reply = tokio::time::timeout(HANDSHAKE_TIMEOUT, answer)
         .await
-        .map_err(|_| Problem::Unreachable("it does not answer".to_owned()))?
-        .map_err(|status| Problem::Unreachable(status_text(&status)))?;
+        .map_err(|_| DescribeError::Unreachable(no_answer(HANDSHAKE_TIMEOUT)))?
+        .map_err(|status| DescribeError::Unreachable(status_text(&status)))?;
     decode_node(reply.get_ref())
-        .map_err(Problem::Malformed)?
-        .map_err(Problem::Mismatch)
+        .map_err(DescribeError::Malformed)?
+        .map_err(DescribeError::Mismatch)
 }
 
-/// What the node at `address` says about itself now, counters included.
+fn no_answer(timeout: Duration) -> String {
+    format!("it did not answer within {} s", timeout.as_secs_f64())
+}
+
+/// The current description of the node at `address` (`host:port`, plain text), counters included.
 ///
 /// # Errors
-/// It cannot be reached within `patience`, or its answer cannot be understood.
-pub async fn inspect(address: &str, patience: Duration) -> Result<NodeInfo, String> {
+/// It cannot be reached within `timeout`, or its description is malformed.
+pub async fn inspect(address: &str, timeout: Duration) -> Result<NodeInfo, String> {
     let endpoint = channel::endpoint(address).map_err(|error| error.to_string())?;
     let asked = async {
-        let channel = endpoint.connect().await.map_err(|e| reason(&e))?;
-        ask(channel).await.map_err(|problem| match problem {
-            Problem::Unreachable(text) => text,
-            Problem::Malformed(problem) => problem.to_string(),
-            Problem::Mismatch(mismatch) => mismatch.to_string(),
+        let channel = endpoint.connect().await.map_err(|e| error_text(&e))?;
+        ask(channel).await.map_err(|error| match error {
+            DescribeError::Unreachable(text) => text,
+            DescribeError::Malformed(problem) => problem.to_string(),
+            DescribeError::Mismatch(mismatch) => mismatch.to_string(),
         })
     };
-    let answer = tokio::time::timeout(patience, asked).await;
-    answer.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+    let answer = tokio::time::timeout(timeout, asked).await;
+    answer.unwrap_or_else(|_| Err(no_answer(timeout)))
 }

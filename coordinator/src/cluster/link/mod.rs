@@ -1,5 +1,6 @@
-//! One task a node: it owns the connection, brings it up, and brings it up again. Each time the
-//! node is asked anew what it is, since it may have changed meanwhile.
+//! One task for each node. It owns the connection: it connects, asks what the node is, shakes
+//! hands, reads replies, and reconnects. The node is asked again each time, since it may have
+//! changed.
 
 pub(super) mod calls;
 mod describe;
@@ -9,10 +10,10 @@ use std::time::Duration;
 
 use ds4_common::tiles::Holdings;
 use ds4_proto::channel;
-use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_TEXT_BYTES};
+use ds4_proto::error_text::{error_text, status_text};
+use ds4_proto::limits::HANDSHAKE_TIMEOUT;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::tls;
-use ds4_proto::wire::{NodeInfo, clip, decode_welcome, hello};
+use ds4_proto::wire::{NodeInfo, decode_welcome, hello};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -20,78 +21,84 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use describe::inspect;
 
-use super::fabric::SystemClock;
-use super::membership::{ClusterError, EntryId, Expectation, Table};
+use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
 use super::node_metrics::NodeMetrics;
-use calls::{Calls, Next};
+use super::transport::SystemClock;
+use calls::{ConnectionCalls, StreamAction};
 
-/// First pause before a connection is tried again; doubled each time.
+/// First pause before reconnecting; doubled after each failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Longest pause, so that a restarted node is used again within about a second.
 const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Pause before a node that does not fit is asked again whether it does now.
-const MISFIT_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before a node that does not fit the cluster is asked again.
+const MISMATCH_PAUSE: Duration = Duration::from_secs(5);
 
-/// Calls in flight that this side uses of what the node allows.
+/// Most calls in flight on one connection, even if the node allows more.
 const MAX_WINDOW: usize = 64;
 
-/// Messages between a caller and the socket: a window of work and as many cancels, with room for
-/// work that was cancelled and not yet written.
+/// Messages between the callers and the socket: a window of calls and as many cancels, with room
+/// for calls that were cancelled before they were written.
 const OUTBOUND: usize = 4 * MAX_WINDOW;
 
-/// Why a node that is about to stop gets no work.
-const STOPPING: &str = "it is about to stop";
+/// Why a draining node gets no work.
+const DRAINING: &str = "it is shutting down";
 
-/// What a link connects to and expects there.
+/// Where a link connects to, and what it expects there.
 #[derive(Debug)]
-pub(super) struct Target {
+pub(super) struct LinkTarget {
     pub(super) name: Arc<str>,
     pub(super) endpoint: Endpoint,
     pub(super) expected: Expectation,
-    /// Where the link says how it stands.
-    pub(super) table: Arc<Table>,
+    /// Where the link reports its state.
+    pub(super) table: Arc<NodeTable>,
     pub(super) entry: EntryId,
     pub(super) metrics: Arc<NodeMetrics>,
 }
 
 /// Why there is no connection.
 #[derive(Debug)]
-enum Fault {
+enum LinkFault {
+    /// The node cannot be reached, or the connection broke.
     Lost(String),
-    Stopping,
-    /// The node is not one of this cluster.
-    Misfit(Box<ClusterError>),
+    /// The node is shutting down.
+    Draining,
+    /// The node does not belong to this cluster.
+    Mismatch(Box<ClusterError>),
 }
 
-impl Fault {
-    fn misfit(error: ClusterError) -> Self {
-        Fault::Misfit(Box::new(error))
+impl LinkFault {
+    fn mismatch(error: ClusterError) -> Self {
+        LinkFault::Mismatch(Box::new(error))
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for LinkFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Fault::Lost(text) => f.write_str(text),
-            Fault::Stopping => f.write_str(STOPPING),
-            Fault::Misfit(error) => error.fmt(f),
+            LinkFault::Lost(text) => f.write_str(text),
+            LinkFault::Draining => f.write_str(DRAINING),
+            LinkFault::Mismatch(error) => error.fmt(f),
         }
     }
 }
 
-/// Keeps a connection until the entry is no longer listed and the connection is gone.
-pub(super) async fn run(target: Target) {
+/// Keeps a connection until the table's entry is no longer listed and the connection has ended.
+pub(super) async fn run(target: LinkTarget) {
     let mut backoff = FIRST_BACKOFF;
-    let mut known_fault = String::new();
+    let mut last_logged = String::new();
     loop {
         let fault = match open(&target).await {
             Ok(stream) => {
-                tracing::info!(node = %target.name, held = %stream.held, "expert node connected");
-                known_fault.clear();
+                tracing::info!(
+                    node = %target.name, held = %stream.held,
+                    "connected to an expert node"
+                );
+                last_logged.clear();
                 let (fault, useful) = serve(&target, stream).await;
-                // A welcome alone is no reason for haste: the stream may break at its first call.
+                // A welcome alone does not reset the pause: the stream may break at each first
+                // call.
                 if useful {
                     backoff = FIRST_BACKOFF;
                 }
@@ -100,26 +107,30 @@ pub(super) async fn run(target: Target) {
             Err(fault) => fault,
         };
         let text = fault.to_string();
-        if text != known_fault {
+        if text != last_logged {
             match &fault {
-                Fault::Misfit(_) => {
-                    tracing::error!(node = %target.name, reason = %text, "expert node is not used");
-                }
-                _ => tracing::warn!(node = %target.name, reason = %text, "expert node is absent"),
+                LinkFault::Mismatch(_) => tracing::error!(
+                    node = %target.name, reason = %text,
+                    "an expert node cannot be used"
+                ),
+                _ => tracing::warn!(
+                    node = %target.name, reason = %text,
+                    "an expert node is unavailable"
+                ),
             }
-            known_fault = text;
+            last_logged = text;
         }
         let pause = match &fault {
-            Fault::Misfit(_) => MISFIT_PAUSE,
+            LinkFault::Mismatch(_) => MISMATCH_PAUSE,
             _ => backoff,
         };
         match fault {
-            Fault::Misfit(error) => target.table.refused(target.entry, *error),
-            Fault::Stopping => target.table.draining(target.entry),
-            Fault::Lost(text) => target.table.absent(target.entry, text),
+            LinkFault::Mismatch(error) => target.table.refused(target.entry, *error),
+            LinkFault::Draining => target.table.draining(target.entry),
+            LinkFault::Lost(text) => target.table.absent(target.entry, text),
         }
         if target.table.forget_unlisted(target.entry) {
-            tracing::info!(node = %target.name, "expert node has left");
+            tracing::info!(node = %target.name, "an expert node has left the cluster");
             return;
         }
         tokio::time::sleep(pause).await;
@@ -127,28 +138,38 @@ pub(super) async fn run(target: Target) {
     }
 }
 
-struct Stream {
+/// A compute stream after the handshake.
+struct OpenStream {
     outbound: mpsc::Sender<pb::ComputeRequest>,
     inbound: Streaming<pb::ComputeReply>,
+    /// Calls in flight.
     window: usize,
     held: Holdings,
     weight_bytes: u64,
 }
 
 /// Connects, asks what the node is, and shakes hands.
-async fn open(target: &Target) -> Result<Stream, Fault> {
+async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
     let connected = target.endpoint.connect().await;
-    let channel = connected.map_err(|e| Fault::Lost(reason(&e)))?;
+    let channel = connected.map_err(|e| LinkFault::Lost(error_text(&e)))?;
     let info = describe::describe(&target.name, channel.clone(), &target.expected).await?;
     if info.draining {
-        return Err(Fault::Stopping);
+        return Err(LinkFault::Draining);
     }
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(target, channel, &info)).await;
-    shaken.unwrap_or_else(|_| Err(Fault::Lost("no welcome came in time".to_owned())))
+    shaken.unwrap_or_else(|_| {
+        let seconds = HANDSHAKE_TIMEOUT.as_secs();
+        let text = format!("it sent no welcome within {seconds} s");
+        Err(LinkFault::Lost(text))
+    })
 }
 
-async fn handshake(target: &Target, channel: Channel, info: &NodeInfo) -> Result<Stream, Fault> {
-    let lost = |status: tonic::Status| Fault::Lost(status_text(&status));
+async fn handshake(
+    target: &LinkTarget,
+    channel: Channel,
+    info: &NodeInfo,
+) -> Result<OpenStream, LinkFault> {
+    let lost = |status: tonic::Status| LinkFault::Lost(status_text(&status));
     let Expectation { fingerprint, shape } = &target.expected;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
     let greeting = hello(fingerprint, shape, info.versions.newest);
@@ -161,11 +182,12 @@ async fn handshake(target: &Target, channel: Channel, info: &NodeInfo) -> Result
     let mut inbound = reply.map_err(lost)?.into_inner();
     let first = inbound.message().await.map_err(lost)?;
     let Some(compute_reply::Kind::Welcome(welcome)) = first.and_then(|message| message.kind) else {
-        return Err(Fault::Lost("the first reply is no welcome".to_owned()));
+        let text = "expected a welcome as the first reply";
+        return Err(LinkFault::Lost(text.to_owned()));
     };
     let (window, held) = decode_welcome(&welcome, shape)
-        .map_err(|e| Fault::Lost(format!("malformed welcome: {e}")))?;
-    Ok(Stream {
+        .map_err(|e| LinkFault::Lost(format!("malformed welcome: {e}")))?;
+    Ok(OpenStream {
         outbound,
         inbound,
         window: window.min(MAX_WINDOW),
@@ -174,35 +196,35 @@ async fn handshake(target: &Target, channel: Channel, info: &NodeInfo) -> Result
     })
 }
 
-/// A connection that is up. However it ends, nobody waits for it any more.
-struct Live<'a> {
-    target: &'a Target,
-    calls: Arc<Calls>,
-    fault: String,
+/// Marks the node absent and fails its calls when the connection ends, however it ends.
+struct ConnectionGuard<'a> {
+    target: &'a LinkTarget,
+    calls: Arc<ConnectionCalls>,
+    reason: String,
 }
 
-impl Drop for Live<'_> {
+impl Drop for ConnectionGuard<'_> {
     fn drop(&mut self) {
         self.target
             .table
-            .absent(self.target.entry, self.fault.clone());
-        self.calls.close(&self.fault);
+            .absent(self.target.entry, self.reason.clone());
+        self.calls.close(&self.reason);
     }
 }
 
-/// Works until the connection ends; says why it did, and whether it was of use.
-async fn serve(target: &Target, stream: Stream) -> (Fault, bool) {
+/// Serves calls until the connection ends. Returns the reason, and whether any call was answered.
+async fn serve(target: &LinkTarget, stream: OpenStream) -> (LinkFault, bool) {
     let metrics = Arc::clone(&target.metrics);
-    let calls = Arc::new(Calls::new(
+    let calls = Arc::new(ConnectionCalls::new(
         metrics,
         Arc::new(SystemClock),
         stream.outbound,
         stream.window,
     ));
-    let mut live = Live {
+    let mut guard = ConnectionGuard {
         target,
         calls: Arc::clone(&calls),
-        fault: "the coordinator is shutting down".to_owned(),
+        reason: "the coordinator is shutting down".to_owned(),
     };
     let link = Arc::clone(&calls);
     let held = Arc::new(stream.held);
@@ -210,53 +232,29 @@ async fn serve(target: &Target, stream: Stream) -> (Fault, bool) {
         .table
         .up(target.entry, held, link, stream.weight_bytes);
     let fault = read(target, &calls, stream.inbound).await;
-    live.fault = fault.to_string();
+    guard.reason = fault.to_string();
     (fault, calls.was_useful())
 }
 
 /// Reads replies until the stream ends.
-async fn read(target: &Target, calls: &Calls, mut inbound: Streaming<pb::ComputeReply>) -> Fault {
+async fn read(
+    target: &LinkTarget,
+    calls: &ConnectionCalls,
+    mut inbound: Streaming<pb::ComputeReply>,
+) -> LinkFault {
     loop {
         let message = match inbound.message().await {
             Ok(Some(message)) => message,
-            Ok(None) => return Fault::Lost("the node closed the stream".to_owned()),
-            Err(status) => return Fault::Lost(status_text(&status)),
+            Ok(None) => return LinkFault::Lost("the node closed the stream".to_owned()),
+            Err(status) => return LinkFault::Lost(status_text(&status)),
         };
-        match calls.reply(message.kind) {
-            Ok(Next::Read) => {}
-            Ok(Next::Drain) => target.table.draining(target.entry),
-            Ok(Next::Leave) => return Fault::Stopping,
-            Err(fault) => return Fault::Lost(format!("the node broke the protocol: {fault}")),
+        match calls.on_reply(message.kind) {
+            Ok(StreamAction::Read) => {}
+            Ok(StreamAction::Drain) => target.table.draining(target.entry),
+            Ok(StreamAction::Close) => return LinkFault::Draining,
+            Err(breach) => {
+                return LinkFault::Lost(format!("the node broke the protocol: {breach}"));
+            }
         }
-    }
-}
-
-/// An error with its causes on one line; transport errors hide the telling part in their source.
-pub(crate) fn reason(error: &(dyn std::error::Error + 'static)) -> String {
-    if let Some(text) = tls::explain(error) {
-        return clip(&text, MAX_TEXT_BYTES);
-    }
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    clip(&text, MAX_TEXT_BYTES)
-}
-
-/// A status for a person: what the transport says below it, its message, or its code where it
-/// has none.
-pub(crate) fn status_text(status: &tonic::Status) -> String {
-    // A status without a cause came from the node.
-    if std::error::Error::source(status).is_some() {
-        return reason(status);
-    }
-    match status.message() {
-        "" => status.code().description().to_owned(),
-        message => clip(message, MAX_TEXT_BYTES),
     }
 }

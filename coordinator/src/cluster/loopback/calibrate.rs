@@ -1,4 +1,4 @@
-//! Measuring live nodes: sane figures, links of a known rate, and nodes that do not play along.
+//! Measuring live nodes: plausible figures, links of a known rate, nodes that do not respond.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,15 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use super::*;
 use crate::calibrate::{self, CalibrateError, NodeReport};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn measure(
     cluster: &Cluster,
     addresses: &[String],
-    patience: Duration,
+    timeout: Duration,
 ) -> Vec<Result<NodeReport, CalibrateError>> {
     let security = Security::Loopback;
-    let nodes = calibrate::nodes(addresses, &security, patience);
+    let nodes = calibrate::nodes(addresses, &security, timeout);
     cluster.runtime.block_on(nodes)
 }
 
@@ -28,12 +28,12 @@ fn measure(
 fn live_nodes_are_measured() {
     let cluster = Cluster::whole(2);
     let addresses = cluster.addresses();
-    let reports = measure(&cluster, &addresses, PATIENCE);
+    let reports = measure(&cluster, &addresses, TIMEOUT);
     assert_eq!(reports.len(), 2);
     for (report, address) in reports.into_iter().zip(&addresses) {
         let report = report.expect("a report");
         assert_eq!(&report.address, address);
-        assert!(report.round_trip > Duration::ZERO && report.round_trip < PATIENCE);
+        assert!(report.round_trip > Duration::ZERO && report.round_trip < TIMEOUT);
         assert_eq!(report.threads, 1);
         let (rates, link) = report.measured.expect("rates");
         assert!((1_000_000..1 << 50).contains(&rates.read), "{rates:?}");
@@ -63,7 +63,7 @@ fn relay(cluster: &Cluster, to: SocketAddr, rate: f64) -> String {
 }
 
 async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, rate: f64) {
-    // What a sleep takes too long is made up for.
+    // Sleeps that take too long are made up for.
     const CREDIT: Duration = Duration::from_millis(5);
     let mut buffer = vec![0; 64 << 10];
     // When the link has carried what was taken so far.
@@ -84,9 +84,9 @@ fn a_slow_link_is_measured_as_slow() {
     let cluster = Cluster::whole(1);
     let address = relay(&cluster, cluster.nodes[0].address(), RATE);
     let mut found = Vec::new();
-    // Another process may have the machine for a while.
+    // Another process may occupy the machine for a while.
     for _ in 0..5 {
-        let mut reports = measure(&cluster, std::slice::from_ref(&address), PATIENCE);
+        let mut reports = measure(&cluster, std::slice::from_ref(&address), TIMEOUT);
         let report = reports.remove(0).expect("a report");
         let (_, link) = report.measured.expect("rates");
         let near = |rate: f64| (rate / RATE - 1.0).abs() < 0.3;
@@ -108,19 +108,19 @@ fn a_node_that_stalls_is_named_and_the_others_are_measured() {
         closed.local_addr().expect("address").to_string()
     };
     let addresses = [stalled.clone(), gone.clone(), cluster.addresses().remove(0)];
-    let patience = Duration::from_secs(10);
-    let mut reports = measure(&cluster, &addresses, patience);
+    let timeout = Duration::from_secs(10);
+    let mut reports = measure(&cluster, &addresses, timeout);
     assert!(reports.pop().expect("three").is_ok());
-    let error = reports.pop().expect("two").expect_err("nobody there");
+    let error = reports.pop().expect("two").expect_err("no node is there");
     assert_eq!(error.node(), gone);
     let error = reports.pop().expect("one").expect_err("stalled");
     assert_eq!(error.node(), stalled);
     assert!(error.to_string().contains(&stalled), "{error}");
-    let patience = Duration::from_millis(300);
-    let mut reports = measure(&cluster, &[stalled], patience);
+    let timeout = Duration::from_millis(300);
+    let mut reports = measure(&cluster, &[stalled], timeout);
     let error = reports.remove(0).expect_err("stalled");
     assert!(
-        matches!(error, CalibrateError::Late { limit, .. } if limit == patience),
+        matches!(error, CalibrateError::Late { limit, .. } if limit == timeout),
         "{error}"
     );
 }
@@ -142,7 +142,7 @@ fn measuring_changes_no_bits_of_running_calls() {
             }
             calls
         });
-        let report = measure(&cluster, &address, PATIENCE).remove(0);
+        let report = measure(&cluster, &address, TIMEOUT).remove(0);
         done.store(true, Ordering::SeqCst);
         report.expect("a report");
         worker.join().expect("calls")
@@ -163,7 +163,7 @@ fn a_second_measurement_at_once_is_refused() {
         };
         let start = Instant::now();
         let (one, two) = tokio::join!(ask(), ask());
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TIMEOUT);
         let refused = [one, two].into_iter().filter_map(Result::err);
         let codes: Vec<_> = refused.map(|status| status.code()).collect();
         assert_eq!(codes, [tonic::Code::ResourceExhausted]);

@@ -1,4 +1,4 @@
-//! Callers that no longer want their answer.
+//! Callers that give up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use super::real::Model;
 use super::*;
 use crate::engine::{Chunk, Engine, EngineConfig, LogitsWanted, Numerics};
 
-/// Never answers in time, and says when it was asked.
+/// Never answers in time, and records that it was called.
 struct Hang(Arc<AtomicBool>);
 
 impl Compute for Hang {
@@ -48,7 +48,7 @@ fn hanging(model: &Model, runtime: &Runtime, asked: &Arc<AtomicBool>) -> Running
 }
 
 #[test]
-fn a_step_that_nobody_wants_does_not_wait_for_a_hanging_node() {
+fn a_cancelled_step_does_not_wait_for_a_hanging_node() {
     let model = Model::open("tiny-a");
     let runtime = Runtime::new().expect("runtime");
     let asked = Arc::new(AtomicBool::new(false));
@@ -92,7 +92,9 @@ fn a_step_that_nobody_wants_does_not_wait_for_a_hanging_node() {
             stays.store(true, Ordering::SeqCst);
             last
         });
-        let output = engine.step(&mut chunks).expect("cancelling is no error");
+        let output = engine
+            .step(&mut chunks)
+            .expect("cancelling is not an error");
         let ended = Instant::now();
         let last = canceller.join().expect("canceller");
         assert!(ended >= last, "one chunk was still wanted");

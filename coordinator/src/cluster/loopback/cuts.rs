@@ -1,4 +1,4 @@
-//! The same bits, whoever computes.
+//! The same bits for any number of nodes and any cut.
 
 use ds4_common::expert::BatchFields;
 
@@ -65,7 +65,7 @@ fn nodes_that_hold_other_tiles_in_every_layer_give_the_same_bits() {
 }
 
 #[test]
-fn nodes_report_the_whole_work_and_share_it() {
+fn nodes_count_all_work_and_share_it() {
     let cluster = Cluster::whole(3);
     let backend = cluster.connect(None).expect("cluster");
     let batch = batch(0, 10);
@@ -89,7 +89,7 @@ fn nodes_report_the_whole_work_and_share_it() {
 }
 
 #[test]
-fn large_batches_travel_in_parts() {
+fn large_batches_travel_as_several_calls() {
     let cluster = Cluster::whole(2);
     let backend = cluster.connect(Some((2, 3))).expect("cluster");
     let batch = batch(1, ds4_proto::limits::MAX_TOKENS + 100);

@@ -1,22 +1,23 @@
-//! Nodes that die, hang, crawl and recover while requests run: the same bits, by somebody else.
+//! Nodes that die, hang, slow down and recover while requests run: another replica gives the same
+//! bits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::relay::Relay;
 use super::*;
-use crate::cluster::dispatch::Standing;
+use crate::cluster::dispatch::HealthState;
 
 const HANG: u64 = 30_000;
 
-/// Lets the dispatcher learn how quick its nodes are.
+/// Lets the dispatcher learn how fast its nodes are.
 fn warm_up(backend: &ClusterBackend) {
     for i in 0..40 {
         check(backend, &batch(i % SHAPE.layers, 2));
     }
 }
 
-fn standing(backend: &ClusterBackend, node: usize) -> Standing {
-    backend.standings()[node].1
+fn health_state(backend: &ClusterBackend, node: usize) -> HealthState {
+    backend.health_states()[node].1
 }
 
 #[test]
@@ -24,39 +25,39 @@ fn a_replica_takes_over_from_a_node_that_dies_in_the_middle_of_a_call() {
     let mut cluster = Cluster::whole(2);
     let backend = cluster.connect(None).expect("cluster");
     warm_up(&backend);
-    cluster.own[0].delay_ms.store(HANG, Ordering::SeqCst);
+    cluster.node_knobs[0].delay_ms.store(HANG, Ordering::SeqCst);
     let batch = batch(1, 3);
-    let begun = cluster.own[0].begun.load(Ordering::SeqCst);
+    let begun = cluster.node_knobs[0].begun.load(Ordering::SeqCst);
     let pending = backend.begin(Arc::clone(&batch)).expect("begun");
     wait_until("the call computes", || {
-        cluster.own[0].begun.load(Ordering::SeqCst) > begun
+        cluster.node_knobs[0].begun.load(Ordering::SeqCst) > begun
     });
     drop(cluster.nodes.remove(0));
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
     pending.finish(&|| false, &mut out).expect("rows");
     assert_eq!(bits(&out), bits(&alone(&batch)));
-    cluster.own[0].delay_ms.store(0, Ordering::SeqCst);
+    cluster.node_knobs[0].delay_ms.store(0, Ordering::SeqCst);
     for layer in 0..SHAPE.layers {
         check(&backend, &super::batch(layer, 2));
     }
 }
 
 #[test]
-fn parts_of_a_lost_share_go_to_different_replicas() {
+fn a_lost_share_is_split_among_several_replicas() {
     let thirds = GRID.cut(3, 1).expect("cut");
     let mut cluster = Cluster::with_nodes(&[
         vec![GRID.whole()],
         vec![thirds[0], thirds[1]],
         vec![thirds[1], thirds[2]],
     ]);
-    let (backend, own) = cluster.connect_with_own(&cluster.options());
+    let (backend, fallback) = cluster.connect_with_fallback(&cluster.options());
     warm_up(&backend);
     drop(cluster.nodes.remove(0));
     for i in 0..8 {
         check(&backend, &batch(i % SHAPE.layers, 5));
     }
     assert_eq!(
-        own.computed.load(Ordering::SeqCst),
+        fallback.computed.load(Ordering::SeqCst),
         0,
         "replicas hold it all"
     );
@@ -67,53 +68,53 @@ fn a_late_answer_gets_a_hedge_and_the_first_answer_wins() {
     let cluster = Cluster::whole(2);
     let backend = cluster.connect(None).expect("cluster");
     warm_up(&backend);
-    cluster.own[1].delay_ms.store(HANG, Ordering::SeqCst);
+    cluster.node_knobs[1].delay_ms.store(HANG, Ordering::SeqCst);
     // The coordinator waits for its deadline of 20 s, or gets the rows elsewhere.
     let start = Instant::now();
     check(&backend, &batch(2, 2));
     assert!(start.elapsed() < Duration::from_secs(10));
-    assert!(standing(&backend, 1) >= Standing::Slow);
-    let calls = cluster.own[1].begun.load(Ordering::SeqCst);
+    assert!(health_state(&backend, 1) >= HealthState::Slow);
+    let calls = cluster.node_knobs[1].begun.load(Ordering::SeqCst);
     for i in 0..20 {
         check(&backend, &batch(i % SHAPE.layers, 2));
     }
     assert!(
-        cluster.own[1].begun.load(Ordering::SeqCst) <= calls + 1,
+        cluster.node_knobs[1].begun.load(Ordering::SeqCst) <= calls + 1,
         "a node that hangs gets no work"
     );
-    cluster.own[1].delay_ms.store(0, Ordering::SeqCst);
-    work_until("it is relied on again", &backend, || {
-        standing(&backend, 1) == Standing::Good
+    cluster.node_knobs[1].delay_ms.store(0, Ordering::SeqCst);
+    work_until("it is healthy again", &backend, || {
+        health_state(&backend, 1) == HealthState::Healthy
     });
-    let calls = cluster.own[1].begun.load(Ordering::SeqCst);
+    let calls = cluster.node_knobs[1].begun.load(Ordering::SeqCst);
     warm_up(&backend);
-    assert!(cluster.own[1].begun.load(Ordering::SeqCst) >= calls + 20);
+    assert!(cluster.node_knobs[1].begun.load(Ordering::SeqCst) >= calls + 20);
 }
 
 #[test]
-fn the_own_file_computes_what_a_hanging_node_alone_holds() {
+fn the_local_fallback_computes_what_a_hanging_node_alone_holds() {
     let strips = GRID.cut(1, 3).expect("cut");
     let cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[1], strips[2]]]);
-    let (backend, own) = cluster.connect_with_own(&cluster.options());
+    let (backend, fallback) = cluster.connect_with_fallback(&cluster.options());
     warm_up(&backend);
-    cluster.own[1].delay_ms.store(HANG, Ordering::SeqCst);
+    cluster.node_knobs[1].delay_ms.store(HANG, Ordering::SeqCst);
     let start = Instant::now();
     check(&backend, &batch(0, 2));
     assert!(start.elapsed() < Duration::from_secs(10));
     // Some of the warm-up may have been late as well.
-    wait_until("it is silent", || {
+    wait_until("it is unresponsive", || {
         check(&backend, &batch(0, 2));
-        standing(&backend, 1) == Standing::Silent
+        health_state(&backend, 1) == HealthState::Unresponsive
     });
-    assert!(own.computed.load(Ordering::SeqCst) >= 2);
-    cluster.own[1].delay_ms.store(0, Ordering::SeqCst);
-    work_until("it is relied on again", &backend, || {
-        standing(&backend, 1) == Standing::Good
+    assert!(fallback.computed.load(Ordering::SeqCst) >= 2);
+    cluster.node_knobs[1].delay_ms.store(0, Ordering::SeqCst);
+    work_until("it is healthy again", &backend, || {
+        health_state(&backend, 1) == HealthState::Healthy
     });
 }
 
 #[test]
-fn without_replica_and_file_the_error_names_node_layer_and_tiles() {
+fn without_replica_and_fallback_the_error_names_node_layer_and_tiles() {
     let strips = GRID.cut(1, 3).expect("cut");
     let mut cluster = Cluster::with_nodes(&[vec![strips[0], strips[1]], vec![strips[2]]]);
     let options = ClusterOptions {
@@ -124,8 +125,8 @@ fn without_replica_and_file_the_error_names_node_layer_and_tiles() {
     let address = cluster.addresses()[1].clone();
     let node = cluster.nodes.remove(1);
     cluster.runtime.block_on(node.stop());
-    wait_until("the loss is seen", || backend.faults().len() == 1);
-    let error = compute(&backend, &batch(3, 9)).expect_err("nobody holds it");
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
+    let error = compute(&backend, &batch(3, 9)).expect_err("no replica");
     let text = error.to_string();
     assert!(
         matches!(error, ExpertError::Unreachable { layer: 3, .. }),
@@ -136,25 +137,28 @@ fn without_replica_and_file_the_error_names_node_layer_and_tiles() {
 }
 
 #[test]
-fn own_work_is_given_up_between_its_rectangles() {
+fn the_local_fallback_is_given_up_between_rectangles() {
     let cluster = Cluster::with_nodes(&[vec![GRID.cut(6, 1).expect("cut")[0]]]);
-    let (backend, own) = cluster.connect_with_own(&cluster.options());
-    own.delay_ms.store(50, Ordering::SeqCst);
+    let (backend, fallback) = cluster.connect_with_fallback(&cluster.options());
+    fallback.delay_ms.store(50, Ordering::SeqCst);
     let batch = batch(0, 4);
     let unwanted = AtomicBool::new(false);
     let give_up = || {
-        // The second question comes after the first rectangle.
-        unwanted.swap(own.computed.load(Ordering::SeqCst) > 0, Ordering::SeqCst)
+        // The second time it is asked is after the first rectangle.
+        unwanted.swap(
+            fallback.computed.load(Ordering::SeqCst) > 0,
+            Ordering::SeqCst,
+        )
     };
     let pending = backend.begin(Arc::clone(&batch)).expect("begun");
     let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
     let error = pending.finish(&give_up, &mut out).expect_err("given up");
     assert!(matches!(error, ExpertError::GivenUp), "{error}");
-    assert!(own.computed.load(Ordering::SeqCst) < 3);
+    assert!(fallback.computed.load(Ordering::SeqCst) < 3);
 }
 
 #[test]
-fn a_silent_cut_is_hedged_found_and_healed() {
+fn a_silent_cut_is_hedged_detected_and_healed() {
     let cluster = Cluster::whole(2);
     let relay = Relay::start(&cluster.runtime, cluster.addresses()[0].clone());
     let options = ClusterOptions {
@@ -172,15 +176,15 @@ fn a_silent_cut_is_hedged_found_and_healed() {
         start.elapsed()
     );
     work_until("the connection counts as dead", &backend, || {
-        backend.faults().len() == 1
+        unavailable(&backend).len() == 1
     });
     relay.cut(false);
     work_until("the connection is made again", &backend, || {
-        backend.faults().is_empty()
+        unavailable(&backend).is_empty()
     });
-    let calls = cluster.own[0].begun.load(Ordering::SeqCst);
+    let calls = cluster.node_knobs[0].begun.load(Ordering::SeqCst);
     warm_up(&backend);
-    assert!(cluster.own[0].begun.load(Ordering::SeqCst) > calls + 20);
+    assert!(cluster.node_knobs[0].begun.load(Ordering::SeqCst) > calls + 20);
 }
 
 #[test]
@@ -190,10 +194,10 @@ fn hedges_are_bounded_when_everything_is_slow() {
     warm_up(&backend);
     let calls = || -> u64 {
         let begun = |k: &Arc<Knobs>| k.begun.load(Ordering::SeqCst);
-        cluster.own.iter().map(begun).sum()
+        cluster.node_knobs.iter().map(begun).sum()
     };
     let before = calls();
-    // Late by what was measured, but not silent.
+    // Late by what was measured, but not unresponsive.
     cluster.knobs.delay_ms.store(60, Ordering::SeqCst);
     for i in 0..40 {
         check(&backend, &batch(i % SHAPE.layers, 2));
@@ -203,15 +207,16 @@ fn hedges_are_bounded_when_everything_is_slow() {
 }
 
 #[test]
-fn what_waited_for_a_node_is_cut_as_it_holds_it_when_it_returns() {
+fn stranded_tiles_are_cut_as_the_returning_node_holds_them() {
     let strips = GRID.cut(1, 3).expect("cut");
-    // The second holds its two strips apart, so that nobody may ask it for both in one.
+    // The second node holds its two strips separately, so that no call may have both in one
+    // rectangle.
     let mut cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[1], strips[2]]]);
     let backend = cluster.connect(None).expect("cluster");
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let batch = batch(0, 3);
     let pending = backend.begin(Arc::clone(&batch)).expect("begun");
     cluster.add(&[strips[1], strips[2]], &address, &settings());

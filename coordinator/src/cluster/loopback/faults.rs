@@ -1,4 +1,4 @@
-//! Nodes that are slow, busy, missing, stopping, or gone for a while.
+//! Nodes that are slow, busy, missing, draining, or gone for a while.
 
 use std::sync::atomic::Ordering;
 
@@ -57,7 +57,7 @@ fn work_that_is_no_longer_wanted_is_not_computed() {
 }
 
 #[test]
-fn a_busy_node_is_asked_again() {
+fn a_busy_node_is_called_again() {
     let mut cluster = Cluster::new();
     let tight = NodeSettings {
         queue: 1,
@@ -91,7 +91,7 @@ fn a_node_that_is_not_there_is_named() {
     drop(free);
     let options = ClusterOptions {
         nodes: vec![cluster.addresses()[0].clone(), gone.clone()],
-        patience: Duration::from_millis(600),
+        startup_timeout: Duration::from_millis(600),
         ..quick()
     };
     let error = cluster.connect_with(&options).expect_err("unreachable");
@@ -135,7 +135,7 @@ fn a_restarted_node_is_used_again() {
         cluster.runtime.block_on(node.stop()),
         "everything was finished"
     );
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let pending = backend
         .begin(Arc::clone(&batch))
         .expect("begun while it is away");
@@ -146,13 +146,13 @@ fn a_restarted_node_is_used_again() {
         .expect("rows after the restart");
     assert_eq!(bits(&out), bits(&alone(&batch)));
     work_until("it has work", &backend, || {
-        cluster.own[2].begun.load(Ordering::SeqCst) > 0
+        cluster.node_knobs[2].begun.load(Ordering::SeqCst) > 0
     });
-    assert!(backend.faults().is_empty());
+    assert!(unavailable(&backend).is_empty());
 }
 
 #[test]
-fn a_node_lost_in_the_middle_of_a_call_is_asked_again_when_it_is_back() {
+fn a_node_lost_in_the_middle_of_a_call_is_called_again_when_it_is_back() {
     let mut cluster = Cluster::whole(1);
     let backend = cluster.connect(None).expect("cluster");
     cluster.knobs.delay_ms.store(300, Ordering::SeqCst);
@@ -190,7 +190,7 @@ fn a_node_that_stays_away_is_unreachable_at_the_deadline() {
     let backend = cluster.connect_with(&options).expect("cluster");
     let node = cluster.nodes.remove(0);
     cluster.runtime.block_on(node.stop());
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     let error = compute(&backend, &batch(0, 1)).expect_err("unreachable");
     assert!(matches!(error, ExpertError::Unreachable { .. }), "{error}");
 }

@@ -1,6 +1,7 @@
-//! Times for docs/BENCHMARKS.md, of this machine and of nothing else: no test, and no promise.
+//! Times for docs/BENCHMARKS.md, measured on this machine. Not a test of any bound.
 //!
-//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads 1`
+//! `cargo test --release -p ds4-coordinator --lib figures -- --ignored --nocapture --test-threads
+//! 1`
 
 use std::io::{Read, Write};
 use std::net::{TcpListener as StdListener, TcpStream};
@@ -53,19 +54,21 @@ fn failover_after_a_kill() {
         };
         let backend = cluster.connect_with(&options).expect("cluster");
         warm(&backend);
-        cluster.own[0].delay_ms.store(60_000, Ordering::SeqCst);
-        let begun = cluster.own[0].begun.load(Ordering::SeqCst);
+        cluster.node_knobs[0]
+            .delay_ms
+            .store(60_000, Ordering::SeqCst);
+        let begun = cluster.node_knobs[0].begun.load(Ordering::SeqCst);
         let batch = batch(0, 2);
         let pending = backend.begin(Arc::clone(&batch)).expect("begun");
         wait_until("it computes", || {
-            cluster.own[0].begun.load(Ordering::SeqCst) > begun
+            cluster.node_knobs[0].begun.load(Ordering::SeqCst) > begun
         });
         let start = Instant::now();
         relay.kill();
         let mut out = vec![0.0; batch.tokens * SHAPE.hidden];
         pending.finish(&|| false, &mut out).expect("rows");
         let took = start.elapsed();
-        cluster.own[0].delay_ms.store(0, Ordering::SeqCst);
+        cluster.node_knobs[0].delay_ms.store(0, Ordering::SeqCst);
         took
     });
     show(

@@ -1,4 +1,4 @@
-//! Peers that do not fit: other models, other versions, other tiles, other manners.
+//! Nodes that do not fit the cluster or break the protocol: other models, versions, tiles, replies.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -108,7 +108,7 @@ impl ExpertCompute for Impostor {
 fn connect_to(cluster: &Cluster, impostor: Impostor) -> Result<ClusterBackend, ClusterError> {
     let options = ClusterOptions {
         nodes: vec![impostor.serve(&cluster.runtime)],
-        patience: Duration::from_secs(5),
+        startup_timeout: Duration::from_secs(5),
         deadline: Duration::from_millis(500),
         ..quick()
     };
@@ -176,7 +176,7 @@ fn another_shape_or_nonsense_is_refused() {
 }
 
 #[test]
-fn tiles_that_nobody_holds_are_named() {
+fn tiles_without_a_replica_are_named() {
     let strips = GRID.cut(1, 3).expect("cut");
     let cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[2]]]);
     let error = cluster.connect(None).expect_err("not covered");
@@ -199,7 +199,7 @@ fn bad_lists_are_refused() {
     let connect = |nodes: &[&str]| {
         let options = ClusterOptions {
             nodes: nodes.iter().map(ToString::to_string).collect(),
-            patience: Duration::from_millis(300),
+            startup_timeout: Duration::from_millis(300),
             ..quick()
         };
         cluster.connect_with(&options).expect_err("refused")
@@ -270,7 +270,7 @@ fn a_node_that_drains_forever_is_left() {
     });
     let backend = connect_to(&cluster, draining).expect("cluster");
     let error = compute(&backend, &batch(0, 1)).expect_err("it takes no work");
-    assert!(error.to_string().contains("about to stop"), "{error}");
+    assert!(error.to_string().contains("shutting down"), "{error}");
 }
 
 #[test]
@@ -294,10 +294,10 @@ fn a_refusal_reaches_the_caller_on_one_line() {
     );
 }
 
-/// The impostor before an honest node: both hold everything.
+/// The impostor, listed before an honest node; both hold all tiles.
 fn beside_an_honest_node(
     answer: fn(pb::Work) -> compute_reply::Kind,
-) -> (Cluster, ClusterBackend, Arc<script::OwnScript>) {
+) -> (Cluster, ClusterBackend, Arc<script::FallbackScript>) {
     let cluster = Cluster::whole(1);
     let options = ClusterOptions {
         nodes: vec![
@@ -306,12 +306,12 @@ fn beside_an_honest_node(
         ],
         ..quick()
     };
-    let (backend, own) = cluster.connect_with_own(&options);
-    (cluster, backend, own)
+    let (backend, fallback) = cluster.connect_with_fallback(&options);
+    (cluster, backend, fallback)
 }
 
 #[test]
-fn whoever_answers_with_garbage_is_replaced_within_the_layer() {
+fn a_node_that_answers_with_garbage_is_replaced_within_the_layer() {
     let answers: [fn(pb::Work) -> compute_reply::Kind; 3] = [
         |work| rows(work.id, 3),
         |work| rows(work.id + 77, 32),
@@ -324,27 +324,31 @@ fn whoever_answers_with_garbage_is_replaced_within_the_layer() {
         },
     ];
     for answer in answers {
-        let (cluster, backend, own) = beside_an_honest_node(answer);
+        let (cluster, backend, fallback) = beside_an_honest_node(answer);
         for i in 0..20 {
             check(&backend, &batch(i % SHAPE.layers, 1 + i % 5));
         }
-        assert_eq!(own.computed.load(Ordering::SeqCst), 0, "a node could");
+        assert_eq!(
+            fallback.computed.load(Ordering::SeqCst),
+            0,
+            "the honest node could"
+        );
         assert!(cluster.nodes[0].counters().calls >= 20);
     }
 }
 
 #[test]
-fn the_own_file_replaces_the_only_node_that_answers_with_garbage() {
+fn the_local_fallback_replaces_the_only_node_that_answers_with_garbage() {
     let cluster = Cluster::new();
     let options = ClusterOptions {
         nodes: vec![Impostor::new(|work| rows(work.id, 3)).serve(&cluster.runtime)],
         ..quick()
     };
-    let (backend, own) = cluster.connect_with_own(&options);
+    let (backend, fallback) = cluster.connect_with_fallback(&options);
     for i in 0..8 {
         check(&backend, &batch(i % SHAPE.layers, 2));
     }
-    assert!(own.computed.load(Ordering::SeqCst) >= 8 * u64::from(GRID.blocks));
+    assert!(fallback.computed.load(Ordering::SeqCst) >= 8 * u64::from(GRID.blocks));
 }
 
 #[test]
@@ -352,9 +356,9 @@ fn a_node_of_older_software_is_described_but_not_measured() {
     let cluster = Cluster::new();
     let address = Impostor::honest().serve(&cluster.runtime);
     let security = ds4_proto::security::Security::Loopback;
-    let patience = Duration::from_secs(20);
+    let timeout = Duration::from_secs(20);
     let addresses = [address];
-    let reports = crate::calibrate::nodes(&addresses, &security, patience);
+    let reports = crate::calibrate::nodes(&addresses, &security, timeout);
     let mut reports = cluster.runtime.block_on(reports);
     let report = reports.remove(0).expect("a report");
     assert!(report.measured.is_none());

@@ -8,7 +8,7 @@ use ds4_proto::security::Security;
 use futures::future::BoxFuture;
 
 use super::*;
-use crate::cluster::{NodeState, Resolver};
+use crate::cluster::Resolver;
 
 fn free_address() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -24,13 +24,13 @@ fn a_node_that_is_missing_at_the_start_joins_later() {
         ..quick()
     };
     let backend = cluster.connect_with(&options).expect("one is enough");
-    assert_eq!(backend.faults().len(), 1);
+    assert_eq!(unavailable(&backend).len(), 1);
     check(&backend, &batch(0, 2));
     cluster.add(&[GRID.whole()], &late, &settings());
     work_until("it has work", &backend, || {
-        cluster.own[1].begun.load(Ordering::SeqCst) > 0
+        cluster.node_knobs[1].begun.load(Ordering::SeqCst) > 0
     });
-    assert!(backend.faults().is_empty());
+    assert!(unavailable(&backend).is_empty());
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn a_draining_node_loses_its_work_to_others_without_an_error() {
     let node = cluster.nodes.remove(0);
     std::thread::scope(|scope| {
         let stopped = scope.spawn(|| cluster.runtime.block_on(node.stop()));
-        work_until("it has left", &backend, || backend.faults().len() == 1);
+        work_until("it has left", &backend, || unavailable(&backend).len() == 1);
         assert!(stopped.join().expect("stop"), "everything was finished");
     });
     check(&backend, &batch(0, 2));
@@ -55,32 +55,32 @@ fn a_node_that_returns_with_other_tiles_is_used_for_those() {
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     cluster.add(&[strips[1], strips[2]], &address, &settings());
     work_until("it has work", &backend, || {
-        cluster.own[2].begun.load(Ordering::SeqCst) > 0
+        cluster.node_knobs[2].begun.load(Ordering::SeqCst) > 0
     });
-    let nodes = backend.nodes();
+    let nodes = backend.table().nodes();
     let held = nodes[1].held.as_ref().expect("it is up");
     assert_eq!(held.rects(0), [strips[1], strips[2]]);
 }
 
 #[test]
-fn a_stranger_that_takes_a_nodes_place_is_refused_and_ignored() {
+fn a_node_of_another_model_at_a_known_address_is_refused_and_ignored() {
     let mut cluster = Cluster::whole(2);
     let backend = cluster.connect(None).expect("cluster");
     let node = cluster.nodes.remove(1);
     let address = node.address().to_string();
     assert!(cluster.runtime.block_on(node.stop()));
-    wait_until("the loss is seen", || backend.faults().len() == 1);
+    wait_until("the loss is seen", || unavailable(&backend).len() == 1);
     cluster.add_model([6; 32], &address);
     work_until("it is refused", &backend, || {
-        matches!(backend.nodes()[1].state, NodeState::Refused(_))
+        matches!(backend.table().nodes()[1].state, NodeState::Refused(_))
     });
     check(&backend, &batch(1, 3));
-    let (_, why) = backend.faults().remove(0);
+    let (_, why) = unavailable(&backend).remove(0);
     assert!(why.contains(&"06".repeat(32)), "{why}");
-    assert_eq!(cluster.own[2].begun.load(Ordering::SeqCst), 0);
+    assert_eq!(cluster.node_knobs[2].begun.load(Ordering::SeqCst), 0);
 }
 
 #[test]
@@ -92,18 +92,20 @@ fn a_name_stands_for_its_addresses() {
     };
     let backend = cluster.connect_with(&options).expect("cluster");
     check(&backend, &batch(0, 2));
-    assert_eq!(*backend.nodes()[0].name, cluster.addresses()[0]);
+    assert_eq!(*backend.table().nodes()[0].name, cluster.addresses()[0]);
     let nowhere = ClusterOptions {
         nodes: vec!["dns:no-such-host.invalid:1".to_owned()],
-        patience: Duration::from_millis(300),
+        startup_timeout: Duration::from_millis(300),
         security: Security::Insecure,
         ..quick()
     };
-    let error = cluster.connect_with(&nowhere).expect_err("nobody is there");
+    let error = cluster
+        .connect_with(&nowhere)
+        .expect_err("no node is there");
     assert!(matches!(error, ClusterError::Uncovered { .. }), "{error}");
 }
 
-/// A name server that says what it was told last.
+/// A name server with records that the test sets.
 #[derive(Debug, Default)]
 struct Records(Mutex<Vec<SocketAddr>>);
 
@@ -131,40 +133,48 @@ fn nodes_come_and_go_with_the_records_of_their_name() {
         nodes: vec!["dns:experts:7".to_owned()],
         resolver: Arc::clone(&records) as _,
         resolve_interval: Duration::from_millis(5),
-        // A name may lead away from this machine, for all that anybody knows.
+        // A name may resolve to another machine.
         security: Security::Insecure,
         ..quick()
     };
     let backend = cluster.connect_with(&options).expect("cluster");
-    let begun = |node: usize| cluster.own[node].begun.load(Ordering::SeqCst);
+    let begun = |node: usize| cluster.node_knobs[node].begun.load(Ordering::SeqCst);
     check(&backend, &batch(0, 2));
     records.set(&addresses[..2]);
     work_until("the second has work", &backend, || begun(1) > 0);
     // One that is no longer named stays until it stops: its records go before its process does.
     records.set(&addresses[1..]);
     work_until("the third has work", &backend, || begun(2) > 0);
-    assert_eq!(backend.nodes().len(), 3);
+    assert_eq!(backend.table().nodes().len(), 3);
     let node = cluster.nodes.remove(0);
     std::thread::scope(|scope| {
         scope.spawn(|| cluster.runtime.block_on(node.stop()));
         work_until("the first has left", &backend, || {
-            backend.nodes().len() == 2
+            backend.table().nodes().len() == 2
         });
     });
-    assert!(backend.faults().is_empty(), "who has left is not missed");
-    let names: Vec<String> = backend.nodes().iter().map(|n| n.name.to_string()).collect();
+    assert!(
+        unavailable(&backend).is_empty(),
+        "a node that has left is not missed"
+    );
+    let names: Vec<String> = backend
+        .table()
+        .nodes()
+        .iter()
+        .map(|n| n.name.to_string())
+        .collect();
     assert_eq!(names.len(), 2);
     assert!(addresses[1..].iter().all(|address| names.contains(address)));
 }
 
 #[test]
-fn what_no_node_holds_at_the_start_is_left_to_the_own_file() {
+fn what_no_node_holds_at_the_start_is_left_to_the_local_fallback() {
     let strips = GRID.cut(1, 3).expect("cut");
     let cluster = Cluster::with_nodes(&[vec![strips[0]], vec![strips[2]]]);
-    let (backend, own) = cluster.connect_with_own(&cluster.options());
+    let (backend, fallback) = cluster.connect_with_fallback(&cluster.options());
     check(&backend, &batch(0, 7));
     assert_eq!(
-        own.computed.load(Ordering::SeqCst),
+        fallback.computed.load(Ordering::SeqCst),
         1,
         "one block is missing"
     );

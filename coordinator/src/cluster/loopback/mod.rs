@@ -1,4 +1,4 @@
-//! Real streams over loopback. Most experts are scripted: cheap, and able to misbehave.
+//! Real streams over loopback. Most experts are scripted: cheap to compute, and able to misbehave.
 
 mod calibrate;
 mod cancel;
@@ -23,18 +23,18 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::scripted::{FINGERPRINT, GRID, SHAPE, alone, batch, bits};
-use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation};
+use super::{ClusterBackend, ClusterError, ClusterOptions, Expectation, NodeState, NodeStatus};
 use crate::engine::{ExpertBackend, ExpertError};
-use script::{Knobs, OwnScript, Script};
+use script::{FallbackScript, Knobs, Script};
 
 /// A runtime with running nodes.
 struct Cluster {
     runtime: Runtime,
     nodes: Vec<RunningNode>,
-    /// Of all nodes.
+    /// Apply to all nodes.
     knobs: Arc<Knobs>,
-    /// Of each node, in the order in which they were added.
-    own: Vec<Arc<Knobs>>,
+    /// Apply to one node each, in the order in which they were added.
+    node_knobs: Vec<Arc<Knobs>>,
 }
 
 impl Cluster {
@@ -43,7 +43,7 @@ impl Cluster {
             runtime: Runtime::new().expect("runtime"),
             nodes: Vec::new(),
             knobs: Arc::default(),
-            own: Vec::new(),
+            node_knobs: Vec::new(),
         }
     }
 
@@ -55,7 +55,7 @@ impl Cluster {
         cluster
     }
 
-    /// `n` nodes that hold everything.
+    /// `n` nodes that each hold all tiles.
     fn whole(n: usize) -> Self {
         Self::with_nodes(&vec![vec![GRID.whole()]; n])
     }
@@ -87,7 +87,7 @@ impl Cluster {
         settings: &NodeSettings,
     ) {
         let own = Arc::<Knobs>::default();
-        self.own.push(Arc::clone(&own));
+        self.node_knobs.push(Arc::clone(&own));
         let script = Box::new(Script {
             grid: GRID,
             knobs: [Arc::clone(&self.knobs), own],
@@ -126,16 +126,19 @@ impl Cluster {
             .block_on(ClusterBackend::connect(options, &expectation(), None))
     }
 
-    /// With a coordinator that can compute everything itself.
-    fn connect_with_own(&self, options: &ClusterOptions) -> (ClusterBackend, Arc<OwnScript>) {
-        let own = Arc::<OwnScript>::default();
+    /// Connects with a local fallback, which may also compute what no node holds at the start.
+    fn connect_with_fallback(
+        &self,
+        options: &ClusterOptions,
+    ) -> (ClusterBackend, Arc<FallbackScript>) {
+        let fallback = Arc::<FallbackScript>::default();
         let expected = expectation();
         let options = &ClusterOptions {
             begin_incomplete: true,
             ..options.clone()
         };
-        let connect = ClusterBackend::connect(options, &expected, Some(Arc::clone(&own) as _));
-        (self.runtime.block_on(connect).expect("cluster"), own)
+        let connect = ClusterBackend::connect(options, &expected, Some(Arc::clone(&fallback) as _));
+        (self.runtime.block_on(connect).expect("cluster"), fallback)
     }
 
     fn options(&self) -> ClusterOptions {
@@ -156,7 +159,7 @@ fn settings() -> NodeSettings {
 
 fn quick() -> ClusterOptions {
     ClusterOptions {
-        patience: Duration::from_secs(10),
+        startup_timeout: Duration::from_secs(10),
         deadline: Duration::from_secs(20),
         ..ClusterOptions::default()
     }
@@ -177,10 +180,23 @@ fn compute(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) -> Result<Vec<
     Ok(out)
 }
 
+/// The nodes that accept no work: address and reason.
+fn unavailable(backend: &ClusterBackend) -> Vec<(String, String)> {
+    let reason = |node: NodeStatus| match node.state {
+        NodeState::Up => None,
+        state => Some((node.name.to_string(), state.to_string())),
+    };
+    let nodes = backend.table().nodes();
+    nodes.into_iter().filter_map(reason).collect()
+}
+
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
-        assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "timed out: {what}"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -195,7 +211,7 @@ fn work_until(what: &str, backend: &dyn ExpertBackend, mut done: impl FnMut() ->
     });
 }
 
-/// The right bits, whoever computes them.
+/// Computes a batch and checks the bits of the rows.
 fn check(backend: &dyn ExpertBackend, batch: &Arc<ExpertBatch>) {
     let found = compute(backend, batch).expect("rows");
     assert_eq!(bits(&found), bits(&alone(batch)), "layer {}", batch.layer);

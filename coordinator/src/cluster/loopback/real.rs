@@ -1,4 +1,4 @@
-//! Embedded nodes over a reference model's weights against the in-process backend.
+//! Embedded nodes with the weights of a reference model, compared with the in-process backend.
 
 use std::path::PathBuf;
 
@@ -44,7 +44,7 @@ impl Model {
         ExpertStore::new(&self.hp, &self.tensors).expect("store")
     }
 
-    /// Inputs quantised as the layer wants them, or plain.
+    /// Inputs quantised for the layer's weights, or plain floats.
     fn batch(&self, layer: usize, tokens: usize, round: bool) -> Arc<ExpertBatch> {
         let hidden = self.hp.hidden;
         let values: Vec<f32> = (0..tokens * hidden)

@@ -1,5 +1,5 @@
-//! A network between coordinator and node that can be cut without anybody being told, and that can
-//! end connections like the system of a process that was killed.
+//! A network between coordinator and node that can be cut without notice, and that can end
+//! connections as the system does when a process is killed.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-/// Passes bytes on while it is not cut. While it is, nothing arrives and nothing is refused.
+/// Forwards bytes unless it is cut. While it is cut, nothing arrives and nothing is refused.
 pub(super) struct Relay {
     pub(super) address: String,
     cut: Arc<watch::Sender<bool>>,
@@ -17,7 +17,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    /// To the node at `target`, until the runtime ends.
+    /// Forwards to the node at `target` until the runtime ends.
     pub(super) fn start(runtime: &Runtime, target: String) -> Self {
         let cut = Arc::new(watch::channel(false).0);
         let dead = Arc::new(watch::channel(false).0);

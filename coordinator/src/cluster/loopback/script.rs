@@ -1,4 +1,4 @@
-//! Scripted experts behind real nodes, able to misbehave.
+//! Scripted experts behind real nodes, with knobs to slow them down.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use ds4_common::expert::{BatchError, ExpertBatch};
 use ds4_common::tiles::{Grid, TileRect};
 use ds4_expert_node::compute::Compute;
 
-use crate::cluster::OwnExperts;
+use crate::cluster::FallbackExperts;
 use crate::cluster::scripted::{GRID, rows};
 use crate::engine::ExpertError;
 
-/// What a test turns while nodes run.
+/// Settings that a test changes while nodes run.
 #[derive(Debug, Default)]
 pub(super) struct Knobs {
     /// Milliseconds that each call takes.
     pub(super) delay_ms: AtomicU64,
-    /// Calls that were begun.
+    /// Number of calls that have been begun.
     pub(super) begun: AtomicU64,
 }
 
@@ -39,7 +39,7 @@ impl Compute for Script {
             knobs.begun.fetch_add(1, Ordering::SeqCst);
         }
         let begun = Instant::now();
-        // Looked at again and again, so that a node that hangs can be let go.
+        // The knob is read again and again, so that a test can release a node that hangs.
         let delays = |knobs: &Arc<Knobs>| {
             let delay = Duration::from_millis(knobs.delay_ms.load(Ordering::SeqCst));
             begun.elapsed() < delay
@@ -47,21 +47,21 @@ impl Compute for Script {
         while self.knobs.iter().any(delays) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let (rows, products) = rows(self.grid, batch, rects);
+        let (rows, expert_block_ops) = rows(self.grid, batch, rects);
         *out = rows;
-        Ok(products)
+        Ok(expert_block_ops)
     }
 }
 
-/// The coordinator's own file, scripted like the nodes.
+/// The local fallback, scripted like the nodes.
 #[derive(Debug, Default)]
-pub(super) struct OwnScript {
-    /// Rectangles that were computed.
+pub(super) struct FallbackScript {
+    /// Number of rectangles that have been computed.
     pub(super) computed: AtomicU64,
     pub(super) delay_ms: AtomicU64,
 }
 
-impl OwnExperts for OwnScript {
+impl FallbackExperts for FallbackScript {
     fn compute(
         &self,
         batch: &ExpertBatch,

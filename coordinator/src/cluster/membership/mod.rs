@@ -1,4 +1,5 @@
-//! Who belongs to the cluster: named one by one or by a DNS name, there or not, fit or not.
+//! Which nodes belong to the cluster: named one by one or by a DNS name, connected or not, of this
+//! model or not.
 
 mod error;
 mod ready;
@@ -15,11 +16,13 @@ pub(super) use resolve::follow;
 pub use resolve::{Resolver, SystemResolver};
 pub use spec::NodeSpec;
 pub(super) use table::EntryId;
-pub use table::{NodeState, NodeStatus, Table};
+pub use table::{NodeState, NodeStatus, NodeTable};
 
-/// The model that the nodes must serve.
+/// What every node must serve.
 #[derive(Clone, Debug)]
 pub struct Expectation {
+    /// Fingerprint of the model.
     pub fingerprint: FingerprintBytes,
+    /// Layers, width, experts per token and tile grid of the model.
     pub shape: MoeShape,
 }

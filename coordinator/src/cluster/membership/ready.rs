@@ -1,4 +1,4 @@
-//! When there are enough nodes to begin.
+//! Waits at the start until the nodes hold all tiles.
 
 use std::time::Duration;
 
@@ -6,28 +6,29 @@ use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileRect, TileSet};
 use tokio::time::Instant;
 
-use super::{ClusterError, NodeState, NodeStatus, Table};
-use crate::cluster::assignment::{list, uncovered};
+use super::{ClusterError, NodeState, NodeStatus, NodeTable};
+use crate::cluster::tile_assignment::{list, uncovered};
 
-/// Time between messages about what is still missing.
+/// Time between log messages about missing nodes.
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Waits until the nodes that are up hold all tiles and every other one was tried, or `patience`
-/// is over. What no node holds then is a message if this process is to compute it (`fallback`).
-/// `resolving` says that DNS names stand for nodes that may not be in the table yet.
+/// Waits until the nodes that are up hold all tiles and a connection to every other node has been
+/// tried, or until `timeout` has passed. Tiles that are missing then are logged if the local
+/// fallback is to compute them (`fallback`). `resolving` means that a DNS name may bring nodes that
+/// are not in the table yet.
 ///
 /// # Errors
-/// A node is none of this cluster, or tiles are missing: names the node that should have come, or
-/// the tiles.
+/// A node does not belong to this cluster, or tiles are missing: names the node that was awaited,
+/// or the tiles.
 pub(in crate::cluster) async fn wait_ready(
-    table: &Table,
+    table: &NodeTable,
     shape: MoeShape,
     fallback: bool,
     resolving: bool,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), ClusterError> {
     let mut changes = table.changes();
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     let mut next_message = Instant::now() + MESSAGE_INTERVAL;
     loop {
         changes.mark_unchanged();
@@ -40,9 +41,9 @@ pub(in crate::cluster) async fn wait_ready(
         let waiting = nodes.iter().find(|n| !matches!(n.state, NodeState::Up));
         match missing {
             None if table.all_tried() || over => return Ok(()),
-            // Nobody is left who could bring them.
+            // No awaited node could bring them.
             Some(missing) if over || (waiting.is_none() && !resolving) => {
-                return conclude(missing, waiting, fallback, patience);
+                return conclude(missing, waiting, fallback, timeout);
             }
             _ => {}
         }
@@ -50,7 +51,10 @@ pub(in crate::cluster) async fn wait_ready(
             next_message += MESSAGE_INTERVAL;
             let left = deadline.saturating_duration_since(Instant::now()).as_secs();
             for node in nodes.iter().filter(|n| !matches!(n.state, NodeState::Up)) {
-                tracing::warn!(node = %node.name, reason = %node.state, "waiting for an expert node, {left} s left");
+                tracing::warn!(
+                    node = %node.name, reason = %node.state,
+                    "waiting for an expert node for up to {left} s more"
+                );
             }
         }
         let until = deadline.min(next_message);
@@ -66,7 +70,7 @@ fn refusal(node: &NodeStatus) -> Option<ClusterError> {
     }
 }
 
-/// The first layer of which some tiles are nowhere, and the tiles.
+/// The first layer with tiles that no node holds, and those tiles.
 fn first_missing(shape: MoeShape, nodes: &[NodeStatus]) -> Option<(usize, Vec<TileRect>)> {
     let held = |layer| -> Vec<Option<&TileSet>> {
         nodes
@@ -89,24 +93,25 @@ fn first_missing(shape: MoeShape, nodes: &[NodeStatus]) -> Option<(usize, Vec<Ti
     None
 }
 
+/// The end of the wait with tiles missing.
 fn conclude(
     (layer, tiles): (usize, Vec<TileRect>),
     waiting: Option<&NodeStatus>,
     fallback: bool,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<(), ClusterError> {
     if fallback {
         tracing::warn!(
             layer,
             tiles = list(&tiles),
-            "no expert node holds some tiles: the coordinator computes them from its own file"
+            "no expert node holds some tiles; the local fallback computes them"
         );
         return Ok(());
     }
     Err(match waiting {
         Some(node) => ClusterError::Unreachable {
             node: node.name.to_string(),
-            seconds: patience.as_secs(),
+            seconds: timeout.as_secs(),
             reason: node.state.to_string(),
         },
         None => ClusterError::Uncovered { layer, tiles },

@@ -1,4 +1,4 @@
-//! A DNS name's addresses, asked for again and again.
+//! Follows the addresses of a DNS name.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -9,15 +9,15 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::timeout;
 
-/// Time for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Time for one lookup.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Nodes that one name may stand for.
-const MOST: usize = 1024;
+/// Most nodes of one name.
+const MAX_ADDRESSES: usize = 1024;
 
-/// Knows the addresses of names.
+/// Looks up the addresses of names.
 pub trait Resolver: Send + Sync + fmt::Debug {
-    /// The addresses of `name`, which is `host:port`, each with the port.
+    /// The addresses of `name` (`host:port`), each with the port.
     fn lookup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>>;
 }
 
@@ -27,12 +27,17 @@ pub struct SystemResolver;
 
 impl Resolver for SystemResolver {
     fn lookup<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
-        Box::pin(async move { Ok(tokio::net::lookup_host(name).await?.take(MOST).collect()) })
+        Box::pin(async move {
+            Ok(tokio::net::lookup_host(name)
+                .await?
+                .take(MAX_ADDRESSES)
+                .collect())
+        })
     }
 }
 
-/// Asks for `name` (`host:port`) every `interval`, forever, and hands every answer that differs
-/// from the last to `found`. While the name does not resolve the last answer holds.
+/// Looks up `name` (`host:port`) every `interval`, forever, and hands every result that differs
+/// from the last to `found`. While the lookup fails, the last result stays in force.
 pub(in crate::cluster) async fn follow(
     name: String,
     resolver: &dyn Resolver,
@@ -42,10 +47,11 @@ pub(in crate::cluster) async fn follow(
     let mut last = BTreeSet::new();
     let mut known_fault = None;
     loop {
-        let answer = timeout(PATIENCE, resolver.lookup(&name)).await;
+        let answer = timeout(LOOKUP_TIMEOUT, resolver.lookup(&name)).await;
         let fault = match answer {
             Ok(Ok(addresses)) => {
-                let addresses: BTreeSet<SocketAddr> = addresses.into_iter().take(MOST).collect();
+                let addresses: BTreeSet<SocketAddr> =
+                    addresses.into_iter().take(MAX_ADDRESSES).collect();
                 if addresses != last {
                     found(&addresses);
                     last = addresses;
@@ -53,11 +59,11 @@ pub(in crate::cluster) async fn follow(
                 None
             }
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("no name server answers".to_owned()),
+            Err(_) => Some(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
         };
         if fault != known_fault {
             if let Some(reason) = &fault {
-                tracing::warn!(name, %reason, "the name of the expert nodes does not resolve");
+                tracing::warn!(name, %reason, "cannot resolve the name of the expert nodes");
             }
             known_fault = fault;
         }
@@ -77,7 +83,7 @@ mod tests {
         assert_eq!(found, ["127.0.0.1:7".parse().expect("address")]);
     }
 
-    /// Says its answers one after the other, the last one forever.
+    /// Returns its answers one after the other, the last one forever.
     #[derive(Debug)]
     struct Script(Mutex<VecDeque<Option<Vec<SocketAddr>>>>);
 
@@ -93,7 +99,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changes_are_told_once_and_failures_change_nothing() {
+    async fn changes_are_reported_once_and_failures_change_nothing() {
         let [a, b]: [SocketAddr; 2] = ["10.0.0.1:7", "10.0.0.2:7"].map(|t| t.parse().expect("ip"));
         let answers = [
             None,
@@ -120,7 +126,7 @@ mod tests {
             while told.lock().expect("lock").len() < 3 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            // For what should not come.
+            // Time for reports that should not come.
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         let both = futures::future::select(Box::pin(following), Box::pin(all_told));

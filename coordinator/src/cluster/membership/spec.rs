@@ -5,20 +5,20 @@ use std::str::FromStr;
 
 use ds4_proto::channel::{self, AddressError};
 
-/// Marks a name whose addresses are nodes.
+/// Prefix of a DNS name whose addresses are nodes.
 const DNS: &str = "dns:";
 
-/// A node, or a name that stands for several.
+/// A node, or a DNS name that stands for several.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum NodeSpec {
     /// `host:port` or `http://host:port`.
     One(String),
-    /// `dns:host:port`: each address of the host is a node, now and whenever it is asked again.
+    /// `dns:host:port`: each address of the host is a node; the name is looked up again and again.
     Dns(String),
 }
 
 impl NodeSpec {
-    /// The `host:port`, or URL, without what says how it is meant.
+    /// The `host:port`, or URL, without the prefix.
     #[must_use]
     pub fn address(&self) -> &str {
         match self {

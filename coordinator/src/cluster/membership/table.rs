@@ -1,4 +1,4 @@
-//! The nodes and how they stand, as a list that the links write and the dispatcher reads.
+//! The table of nodes and their states. Links write it, the dispatcher reads it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -8,65 +8,70 @@ use ds4_common::tiles::Holdings;
 use tokio::sync::watch;
 
 use super::ClusterError;
-use crate::cluster::fabric::{Arrival, Clock, Fabric, Link, Mailbox, NodeId, View, ViewNode};
-use crate::cluster::node_metrics::NodeMetrics;
+use crate::cluster::node_metrics::{NodeMetrics, StateLabel};
+use crate::cluster::transport::{
+    CallReply, Clock, ClusterView, LiveNode, Mailbox, NodeId, NodeLink, Transport,
+};
 
-/// A node's place in the table.
+/// Identifies a node in the table; stays the same when the node reconnects.
 pub(in crate::cluster) type EntryId = u64;
 
-/// How a node stands.
+/// Whether a node accepts work.
 #[derive(Clone, Debug)]
 pub enum NodeState {
+    /// It is connected and accepts work.
     Up,
-    /// It is about to stop.
+    /// It is shutting down.
     Draining,
-    /// It is not connected, and why.
+    /// It is not connected; says why.
     Absent(String),
-    /// It is no node of this cluster.
+    /// It does not belong to this cluster; says why.
     Refused(Box<ClusterError>),
 }
 
-/// A node, for a person.
+/// A node's state, for status pages and messages.
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
+    /// Its address.
     pub name: Arc<str>,
+    /// Whether it accepts work.
     pub state: NodeState,
-    /// What it holds, if it is up.
+    /// The tiles that it holds, if it is up.
     pub held: Option<Arc<Holdings>>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct NodeEntry {
     name: Arc<str>,
     metrics: Arc<NodeMetrics>,
     state: NodeState,
     /// Present while the node is up.
-    live: Option<ViewNode>,
-    /// Whether its link has been up, or has failed, at least once.
+    live: Option<LiveNode>,
+    /// Whether a connection has succeeded or failed at least once.
     tried: bool,
-    /// Whether it is still named, by the list or by DNS.
+    /// Whether it is still named, by a flag or by DNS.
     listed: bool,
 }
 
 #[derive(Debug, Default)]
-struct Entries {
-    by_id: BTreeMap<EntryId, Entry>,
+struct NodeEntries {
+    by_id: BTreeMap<EntryId, NodeEntry>,
     last_entry: EntryId,
     last_node: u64,
     epoch: u64,
 }
 
-/// All nodes. The [`Fabric`] over sockets.
+/// All nodes of the cluster: the [`Transport`] over sockets.
 #[derive(Debug)]
-pub struct Table {
-    entries: Mutex<Entries>,
-    view: RwLock<Arc<View>>,
+pub struct NodeTable {
+    entries: Mutex<NodeEntries>,
+    view: RwLock<Arc<ClusterView>>,
     changes: watch::Sender<u64>,
 }
 
-impl Default for Table {
+impl Default for NodeTable {
     fn default() -> Self {
-        Table {
+        NodeTable {
             entries: Mutex::default(),
             view: RwLock::default(),
             changes: watch::channel(0).0,
@@ -74,10 +79,10 @@ impl Default for Table {
     }
 }
 
-impl Table {
-    /// Changes the entries and publishes another view.
-    fn change<T>(&self, change: impl FnOnce(&mut Entries) -> T) -> T {
-        // Entries are whole before anything in a change can panic.
+impl NodeTable {
+    /// Changes the entries and publishes another snapshot.
+    fn change<T>(&self, change: impl FnOnce(&mut NodeEntries) -> T) -> T {
+        // Every change leaves the entries consistent before anything in it can panic.
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut entries);
         entries.epoch += 1;
@@ -87,19 +92,19 @@ impl Table {
         result
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Entries) -> T) -> T {
+    fn read<T>(&self, read: impl FnOnce(&NodeEntries) -> T) -> T {
         read(&self.entries.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A new node that was not tried yet.
+    /// Adds a node, to which no connection has been tried.
     pub(in crate::cluster) fn add(&self, name: Arc<str>, metrics: Arc<NodeMetrics>) -> EntryId {
-        metrics.state("absent", None);
+        metrics.state(StateLabel::Absent, None);
         self.change(|entries| {
             entries.last_entry += 1;
-            let entry = Entry {
+            let entry = NodeEntry {
                 name,
                 metrics,
-                state: NodeState::Absent("no connection was made yet".to_owned()),
+                state: NodeState::Absent("it has not been connected yet".to_owned()),
                 live: None,
                 tried: false,
                 listed: true,
@@ -109,7 +114,7 @@ impl Table {
         })
     }
 
-    fn set(&self, id: EntryId, state: NodeState, live: Option<(ViewNode, u64)>) {
+    fn set(&self, id: EntryId, state: NodeState, live: Option<(LiveNode, u64)>) {
         self.change(|entries| {
             entries.last_node += 1;
             let node = NodeId(entries.last_node);
@@ -118,7 +123,7 @@ impl Table {
             };
             let bytes = live.as_ref().map(|(_, bytes)| *bytes);
             entry.metrics.state(state.label(), bytes);
-            entry.live = live.map(|(live, _)| ViewNode {
+            entry.live = live.map(|(live, _)| LiveNode {
                 id: node,
                 name: Arc::clone(&entry.name),
                 ..live
@@ -128,16 +133,16 @@ impl Table {
         });
     }
 
-    /// A connection is up.
+    /// The node is connected.
     pub(in crate::cluster) fn up(
         &self,
         id: EntryId,
         held: Arc<Holdings>,
-        link: Arc<dyn Link>,
+        link: Arc<dyn NodeLink>,
         weight_bytes: u64,
     ) {
-        // Id and name are given with the entry.
-        let live = ViewNode {
+        // `set` fills in id and name.
+        let live = LiveNode {
             id: NodeId(0),
             name: "".into(),
             held,
@@ -146,20 +151,23 @@ impl Table {
         self.set(id, NodeState::Up, Some((live, weight_bytes)));
     }
 
+    /// The node is shutting down.
     pub(in crate::cluster) fn draining(&self, id: EntryId) {
         self.set(id, NodeState::Draining, None);
     }
 
+    /// The node is not connected.
     pub(in crate::cluster) fn absent(&self, id: EntryId, reason: String) {
         self.set(id, NodeState::Absent(reason), None);
     }
 
+    /// The node does not belong to this cluster.
     pub(in crate::cluster) fn refused(&self, id: EntryId, error: ClusterError) {
         self.set(id, NodeState::Refused(Box::new(error)), None);
     }
 
-    /// A node is named again, or no longer. One that is up stays until its connection ends.
-    /// Returns whether it is here still.
+    /// Sets whether a node is named. One that is up stays until its connection ends. Returns
+    /// whether it is in the table.
     pub(in crate::cluster) fn list(&self, id: EntryId, listed: bool) -> bool {
         self.change(|entries| {
             let entry = entries.by_id.get_mut(&id);
@@ -167,7 +175,7 @@ impl Table {
         })
     }
 
-    /// Drops a node that is no longer named. Returns whether it did.
+    /// Removes a node that is no longer named. Returns whether it is gone.
     pub(in crate::cluster) fn forget_unlisted(&self, id: EntryId) -> bool {
         let gone = self.read(|entries| entries.by_id.get(&id).is_none_or(|e| !e.listed));
         if gone {
@@ -176,11 +184,11 @@ impl Table {
         gone
     }
 
-    /// All nodes, in the order in which they were named.
+    /// The state of every node, in the order in which they were named.
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeStatus> {
         self.read(|entries| {
-            let status = |entry: &Entry| NodeStatus {
+            let status = |entry: &NodeEntry| NodeStatus {
                 name: Arc::clone(&entry.name),
                 state: entry.state.clone(),
                 held: entry.live.as_ref().map(|live| Arc::clone(&live.held)),
@@ -189,25 +197,25 @@ impl Table {
         })
     }
 
-    /// Whether every node was tried at least once.
+    /// Whether a connection to every node has been tried at least once.
     pub(super) fn all_tried(&self) -> bool {
         self.read(|entries| entries.by_id.values().all(|entry| entry.tried))
     }
 
-    /// Sees every change, by the epoch of the view after it.
+    /// Notifies of every change, with the epoch of the snapshot after it.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 }
 
-impl Entries {
-    fn view(&self) -> View {
-        let absent = |entry: &Entry| match &entry.state {
+impl NodeEntries {
+    fn view(&self) -> ClusterView {
+        let absent = |entry: &NodeEntry| match &entry.state {
             NodeState::Up => None,
             state => Some((Arc::clone(&entry.name), state.to_string())),
         };
-        View {
+        ClusterView {
             epoch: self.epoch,
             nodes: self.by_id.values().filter_map(|e| e.live.clone()).collect(),
             absent: self.by_id.values().filter_map(absent).collect(),
@@ -216,12 +224,12 @@ impl Entries {
 }
 
 impl NodeState {
-    fn label(&self) -> &'static str {
+    fn label(&self) -> StateLabel {
         match self {
-            NodeState::Up => "up",
-            NodeState::Draining => "draining",
-            NodeState::Absent(_) => "absent",
-            NodeState::Refused(_) => "refused",
+            NodeState::Up => StateLabel::Up,
+            NodeState::Draining => StateLabel::Draining,
+            NodeState::Absent(_) => StateLabel::Absent,
+            NodeState::Refused(_) => StateLabel::Refused,
         }
     }
 }
@@ -230,25 +238,25 @@ impl std::fmt::Display for NodeState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             NodeState::Up => f.write_str("it is up"),
-            NodeState::Draining => f.write_str("it is about to stop"),
+            NodeState::Draining => f.write_str("it is shutting down"),
             NodeState::Absent(reason) => f.write_str(reason),
             NodeState::Refused(error) => error.fmt(f),
         }
     }
 }
 
-impl Clock for Table {
+impl Clock for NodeTable {
     fn now(&self) -> Instant {
         Instant::now()
     }
 }
 
-impl Fabric for Table {
-    fn view(&self) -> Arc<View> {
+impl Transport for NodeTable {
+    fn view(&self) -> Arc<ClusterView> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn wait(&self, mailbox: &Mailbox, until: Instant) -> Option<Arrival> {
+    fn wait(&self, mailbox: &Mailbox, until: Instant) -> Option<CallReply> {
         mailbox.wait(until.saturating_duration_since(Instant::now()))
     }
 }
@@ -258,27 +266,27 @@ mod tests {
     use super::*;
     use ds4_common::tiles::{Grid, TileSet};
 
-    use crate::cluster::fabric::{Call, CallError, CallId, Forgotten};
+    use crate::cluster::transport::{CallError, CallId, CancelReason, ExpertCall};
 
     #[derive(Debug)]
     struct Nowhere;
 
-    impl Link for Nowhere {
-        fn send(&self, _: Call) -> Result<CallId, CallError> {
+    impl NodeLink for Nowhere {
+        fn send(&self, _: ExpertCall) -> Result<CallId, CallError> {
             Err(CallError::Busy)
         }
 
-        fn cancel(&self, _: CallId, _: Forgotten) {}
+        fn cancel(&self, _: CallId, _: CancelReason) {}
     }
 
     #[test]
-    fn each_connection_is_a_node_of_its_own_and_each_change_another_view() {
+    fn each_connection_has_a_node_id_of_its_own_and_each_change_another_view() {
         let grid = Grid {
             experts: 1,
             blocks: 1,
         };
         let held = Arc::new(Holdings::uniform(grid, 1, TileSet::whole(grid)));
-        let table = Table::default();
+        let table = NodeTable::default();
         let id = table.add("a:1".into(), Arc::new(NodeMetrics::new("a:1")));
         assert!(!table.all_tried());
         let up = || table.up(id, Arc::clone(&held), Arc::new(Nowhere), 5);

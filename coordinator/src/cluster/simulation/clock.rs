@@ -1,9 +1,9 @@
-//! A clock that moves only when it is told to.
+//! A clock that moves only when it is set.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cluster::fabric::Clock;
+use crate::cluster::transport::Clock;
 
 #[derive(Debug)]
 pub(super) struct SimClock {

@@ -1,56 +1,13 @@
-//! What goes wrong with nodes, and how it ends.
+//! Makes troubles begin and end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ds4_common::tiles::Holdings;
-
 use super::node::Manners;
-use super::world::{Event, World};
+use super::trouble::Trouble;
+use super::world::{World, WorldEvent};
 
 const MS: Duration = Duration::from_millis(1);
-
-/// When and to whom something happens.
-#[derive(Debug)]
-pub(super) struct Faults {
-    /// Longest time between two; `None` is peace.
-    pub(super) pause: Option<Duration>,
-    /// Whether the nodes that are well must hold everything all the time.
-    pub(super) gentle: bool,
-    /// What a node may hold after a restart, if not the same as before.
-    pub(super) others: Vec<Arc<Holdings>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// Its process dies and its system says so.
-    Kill,
-    /// Its machine is gone and nobody says so.
-    PowerOff,
-    Stop,
-    /// The network to one coordinator swallows everything.
-    Cut,
-    Slow,
-    Misbehave,
-    /// It finishes what it has, refuses more, and is started again later.
-    Drain,
-    /// As `Drain`, and it is not named any more until it is started again.
-    Leave,
-}
-
-impl Trouble {
-    pub(super) const KINDS: usize = 8;
-    const ALL: [Trouble; Self::KINDS] = [
-        Trouble::Kill,
-        Trouble::PowerOff,
-        Trouble::Stop,
-        Trouble::Cut,
-        Trouble::Slow,
-        Trouble::Misbehave,
-        Trouble::Drain,
-        Trouble::Leave,
-    ];
-}
 
 impl World {
     pub(super) fn make_trouble(&mut self) {
@@ -58,7 +15,7 @@ impl World {
             return;
         };
         let next = self.random.between(pause / 50, pause);
-        self.schedule(next, Event::Trouble);
+        self.schedule(next, WorldEvent::Trouble);
         let node = self.random.index(self.nodes.len());
         let trouble = self.random.pick(&Trouble::ALL);
         let free = self.nodes[node].is_well();
@@ -72,7 +29,7 @@ impl World {
         let after = self.random.between(5 * MS, 8000 * MS);
         self.schedule(
             after,
-            Event::Heal {
+            WorldEvent::Heal {
                 node,
                 troubles,
                 trouble,
@@ -124,7 +81,7 @@ impl World {
         );
         if restarts {
             self.nodes[node].process += 1;
-            // The old process's connections are unknown to the new one.
+            // The new process does not know the connections of the old one.
             self.disconnect(node, true);
             if !self.faults.gentle && !self.faults.others.is_empty() && self.random.chance(50) {
                 let at = self.random.index(self.faults.others.len());
@@ -141,14 +98,14 @@ impl World {
         }
     }
 
-    /// Ends all troubles, for good.
+    /// Ends all troubles for good.
     pub(super) fn make_peace(&mut self) {
         self.faults.pause = None;
         self.lost_percent = 0;
         for node in 0..self.nodes.len() {
             if !self.nodes[node].is_well() || self.wires_of(node).any(|w| self.wires[w].cut) {
                 let unnamed = self.wires_of(node).any(|w| self.wires[w].entry.is_none());
-                // A restart is the end of every trouble.
+                // A restart ends every trouble.
                 let how = match unnamed || self.nodes[node].draining {
                     true => Trouble::Leave,
                     false => Trouble::Kill,

@@ -1,8 +1,13 @@
-//! The real dispatcher, tables and link bookkeeping in a world of which a seed determines
-//! everything: time, delays, lost messages, nodes that die, stop, crawl, drain, leave, lie and
-//! return. No sockets, no threads, no waiting: hours of a cluster's trouble in a moment.
+//! The real dispatcher, node tables and call bookkeeping in a simulated world that a seed
+//! determines completely: time, delays, lost messages, nodes that die, stop, slow down, drain,
+//! leave, misbehave and return. No sockets, no threads, no waiting: hours of a cluster's troubles
+//! within moments.
 //!
-//! `DS4_SIM_SEEDS` sets how many seeds are run, `DS4_SIM_SEED` runs one again.
+//! `DS4_SIM_SEEDS` sets the number of seeds, `DS4_SIM_SEED` repeats one.
+//!
+//! From top to bottom: `scenario` is one seed, `faults` makes troubles, `network` moves
+//! messages, `world` is the state and the event queue, `wire`, `node` and `trouble` are its
+//! parts, `clock` and `random` stand alone.
 
 mod clock;
 mod faults;
@@ -10,13 +15,14 @@ mod network;
 mod node;
 mod random;
 mod scenario;
+mod trouble;
 mod wire;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use scenario::{Outcome, run};
+use scenario::{SeedOutcome, run};
 
 const SEEDS: u64 = 1000;
 
@@ -24,12 +30,12 @@ fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(
         text.parse()
-            .unwrap_or_else(|_| panic!("{name} is no number: {text}")),
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
     )
 }
 
 /// All outcomes of the seeds below `count`, and the seeds that failed.
-fn run_all(count: u64) -> (Vec<Outcome>, Vec<u64>) {
+fn run_all(count: u64) -> (Vec<SeedOutcome>, Vec<u64>) {
     let next = AtomicU64::new(0);
     let work = || {
         let (mut outcomes, mut failed) = (Vec::new(), Vec::new());
@@ -42,7 +48,7 @@ fn run_all(count: u64) -> (Vec<Outcome>, Vec<u64>) {
                 Ok(outcome) => outcomes.push(outcome),
                 Err(_) => {
                     eprintln!(
-                        "seed {seed} failed; again: DS4_SIM_SEED={seed} cargo test -p ds4-coordinator simulation"
+                        "seed {seed} failed; repeat it with DS4_SIM_SEED={seed} cargo test -p ds4-coordinator simulation"
                     );
                     failed.push(seed);
                 }
@@ -70,7 +76,7 @@ fn run_all(count: u64) -> (Vec<Outcome>, Vec<u64>) {
 }
 
 #[test]
-fn whatever_happens_to_nodes_the_bits_are_right_or_the_error_is_named_in_time() {
+fn whatever_happens_to_nodes_the_bits_are_right_or_the_error_is_named_by_the_deadline() {
     if let Some(seed) = variable("DS4_SIM_SEED") {
         println!("seed {seed}: {:#?}", run(seed));
         return;
@@ -82,20 +88,23 @@ fn whatever_happens_to_nodes_the_bits_are_right_or_the_error_is_named_in_time() 
         "{} of {count} seeds failed: {failed:?}",
         failed.len()
     );
-    let sum = |of: &dyn Fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+    let sum = |of: &dyn Fn(&SeedOutcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let calls = sum(&|o| o.calls);
     let figures = [
         ("errors", sum(&|o| o.errors)),
         ("given up", sum(&|o| o.given_up)),
-        ("calls that outlived a fault", sum(&|o| o.troubled)),
-        ("blocks of the own file", sum(&|o| o.tally.own_blocks)),
-        ("broken rules", sum(&|o| o.tally.broken_rules)),
+        ("calls that survived a trouble", sum(&|o| o.troubled)),
         (
-            "answers that nobody wanted",
+            "blocks of the local fallback",
+            sum(&|o| o.tally.fallback_blocks),
+        ),
+        ("protocol breaches", sum(&|o| o.tally.broken_rules)),
+        (
+            "answers to cancelled calls",
             sum(&|o| o.tally.unwanted_answers),
         ),
     ];
-    let troubles: Vec<u64> = (0..faults::Trouble::KINDS)
+    let troubles: Vec<u64> = (0..trouble::Trouble::KINDS)
         .map(|i| sum(&|o| o.tally.troubles[i]))
         .collect();
     println!("{calls} calls, {figures:?}, troubles {troubles:?}");

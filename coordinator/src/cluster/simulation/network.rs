@@ -1,18 +1,18 @@
-//! The way of messages between coordinators and nodes.
+//! Moves messages between coordinators and nodes.
 
 use std::time::Duration;
 
 use ds4_proto::pb::{self, compute_request};
 
-use super::node::{Job, Manners, failure};
+use super::node::{Manners, SimJob, failure};
 use super::wire::{Parcel, Wire};
-use super::world::{Event, WINDOW, World};
-use crate::cluster::link::calls::Next;
+use super::world::{WINDOW, World, WorldEvent};
+use crate::cluster::link::calls::StreamAction;
 
 const MS: Duration = Duration::from_millis(1);
 
 impl World {
-    /// Puts what the coordinators have written onto the network.
+    /// Puts the messages that the coordinators have written onto the network.
     pub(super) fn collect(&mut self) {
         for wire in 0..self.wires.len() {
             while let Some(up) = &mut self.wires[wire].up
@@ -27,7 +27,7 @@ impl World {
                 let parcel = Parcel::ToNode(message.kind.expect("every request has a kind"));
                 self.schedule_at(
                     at,
-                    Event::Parcel {
+                    WorldEvent::Parcel {
                         wire,
                         generation,
                         parcel,
@@ -66,7 +66,9 @@ impl World {
                     up.unanswered.cancel(cancel.id);
                 }
             }
-            Parcel::ToNode(compute_request::Kind::Hello(_)) => panic!("the link says hello"),
+            Parcel::ToNode(compute_request::Kind::Hello(_)) => {
+                panic!("only the link's task sends a hello")
+            }
             Parcel::Computed(job) => self.computed(index, &job),
         }
     }
@@ -82,7 +84,7 @@ impl World {
         let node = &mut self.nodes[*node];
         let up = up.as_mut().expect("delivered over a connection that is up");
         up.unanswered.accept(work.id);
-        assert!(up.unanswered.len() <= WINDOW, "the window is not kept");
+        assert!(up.unanswered.len() <= WINDOW, "the window is not respected");
         if node.draining {
             let id = work.id;
             up.unanswered.finish(id);
@@ -90,14 +92,14 @@ impl World {
             return;
         }
         let at = node.schedule(&work, now, &mut self.random);
-        let job = Job {
+        let job = SimJob {
             work,
             received: now,
         };
         let (generation, parcel) = (*generation, Parcel::Computed(job));
         self.schedule_at(
             at,
-            Event::Parcel {
+            WorldEvent::Parcel {
                 wire,
                 generation,
                 parcel,
@@ -105,7 +107,7 @@ impl World {
         );
     }
 
-    fn computed(&mut self, wire: usize, job: &Job) {
+    fn computed(&mut self, wire: usize, job: &SimJob) {
         let now = self.now();
         let Wire { node, up, .. } = &mut self.wires[wire];
         let node = &self.nodes[*node];
@@ -114,7 +116,7 @@ impl World {
         let late = node.manners == Manners::Late;
         if up.unanswered.finish(job.work.id) {
             self.tally.unwanted_answers += 1;
-            // Some nodes have begun already and answer nevertheless.
+            // A node that has begun to compute may answer nevertheless.
             if !late && !swallowed {
                 self.send_back(wire, failure(job.work.id, pb::FailureKind::Cancelled));
                 return;
@@ -140,7 +142,7 @@ impl World {
         let (at, generation, parcel) = (up.last_in, *generation, Parcel::ToCoordinator(kind));
         self.schedule_at(
             at,
-            Event::Parcel {
+            WorldEvent::Parcel {
                 wire,
                 generation,
                 parcel,
@@ -148,7 +150,7 @@ impl World {
         );
     }
 
-    /// What the link's task does with a message.
+    /// Handles a message as the link's task does.
     fn reply(&mut self, wire: usize, kind: Option<pb::compute_reply::Kind>) {
         let Wire {
             coordinator,
@@ -157,14 +159,14 @@ impl World {
             ..
         } = &self.wires[wire];
         let up = up.as_ref().expect("delivered over a connection that is up");
-        match up.calls.reply(kind) {
-            Ok(Next::Read) => {}
-            Ok(Next::Drain) => {
+        match up.calls.on_reply(kind) {
+            Ok(StreamAction::Read) => {}
+            Ok(StreamAction::Drain) => {
                 if let Some(entry) = entry {
                     self.tables[*coordinator].draining(*entry);
                 }
             }
-            Ok(Next::Leave) => self.end(wire, "it is about to stop", true),
+            Ok(StreamAction::Close) => self.end(wire, "it is shutting down", true),
             Err(_) => {
                 self.tally.broken_rules += 1;
                 self.end(wire, "it broke the protocol", false);

@@ -1,4 +1,5 @@
-//! A node as its peers see it: one call after the other, at its own pace, with its own manners.
+//! A node as its peers see it: it computes one call after the other, at its own pace, and may
+//! misbehave.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::cluster::scripted::{GRID, SHAPE, rows};
 
 const US: Duration = Duration::from_micros(1);
 
-/// What a node does wrong in about every second reply.
+/// What a node does wrong in about every second answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manners {
     Good,
@@ -21,14 +22,14 @@ pub(super) enum Manners {
     Duplicates,
     WrongLength,
     UnknownCall,
-    /// A message of no known kind.
+    /// A message of an unknown kind.
     Nonsense,
     Welcomes,
     Refuses,
     Busy,
-    /// Computes and says nothing.
+    /// Computes and does not answer.
     Swallows,
-    /// Answers long after everybody has stopped to care.
+    /// Answers long after the call was given up.
     Late,
 }
 
@@ -46,36 +47,36 @@ impl Manners {
     ];
 }
 
-/// Work on its way through a node.
+/// A call that a node computes.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct SimJob {
     pub(super) work: pb::Work,
     pub(super) received: Duration,
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct SimNode {
     pub(super) held: Arc<Holdings>,
     pub(super) alive: bool,
-    /// Counts its processes: one knows nothing of the connections of another.
+    /// Counts its processes: each knows only its own connections.
     pub(super) process: u64,
-    /// Neither computes nor answers, and nobody is told.
+    /// Neither computes nor answers, without any notice.
     pub(super) stopped: bool,
     pub(super) draining: bool,
     pub(super) manners: Manners,
-    /// Times its usual time for a call.
+    /// Factor of its usual time for a call.
     pub(super) slow: u32,
-    /// When it has computed all that it has.
+    /// When it will have computed all accepted calls.
     pub(super) busy_until: Duration,
-    /// Of this many products a microsecond is made of.
+    /// Microseconds per token.
     pub(super) pace: u64,
-    /// Grows with each fault, so that the end of an earlier one does not end a later one.
+    /// Grows with each trouble, so that the end of an earlier one does not end a later one.
     pub(super) troubles: u64,
 }
 
-impl Node {
+impl SimNode {
     pub(super) fn new(held: Arc<Holdings>, pace: u64) -> Self {
-        Node {
+        SimNode {
             held,
             alive: true,
             process: 0,
@@ -98,7 +99,7 @@ impl Node {
             && self.manners == Manners::Good
     }
 
-    /// As after a start.
+    /// Resets it to the state after a start.
     pub(super) fn recover(&mut self, now: Duration) {
         self.alive = true;
         self.stopped = false;
@@ -108,7 +109,7 @@ impl Node {
         self.busy_until = now;
     }
 
-    /// When a call that comes now is computed.
+    /// When a call that arrives now will be computed.
     pub(super) fn schedule(
         &mut self,
         work: &pb::Work,
@@ -121,10 +122,10 @@ impl Node {
         self.busy_until
     }
 
-    /// What it says to a call that is computed now.
+    /// Its answers to a call that has been computed.
     pub(super) fn answers(
         &self,
-        job: &Job,
+        job: &SimJob,
         now: Duration,
         random: &mut Random,
     ) -> Vec<Option<compute_reply::Kind>> {
@@ -167,7 +168,7 @@ pub(super) fn failure(id: u64, kind: pb::FailureKind) -> Option<compute_reply::K
     }))
 }
 
-/// Calls of one connection that a node has not answered, and which of them nobody wants.
+/// Unanswered calls of one connection at a node, and whether each was cancelled.
 #[derive(Debug, Default)]
 pub(super) struct Unanswered(BTreeMap<u64, bool>);
 
@@ -185,7 +186,7 @@ impl Unanswered {
         }
     }
 
-    /// Whether it was cancelled.
+    /// Ends a call; returns whether it was cancelled.
     pub(super) fn finish(&mut self, id: u64) -> bool {
         self.0.remove(&id).unwrap_or(false)
     }

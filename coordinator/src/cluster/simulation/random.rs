@@ -1,5 +1,5 @@
-//! Numbers that a seed determines, on every machine and for ever: a seed that failed once must
-//! mean the same run later.
+//! Pseudo-random numbers that are the same for a seed on every machine and in every version, so
+//! that a failed seed can be repeated.
 
 use std::time::Duration;
 

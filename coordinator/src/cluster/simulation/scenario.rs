@@ -1,4 +1,4 @@
-//! One seed: a cluster, its troubles, and the calls that have to survive them.
+//! One seed: a cluster, its troubles, and the calls that must survive them.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,78 +8,81 @@ use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Holdings, TileRect};
 
 use super::clock::SimClock;
-use super::faults::Faults;
-use super::node::Node;
+use super::node::SimNode;
 use super::random::Random;
-use super::world::{Event, Tally, World};
-use crate::cluster::OwnExperts;
-use crate::cluster::dispatch::{DispatchSettings, Dispatcher, Standing};
-use crate::cluster::fabric::{Arrival, Clock, Fabric, Mailbox, View};
-use crate::cluster::membership::Table;
+use super::trouble::Faults;
+use super::world::{Tally, World, WorldEvent};
+use crate::cluster::FallbackExperts;
+use crate::cluster::dispatch::{DispatchSettings, Dispatcher, HealthState};
+use crate::cluster::membership::NodeTable;
 use crate::cluster::scripted::{GRID, SHAPE, alone, batch, bits, rows};
+use crate::cluster::transport::{CallReply, Clock, ClusterView, Mailbox, Transport};
 use crate::engine::{ExpertBackend, ExpertError};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Calls that may wait for one node while a layer is computed: parts, hedges and a probe of each.
-const MOST_WAITING: usize = 16;
+/// Most unanswered calls to one node while layers are computed: sub-batches, hedges and a probe.
+const MOST_UNANSWERED: usize = 16;
 
-/// What the own file may need after the deadline.
-const HOME_TIME: Duration = Duration::from_secs(2);
+/// Time that the local fallback may need after the deadline.
+const FALLBACK_TIME: Duration = Duration::from_secs(2);
 
-/// Peace in which every node has to be back at work.
+/// Time without troubles after which every node must be healthy.
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// What came of a seed.
+/// The result of a seed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
+pub(super) struct SeedOutcome {
     pub(super) calls: u64,
     pub(super) errors: u64,
     pub(super) given_up: u64,
     /// Calls with the right rows during which something went wrong with some node.
     pub(super) troubled: u64,
     pub(super) tally: Tally,
-    /// Of all rows and times.
+    /// Hash of all rows and times.
     digest: u64,
 }
 
-/// What a coordinator sees of the world.
+/// The simulated world as a coordinator's transport.
 #[derive(Debug)]
-struct SimFabric {
+struct SimTransport {
     world: Arc<Mutex<World>>,
     clock: Arc<SimClock>,
-    table: Arc<Table>,
+    table: Arc<NodeTable>,
 }
 
 fn lock(world: &Mutex<World>) -> std::sync::MutexGuard<'_, World> {
-    // A failed check leaves its message, not the lock, as the news.
+    // A failed check should be reported by its fallback message, not by the poisoned lock.
     world.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Clock for SimFabric {
+impl Clock for SimTransport {
     fn now(&self) -> Instant {
         self.clock.now()
     }
 }
 
-impl Fabric for SimFabric {
-    fn view(&self) -> Arc<View> {
+impl Transport for SimTransport {
+    fn view(&self) -> Arc<ClusterView> {
         self.table.view()
     }
 
-    fn wait(&self, mailbox: &Mailbox, until: Instant) -> Option<Arrival> {
+    fn wait(&self, mailbox: &Mailbox, until: Instant) -> Option<CallReply> {
         let mut world = lock(&self.world);
-        let most = world.most_waiting();
-        assert!(most <= MOST_WAITING, "{most} calls wait for one node");
+        let most = world.most_unanswered();
+        assert!(
+            most <= MOST_UNANSWERED,
+            "{most} unanswered calls to one node"
+        );
         world.run(self.clock.since_start(until), Some(mailbox))
     }
 }
 
-/// The coordinator's own file, which takes its time.
+/// The local fallback, which takes some time.
 #[derive(Debug)]
-struct SimOwn(Arc<Mutex<World>>);
+struct SimFallback(Arc<Mutex<World>>);
 
-impl OwnExperts for SimOwn {
+impl FallbackExperts for SimFallback {
     fn compute(
         &self,
         batch: &ExpertBatch,
@@ -88,7 +91,7 @@ impl OwnExperts for SimOwn {
         out: &mut Vec<f32>,
     ) -> Result<(), ExpertError> {
         let mut world = lock(&self.0);
-        world.tally.own_blocks += 1;
+        world.tally.fallback_blocks += 1;
         let until = world.now() + world.random.between(MS / 10, 5 * MS);
         world.run(until, None);
         *out = rows(GRID, &batch.part(tokens), &[rect]).0;
@@ -102,16 +105,16 @@ struct Simulation {
     coordinators: Vec<Dispatcher>,
     random: Random,
     deadline: Duration,
-    own: bool,
+    fallback: bool,
     gentle: bool,
-    outcome: Outcome,
+    outcome: SeedOutcome,
 }
 
 /// Runs one seed.
 ///
 /// # Panics
-/// A promise was broken.
-pub(super) fn run(seed: u64) -> Outcome {
+/// A rule is broken.
+pub(super) fn run(seed: u64) -> SeedOutcome {
     let mut simulation = Simulation::new(seed);
     simulation.trouble();
     simulation.peace();
@@ -119,8 +122,8 @@ pub(super) fn run(seed: u64) -> Outcome {
     simulation.outcome
 }
 
-/// Who holds what: each part of a cut of the grid at `replicas` nodes, in some clusters at others
-/// in every layer.
+/// What each node holds: every part of a cut of the grid has `replicas` replicas, in some clusters
+/// on different nodes in every layer.
 fn holdings(random: &mut Random, nodes: usize, replicas: usize) -> Vec<Arc<Holdings>> {
     let cuts = [
         (1, 1),
@@ -157,7 +160,7 @@ impl Simulation {
         let replicas = (1 + random.index(3)).min(count);
         let held = holdings(&mut random, count, replicas);
         let gentle = random.chance(60);
-        let own = random.chance(50);
+        let fallback = random.chance(50);
         let faults = Faults {
             pause: Some(random.between(40 * MS, 5000 * MS)),
             gentle,
@@ -169,17 +172,18 @@ impl Simulation {
         };
         let nodes = held
             .into_iter()
-            .map(|held| Node::new(held, 1 + random.below(20)));
+            .map(|held| SimNode::new(held, 1 + random.below(20)));
         let nodes = nodes.collect();
         let clock = Arc::new(SimClock::new());
-        let tables: Vec<Arc<Table>> = (0..1 + random.below(2)).map(|_| Arc::default()).collect();
+        let tables: Vec<Arc<NodeTable>> =
+            (0..1 + random.below(2)).map(|_| Arc::default()).collect();
         let fork = Random::new(random.next());
         let mut world = World::new(Arc::clone(&clock), fork, nodes, tables.clone(), faults);
         world.delay = random.between(MS / 5, 8 * MS);
         world.lost_percent = random.pick(&[0, 0, 1, 5]);
-        // All are there at the start.
+        // All nodes connect at the start.
         world.run(100 * MS, None);
-        world.schedule(Duration::ZERO, Event::Trouble);
+        world.schedule(Duration::ZERO, WorldEvent::Trouble);
         let world = Arc::new(Mutex::new(world));
         let deadline = random.between(Duration::from_secs(20), Duration::from_secs(60));
         let settings = DispatchSettings {
@@ -189,14 +193,15 @@ impl Simulation {
             hedge_burst: random.pick(&[0.0, 4.0, 16.0]),
             ..DispatchSettings::new(SHAPE)
         };
-        let coordinator = |table: &Arc<Table>| {
-            let fabric = Arc::new(SimFabric {
+        let coordinator = |table: &Arc<NodeTable>| {
+            let transport = Arc::new(SimTransport {
                 world: Arc::clone(&world),
                 clock: Arc::clone(&clock),
                 table: Arc::clone(table),
             });
-            let file = own.then(|| Arc::new(SimOwn(Arc::clone(&world))) as Arc<dyn OwnExperts>);
-            Dispatcher::new(settings.clone(), fabric, file)
+            let local = fallback
+                .then(|| Arc::new(SimFallback(Arc::clone(&world))) as Arc<dyn FallbackExperts>);
+            Dispatcher::new(settings.clone(), transport, local)
         };
         Simulation {
             coordinators: tables.iter().map(coordinator).collect(),
@@ -204,9 +209,9 @@ impl Simulation {
             clock,
             random,
             deadline,
-            own,
+            fallback,
             gentle,
-            outcome: Outcome::default(),
+            outcome: SeedOutcome::default(),
         }
     }
 
@@ -215,15 +220,15 @@ impl Simulation {
         lock(&self.world).run(until, None);
     }
 
-    /// Calls while things go wrong.
+    /// Makes calls while troubles happen.
     fn trouble(&mut self) {
         for _ in 0..15 + self.random.index(15) {
             let batches = self.batches();
             let coordinator = self.random.index(self.coordinators.len());
-            let patience = self.random.chance(5);
-            let patience = patience.then(|| self.random.between(MS, 1000 * MS));
-            let must = self.own || self.gentle;
-            self.call(coordinator, &batches, patience, must);
+            let give_up_after = self.random.chance(5);
+            let give_up_after = give_up_after.then(|| self.random.between(MS, 1000 * MS));
+            let must = self.fallback || self.gentle;
+            self.call(coordinator, &batches, give_up_after, must);
             let idle = match self.random.chance(10) {
                 true => self.random.between(MS, 4000 * MS),
                 false => self.random.between(MS / 10, 20 * MS),
@@ -246,12 +251,12 @@ impl Simulation {
         (0..count).map(|_| one(&mut self.random)).collect()
     }
 
-    /// `must` says that nothing but right rows will do.
+    /// Makes a call for each batch. With `must`, only the right rows are accepted.
     fn call(
         &mut self,
         coordinator: usize,
         batches: &[Arc<ExpertBatch>],
-        patience: Option<Duration>,
+        give_up_after: Option<Duration>,
         must: bool,
     ) {
         let begun = self.clock.elapsed();
@@ -263,22 +268,27 @@ impl Simulation {
             .map(|batch| dispatcher.begin(Arc::clone(batch)))
             .collect();
         for (batch, pending) in batches.iter().zip(pending) {
-            // Nobody can answer before they are asked.
+            // No node can answer before it is called.
             let late = (begun + self.deadline).max(self.clock.elapsed());
-            let tired = || patience.is_some_and(|p| self.clock.elapsed() >= begun + p);
+            let gives_up =
+                || give_up_after.is_some_and(|limit| self.clock.elapsed() >= begun + limit);
             let mut out = vec![f32::NAN; batch.tokens * SHAPE.hidden];
-            let result = pending.and_then(|pending| pending.finish(&tired, &mut out));
+            let result = pending.and_then(|pending| pending.finish(&gives_up, &mut out));
             let ended = self.clock.elapsed();
             self.outcome.calls += 1;
             match result {
                 Ok(()) => {
                     assert_eq!(bits(&out), bits(&alone(batch)), "other bits");
-                    let home = if self.own { HOME_TIME } else { Duration::ZERO };
-                    assert!(ended <= late + home, "{ended:?} is after {late:?}");
+                    let extra = if self.fallback {
+                        FALLBACK_TIME
+                    } else {
+                        Duration::ZERO
+                    };
+                    assert!(ended <= late + extra, "{ended:?} is after {late:?}");
                     self.outcome.troubled += u64::from(troubles(&self.world) != before);
                 }
                 Err(ExpertError::GivenUp) => {
-                    assert!(tired(), "nobody gave up");
+                    assert!(gives_up(), "the caller did not give up");
                     self.outcome.given_up += 1;
                 }
                 Err(error) => {
@@ -295,22 +305,22 @@ impl Simulation {
                 });
             self.outcome.digest = self.outcome.digest.rotate_left(7) ^ sum;
         }
-        let waiting = lock(&self.world).most_waiting();
+        let unanswered = lock(&self.world).most_unanswered();
         assert!(
-            waiting <= 1,
-            "{waiting} calls wait for a node although nobody waits for them"
+            unanswered <= 1,
+            "{unanswered} calls to one node are still open although no caller waits"
         );
         for dispatcher in &self.coordinators {
             assert_eq!(dispatcher.phantom_load(), 0);
         }
     }
 
-    /// All is well again: every node has to find back to work, and nothing may fail.
+    /// Without troubles every node must become healthy, and no call may fail.
     fn peace(&mut self) {
         let covered = {
             let mut world = lock(&self.world);
             world.make_peace();
-            // A node may hold something else since its restart.
+            // A node may hold other tiles since its restart.
             world.holds_everything()
         };
         let begun = self.clock.elapsed();
@@ -323,12 +333,12 @@ impl Simulation {
                     coordinator,
                     &[batch],
                     None,
-                    self.own || self.gentle || (covered && settled),
+                    self.fallback || self.gentle || (covered && settled),
                 );
             }
             layer += 1;
             self.pass(200 * MS);
-            if !covered && !self.own {
+            if !covered && !self.fallback {
                 break;
             }
         }
@@ -337,15 +347,21 @@ impl Simulation {
         }
         let nodes = lock(&self.world).nodes.len();
         for dispatcher in &self.coordinators {
-            let standings = dispatcher.standings();
-            assert_eq!(standings.len(), nodes, "not all are back: {standings:?}");
-            let good = standings.iter().all(|(_, s)| *s == Standing::Good);
-            assert!(good, "not all are relied on: {standings:?}");
+            let health_states = dispatcher.health_states();
+            assert_eq!(
+                health_states.len(),
+                nodes,
+                "not all nodes are connected: {health_states:?}"
+            );
+            let good = health_states
+                .iter()
+                .all(|(_, s)| *s == HealthState::Healthy);
+            assert!(good, "not all nodes are healthy: {health_states:?}");
         }
     }
 }
 
-/// It says who or what is at fault, and why.
+/// The error names the node, or says that no node holds the tiles.
 fn check_error(error: &ExpertError) {
     let named = matches!(
         error,

@@ -1,5 +1,5 @@
-//! One coordinator's way to one node: the real bookkeeping of a link, over a connection that
-//! keeps order like TCP and that may be cut without anybody being told.
+//! The connection of one coordinator to one node: the real bookkeeping of a link, over a connection
+//! that keeps order like TCP and that may be cut without notice.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,25 +7,25 @@ use std::time::Duration;
 use ds4_proto::pb::{self, compute_reply};
 use tokio::sync::mpsc;
 
-use super::node::{Job, Unanswered};
-use crate::cluster::link::calls::Calls;
+use super::node::{SimJob, Unanswered};
+use crate::cluster::link::calls::ConnectionCalls;
 use crate::cluster::membership::EntryId;
 
 pub(super) const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 pub(super) const LAST_BACKOFF: Duration = Duration::from_secs(1);
 
-/// Something on its way, or held back by a cut or a stopped node.
+/// A message under way, or held back by a cut or a stopped node.
 #[derive(Debug)]
 pub(super) enum Parcel {
     ToNode(pb::compute_request::Kind),
-    Computed(Job),
+    Computed(SimJob),
     ToCoordinator(Option<compute_reply::Kind>),
 }
 
 /// A connection that is up.
 #[derive(Debug)]
 pub(super) struct Up {
-    pub(super) calls: Arc<Calls>,
+    pub(super) calls: Arc<ConnectionCalls>,
     /// The node's process at its other end.
     pub(super) process: u64,
     pub(super) outbound: mpsc::Receiver<pb::ComputeRequest>,
@@ -39,10 +39,10 @@ pub(super) struct Up {
 pub(super) struct Wire {
     pub(super) coordinator: usize,
     pub(super) node: usize,
-    /// In the coordinator's table, while the node is named.
+    /// The node's entry in the coordinator's table, while the node is named.
     pub(super) entry: Option<EntryId>,
     pub(super) up: Option<Up>,
-    /// Counts connections: what belongs to an earlier one is void.
+    /// Counts connections: messages of earlier ones are void.
     pub(super) generation: u64,
     pub(super) backoff: Duration,
     pub(super) cut: bool,

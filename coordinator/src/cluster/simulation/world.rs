@@ -1,4 +1,4 @@
-//! Everything outside of the dispatchers: time, network, nodes, and what goes wrong with them.
+//! Everything outside of the dispatchers: time, network, nodes, and their troubles.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,30 +8,30 @@ use ds4_common::tiles::TileSet;
 use tokio::sync::mpsc;
 
 use super::clock::SimClock;
-use super::faults::{Faults, Trouble};
-use super::node::{Node, Unanswered};
+use super::node::{SimNode, Unanswered};
 use super::random::Random;
+use super::trouble::{Faults, Trouble};
 use super::wire::{FIRST_BACKOFF, LAST_BACKOFF, Parcel, Up, Wire};
-use crate::cluster::assignment::uncovered;
-use crate::cluster::fabric::{Arrival, Mailbox};
-use crate::cluster::link::calls::Calls;
-use crate::cluster::membership::Table;
+use crate::cluster::link::calls::ConnectionCalls;
+use crate::cluster::membership::NodeTable;
 use crate::cluster::node_metrics::NodeMetrics;
 use crate::cluster::scripted::{GRID, SHAPE};
+use crate::cluster::tile_assignment::uncovered;
+use crate::cluster::transport::{CallReply, Mailbox};
 
 const MS: Duration = Duration::from_millis(1);
 
-/// Silence after which a connection counts as dead: ping interval and timeout.
+/// Silence after which a connection is considered dead: ping interval plus timeout.
 const SILENCE: Duration = Duration::from_secs(3);
 
-/// Calls on the wire that a node takes at once.
+/// ConnectionCalls on the wire that a node takes at once.
 pub(super) const WINDOW: usize = 8;
 
-/// Looks at a mailbox in a row without time going on: more is a loop that burns a core.
+/// Most looks at a mailbox in a row without time passing: more would be a busy loop.
 const MAX_IDLE_LOOKS: usize = 1000;
 
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum WorldEvent {
     Parcel {
         wire: usize,
         generation: u64,
@@ -43,7 +43,7 @@ pub(super) enum Event {
         generation: u64,
         reason: &'static str,
     },
-    /// No ping was answered, unless the silence is over.
+    /// No ping was answered, unless the node can be reached again.
     Silence {
         wire: usize,
         generation: u64,
@@ -51,7 +51,7 @@ pub(super) enum Event {
     Connect {
         wire: usize,
     },
-    /// Something goes wrong with some node.
+    /// A trouble begins at some node.
     Trouble,
     /// A node's trouble ends.
     Heal {
@@ -61,7 +61,7 @@ pub(super) enum Event {
     },
 }
 
-/// What happened, so that a simulation of nothing is noticed.
+/// Counts of what happened, so that a simulation in which nothing happens is noticed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) messages: u64,
@@ -69,23 +69,23 @@ pub(super) struct Tally {
     pub(super) troubles: [u64; Trouble::KINDS],
     pub(super) broken_rules: u64,
     pub(super) unwanted_answers: u64,
-    pub(super) own_blocks: u64,
+    pub(super) fallback_blocks: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) clock: Arc<SimClock>,
     pub(super) random: Random,
-    events: BTreeMap<(Duration, u64), Event>,
+    events: BTreeMap<(Duration, u64), WorldEvent>,
     sequence: u64,
-    pub(super) nodes: Vec<Node>,
+    pub(super) nodes: Vec<SimNode>,
     pub(super) wires: Vec<Wire>,
-    pub(super) tables: Vec<Arc<Table>>,
+    pub(super) tables: Vec<Arc<NodeTable>>,
     pub(super) faults: Faults,
     pub(super) tally: Tally,
     /// Longest delay of a message.
     pub(super) delay: Duration,
-    /// Percentage of messages that are sent again by the network.
+    /// Percentage of messages that the network has to retransmit.
     pub(super) lost_percent: u64,
     idle_looks: usize,
 }
@@ -94,8 +94,8 @@ impl World {
     pub(super) fn new(
         clock: Arc<SimClock>,
         random: Random,
-        nodes: Vec<Node>,
-        tables: Vec<Arc<Table>>,
+        nodes: Vec<SimNode>,
+        tables: Vec<Arc<NodeTable>>,
         faults: Faults,
     ) -> Self {
         let wires = (0..tables.len()).flat_map(|c| (0..nodes.len()).map(move |n| Wire::new(c, n)));
@@ -115,7 +115,7 @@ impl World {
         };
         for wire in 0..world.wires.len() {
             world.name(wire);
-            world.schedule(Duration::ZERO, Event::Connect { wire });
+            world.schedule(Duration::ZERO, WorldEvent::Connect { wire });
         }
         world
     }
@@ -124,17 +124,17 @@ impl World {
         self.clock.elapsed()
     }
 
-    pub(super) fn schedule(&mut self, after: Duration, event: Event) {
+    pub(super) fn schedule(&mut self, after: Duration, event: WorldEvent) {
         let at = self.now() + after;
         self.schedule_at(at, event);
     }
 
-    pub(super) fn schedule_at(&mut self, at: Duration, event: Event) {
+    pub(super) fn schedule_at(&mut self, at: Duration, event: WorldEvent) {
         self.sequence += 1;
         self.events.insert((at, self.sequence), event);
     }
 
-    /// A coordinator learns that the node belongs to the cluster.
+    /// Adds the node to a coordinator's table.
     fn name(&mut self, wire: usize) {
         let Wire {
             coordinator, node, ..
@@ -144,14 +144,14 @@ impl World {
         self.wires[wire].entry = Some(self.tables[coordinator].add(name.into(), metrics));
     }
 
-    /// Lets time pass until something is in the mailbox, or until `until`.
-    pub(super) fn run(&mut self, until: Duration, mailbox: Option<&Mailbox>) -> Option<Arrival> {
+    /// Lets time pass until there is a reply in the mailbox, or until `until`.
+    pub(super) fn run(&mut self, until: Duration, mailbox: Option<&Mailbox>) -> Option<CallReply> {
         let begun = self.now();
         loop {
             self.collect();
-            if let Some(arrival) = mailbox.and_then(Mailbox::take) {
+            if let Some(reply) = mailbox.and_then(Mailbox::take) {
                 self.idle_looks = 0;
-                return Some(arrival);
+                return Some(reply);
             }
             match self.events.first_entry().filter(|e| e.key().0 <= until) {
                 None => break,
@@ -167,18 +167,21 @@ impl World {
             true => 0,
             false => self.idle_looks + 1,
         };
-        assert!(self.idle_looks < MAX_IDLE_LOOKS, "the dispatcher spins");
+        assert!(
+            self.idle_looks < MAX_IDLE_LOOKS,
+            "the dispatcher is in a busy loop"
+        );
         None
     }
 
-    fn happen(&mut self, event: Event) {
+    fn happen(&mut self, event: WorldEvent) {
         match event {
-            Event::Parcel {
+            WorldEvent::Parcel {
                 wire,
                 generation,
                 parcel,
             } => self.deliver(wire, generation, parcel),
-            Event::Broken {
+            WorldEvent::Broken {
                 wire,
                 generation,
                 reason,
@@ -187,7 +190,7 @@ impl World {
                     self.end(wire, reason, false);
                 }
             }
-            Event::Silence { wire, generation } => {
+            WorldEvent::Silence { wire, generation } => {
                 let Wire { node, cut, .. } = self.wires[wire];
                 let node = &self.nodes[node];
                 if self.wires[wire].generation == generation && (cut || node.stopped || !node.alive)
@@ -195,9 +198,9 @@ impl World {
                     self.end(wire, "no ping was answered", false);
                 }
             }
-            Event::Connect { wire } => self.connect(wire),
-            Event::Trouble => self.make_trouble(),
-            Event::Heal {
+            WorldEvent::Connect { wire } => self.connect(wire),
+            WorldEvent::Trouble => self.make_trouble(),
+            WorldEvent::Heal {
                 node,
                 troubles,
                 trouble,
@@ -209,7 +212,7 @@ impl World {
         }
     }
 
-    /// The end of a connection, in the order of the link's task.
+    /// Ends a connection, in the order in which the link's task does.
     pub(super) fn end(&mut self, index: usize, reason: &str, stopping: bool) {
         let wire = &mut self.wires[index];
         let Some(up) = wire.up.take() else { return };
@@ -231,7 +234,7 @@ impl World {
         }
         let pause = wire.backoff;
         wire.backoff = (wire.backoff * 2).min(LAST_BACKOFF);
-        self.schedule(pause, Event::Connect { wire: index });
+        self.schedule(pause, WorldEvent::Connect { wire: index });
     }
 
     fn connect(&mut self, index: usize) {
@@ -249,13 +252,13 @@ impl World {
                 wire.entry = None;
                 return;
             }
-            self.schedule(pause, Event::Connect { wire: index });
+            self.schedule(pause, WorldEvent::Connect { wire: index });
             return;
         }
         let (outbound, received) = mpsc::channel(64);
         let metrics = Arc::new(NodeMetrics::new("node"));
         let clock = Arc::clone(&self.clock);
-        let calls = Arc::new(Calls::new(metrics, clock, outbound, WINDOW));
+        let calls = Arc::new(ConnectionCalls::new(metrics, clock, outbound, WINDOW));
         let now = self.clock.elapsed();
         wire.generation += 1;
         wire.up = Some(Up {
@@ -270,7 +273,7 @@ impl World {
         self.tables[wire.coordinator].up(entry, Arc::clone(&node.held), calls, 0);
     }
 
-    /// Whether the nodes that are well, without `but`, hold everything.
+    /// Whether the nodes that are well, except `but`, hold all tiles.
     pub(super) fn is_covered_without(&self, but: usize) -> bool {
         let well = |n: usize| {
             let connected = |w: &Wire| w.node != n || (w.up.is_some() && !w.cut);
@@ -279,15 +282,15 @@ impl World {
         self.cover(&well)
     }
 
-    /// Whether the nodes hold everything together.
+    /// Whether all nodes together hold all tiles.
     pub(super) fn holds_everything(&self) -> bool {
         self.cover(&|_| true)
     }
 
-    /// Most calls without an answer on one connection.
-    pub(super) fn most_waiting(&self) -> usize {
+    /// Largest number of unanswered calls on one connection.
+    pub(super) fn most_unanswered(&self) -> usize {
         let up = self.wires.iter().filter_map(|w| w.up.as_ref());
-        up.map(|up| up.calls.waiting()).max().unwrap_or(0)
+        up.map(|up| up.calls.unanswered()).max().unwrap_or(0)
     }
 
     fn cover(&self, counts: &dyn Fn(usize) -> bool) -> bool {
@@ -299,7 +302,7 @@ impl World {
         })
     }
 
-    /// All connections of a node break: at once where its system says so, else after silence.
+    /// Breaks all connections of a node: at once if they are reset (`told`), else after silence.
     pub(super) fn disconnect(&mut self, node: usize, told: bool) {
         for wire in 0..self.wires.len() {
             let generation = self.wires[wire].generation;
@@ -310,24 +313,24 @@ impl World {
                 let (after, reason) = (self.transit(), "connection reset");
                 self.schedule(
                     after,
-                    Event::Broken {
+                    WorldEvent::Broken {
                         wire,
                         generation,
                         reason,
                     },
                 );
             } else {
-                self.schedule(SILENCE, Event::Silence { wire, generation });
+                self.schedule(SILENCE, WorldEvent::Silence { wire, generation });
             }
         }
     }
 
-    /// What was held back goes on its way.
+    /// Sends the messages that were held back.
     pub(super) fn release(&mut self, wire: usize) {
         for (generation, parcel) in std::mem::take(&mut self.wires[wire].held_back) {
             self.schedule(
                 Duration::ZERO,
-                Event::Parcel {
+                WorldEvent::Parcel {
                     wire,
                     generation,
                     parcel,
@@ -336,13 +339,13 @@ impl World {
         }
     }
 
-    /// A node that left the list is named again.
+    /// Names a node that had left.
     pub(super) fn name_again(&mut self, wire: usize) {
         match self.wires[wire].entry {
             Some(entry) if self.tables[self.wires[wire].coordinator].list(entry, true) => {}
             _ => {
                 self.name(wire);
-                self.schedule(Duration::ZERO, Event::Connect { wire });
+                self.schedule(Duration::ZERO, WorldEvent::Connect { wire });
             }
         }
     }

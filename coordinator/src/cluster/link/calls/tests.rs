@@ -6,7 +6,7 @@ use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route}
 use ds4_common::tiles::{Grid, TileSet};
 use ds4_proto::wire::EncodedBatch;
 
-use crate::cluster::fabric::{Mailbox, SystemClock};
+use crate::cluster::transport::{Mailbox, SystemClock};
 
 const GRID: Grid = Grid {
     experts: 1,
@@ -14,7 +14,7 @@ const GRID: Grid = Grid {
 };
 
 struct Bench {
-    calls: Calls,
+    calls: ConnectionCalls,
     wire: mpsc::Receiver<pb::ComputeRequest>,
     mailbox: Mailbox,
 }
@@ -23,14 +23,14 @@ fn bench(window: usize) -> Bench {
     let (outbound, wire) = mpsc::channel(64);
     let metrics = Arc::new(NodeMetrics::new("node"));
     Bench {
-        calls: Calls::new(metrics, Arc::new(SystemClock), outbound, window),
+        calls: ConnectionCalls::new(metrics, Arc::new(SystemClock), outbound, window),
         wire,
         mailbox: Mailbox::default(),
     }
 }
 
 impl Bench {
-    fn send(&self, slot: u64, deadline: Duration) -> Result<CallId, CallError> {
+    fn send(&self, tag: u64, deadline: Duration) -> Result<CallId, CallError> {
         let shape = MoeShape {
             layers: 1,
             hidden: 1,
@@ -48,37 +48,38 @@ impl Bench {
             round: false,
         };
         let batch = ExpertBatch::new(shape, fields).expect("a legal batch");
-        self.calls.send(Call {
+        self.calls.send(ExpertCall {
             encoded: EncodedBatch::new(&batch, 0..1),
             tiles: Arc::new(TileSet::whole(GRID)),
-            expected: 4,
+            reply_bytes: 4,
             deadline: Instant::now() + deadline,
-            slot,
-            to: self.mailbox.clone(),
+            tag,
+            reply_to: self.mailbox.clone(),
         })
     }
 
-    fn rows(&self, id: u64) -> Result<Next, String> {
-        self.calls.reply(Some(compute_reply::Kind::Rows(pb::Rows {
-            id,
-            rows: Bytes::from_static(&[0; 4]),
-            ..Default::default()
-        })))
+    fn rows(&self, id: u64) -> Result<StreamAction, String> {
+        self.calls
+            .on_reply(Some(compute_reply::Kind::Rows(pb::Rows {
+                id,
+                rows: Bytes::from_static(&[0; 4]),
+                ..Default::default()
+            })))
     }
 
-    fn failure(&self, id: u64, kind: pb::FailureKind) -> Result<Next, String> {
+    fn failure(&self, id: u64, kind: pb::FailureKind) -> Result<StreamAction, String> {
         self.calls
-            .reply(Some(compute_reply::Kind::Failure(pb::Failure {
+            .on_reply(Some(compute_reply::Kind::Failure(pb::Failure {
                 id,
                 kind: kind.into(),
                 message: String::new(),
             })))
     }
 
-    /// Slots and errors of what arrived.
+    /// Tags and errors of the replies that arrived.
     fn arrived(&self) -> Vec<(u64, Option<CallError>)> {
         std::iter::from_fn(|| self.mailbox.take())
-            .map(|arrival| (arrival.slot, arrival.rows.err()))
+            .map(|reply| (reply.tag, reply.rows.err()))
             .collect()
     }
 
@@ -99,13 +100,13 @@ impl Bench {
 const LONG: Duration = Duration::from_secs(60);
 
 #[test]
-fn the_window_is_kept_and_answers_make_room() {
+fn the_window_is_respected_and_replies_make_room() {
     let mut bench = bench(2);
-    for slot in 0..4 {
-        bench.send(slot, LONG).expect("taken");
+    for tag in 0..4 {
+        bench.send(tag, LONG).expect("accepted");
     }
     assert_eq!(bench.written(), [1, 2]);
-    assert_eq!(bench.rows(2), Ok(Next::Read));
+    assert_eq!(bench.rows(2), Ok(StreamAction::Read));
     assert_eq!(bench.arrived(), [(1, None)]);
     assert_eq!(bench.written(), [3]);
     assert!(bench.rows(4).is_err(), "it was not sent");
@@ -113,10 +114,10 @@ fn the_window_is_kept_and_answers_make_room() {
 }
 
 #[test]
-fn a_lost_connection_fails_what_waits_and_what_comes() {
+fn a_lost_connection_fails_all_calls_and_later_ones() {
     let mut bench = bench(1);
-    bench.send(0, LONG).expect("taken");
-    bench.send(1, LONG).expect("taken");
+    bench.send(0, LONG).expect("accepted");
+    bench.send(1, LONG).expect("accepted");
     assert_eq!(bench.written(), [1]);
     bench.calls.close("cut");
     let lost = CallError::Lost("cut".to_owned());
@@ -127,55 +128,65 @@ fn a_lost_connection_fails_what_waits_and_what_comes() {
 }
 
 #[test]
-fn cancelled_calls_hold_their_place_until_the_node_has_answered() {
+fn cancelled_calls_occupy_the_window_until_the_node_has_answered() {
     let mut bench = bench(1);
-    let first = bench.send(0, LONG).expect("taken");
-    let second = bench.send(1, LONG).expect("taken");
-    bench.calls.cancel(first, Forgotten::Cancelled);
+    let first = bench.send(0, LONG).expect("accepted");
+    let second = bench.send(1, LONG).expect("accepted");
+    bench.calls.cancel(first, CancelReason::Unwanted);
     assert_eq!(bench.written(), [1, -1]);
     let answer = bench.failure(first, pb::FailureKind::Cancelled);
-    assert_eq!(answer, Ok(Next::Read));
+    assert_eq!(answer, Ok(StreamAction::Read));
     assert_eq!(bench.written(), [second as i64]);
-    bench.calls.cancel(second, Forgotten::Late);
-    bench.calls.cancel(second, Forgotten::Late);
+    bench.calls.cancel(second, CancelReason::DeadlinePassed);
+    bench.calls.cancel(second, CancelReason::DeadlinePassed);
     assert_eq!(bench.written(), [-(second as i64)]);
     assert!(bench.arrived().is_empty());
 }
 
 #[test]
-fn what_is_due_already_is_not_sent_and_makes_room() {
+fn an_overdue_call_is_not_written_and_makes_room() {
     let mut bench = bench(8);
-    bench.send(0, Duration::ZERO).expect("taken");
+    bench.send(0, Duration::ZERO).expect("accepted");
     assert_eq!(bench.arrived(), [(0, Some(CallError::Expired))]);
-    bench.send(1, LONG).expect("taken");
+    bench.send(1, LONG).expect("accepted");
     assert_eq!(bench.written(), [2]);
 }
 
 #[test]
-fn busy_is_told_and_draining_ends_what_was_not_sent() {
+fn busy_is_reported_and_draining_fails_what_was_not_written() {
     let mut bench = bench(2);
-    for slot in 0..4 {
-        bench.send(slot, LONG).expect("taken");
+    for tag in 0..4 {
+        bench.send(tag, LONG).expect("accepted");
     }
     assert_eq!(bench.written(), [1, 2]);
-    assert_eq!(bench.failure(1, pb::FailureKind::Busy), Ok(Next::Read));
+    assert_eq!(
+        bench.failure(1, pb::FailureKind::Busy),
+        Ok(StreamAction::Read)
+    );
     assert_eq!(bench.arrived(), [(0, Some(CallError::Busy))]);
     assert_eq!(bench.written(), [3]);
-    assert_eq!(bench.failure(2, pb::FailureKind::Draining), Ok(Next::Drain));
+    assert_eq!(
+        bench.failure(2, pb::FailureKind::Draining),
+        Ok(StreamAction::Drain)
+    );
     let draining = Some(CallError::Draining);
     assert_eq!(bench.arrived(), [(1, draining.clone()), (3, draining)]);
     assert_eq!(bench.send(4, LONG), Err(CallError::Draining));
     assert!(!bench.calls.was_useful());
-    assert_eq!(bench.rows(3), Ok(Next::Leave), "the node owes nothing");
+    assert_eq!(
+        bench.rows(3),
+        Ok(StreamAction::Close),
+        "the node owes nothing"
+    );
     assert_eq!(bench.arrived(), [(2, None)]);
     assert!(bench.calls.was_useful());
 }
 
 #[test]
-fn a_node_that_takes_nothing_is_busy_before_memory_is_full() {
+fn a_node_that_accepts_nothing_is_busy_before_memory_is_full() {
     let bench = bench(1);
-    for slot in 0..MAX_WAITING as u64 {
-        bench.send(slot, LONG).expect("taken");
+    for tag in 0..MAX_UNANSWERED as u64 {
+        bench.send(tag, LONG).expect("accepted");
     }
     assert_eq!(bench.send(0, LONG), Err(CallError::Busy));
 }
@@ -183,14 +194,14 @@ fn a_node_that_takes_nothing_is_busy_before_memory_is_full() {
 #[test]
 fn rows_of_another_length_are_malformed() {
     let mut bench = bench(1);
-    bench.send(7, LONG).expect("taken");
+    bench.send(7, LONG).expect("accepted");
     assert_eq!(bench.written(), [1]);
     let rows = compute_reply::Kind::Rows(pb::Rows {
         id: 1,
         rows: Bytes::from_static(&[0; 5]),
         ..Default::default()
     });
-    assert_eq!(bench.calls.reply(Some(rows)), Ok(Next::Read));
+    assert_eq!(bench.calls.on_reply(Some(rows)), Ok(StreamAction::Read));
     let reason = "5 bytes of rows instead of 4".to_owned();
     assert_eq!(bench.arrived(), [(7, Some(CallError::Malformed(reason)))]);
 }

@@ -1,4 +1,5 @@
-//! Routed experts from the coordinator's own model file: the last resort of a cluster.
+//! The local fallback: routed experts computed from the coordinator's own model file where no
+//! replica on a node can be reached.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,10 +11,10 @@ use ds4_common::tiles::TileRect;
 
 use crate::engine::ExpertError;
 
-/// Somebody in this process who can compute any tile.
-pub trait OwnExperts: Send + Sync + fmt::Debug {
-    /// Replaces `out` by the rows that a holder of `rect` returns for the tokens in `tokens`, on
-    /// the current rayon pool.
+/// Computes any tile in this process.
+pub trait FallbackExperts: Send + Sync + fmt::Debug {
+    /// Replaces `out` with the rows that a node returns for `rect` and the tokens in `tokens`
+    /// (`rows x hidden`), on the current rayon pool.
     ///
     /// # Errors
     /// The batch does not fit the model.
@@ -26,18 +27,20 @@ pub trait OwnExperts: Send + Sync + fmt::Debug {
     ) -> Result<(), ExpertError>;
 }
 
-/// [`OwnExperts`] over a mapped file, which is read only when it is needed.
+/// Routed experts over the coordinator's mapping of the model file, whose pages are read only when
+/// they are needed. One computation at a time.
 #[derive(Debug)]
-pub struct OwnFile(Mutex<TileComputer>);
+pub struct LocalExperts(Mutex<TileComputer>);
 
-impl OwnFile {
+impl LocalExperts {
+    /// Computes the experts of `store` with `kernels`.
     #[must_use]
     pub fn new(store: ExpertStore, kernels: Kernels) -> Self {
-        OwnFile(Mutex::new(TileComputer::new(store, kernels)))
+        LocalExperts(Mutex::new(TileComputer::new(store, kernels)))
     }
 }
 
-impl OwnExperts for OwnFile {
+impl FallbackExperts for LocalExperts {
     fn compute(
         &self,
         batch: &ExpertBatch,
@@ -52,7 +55,7 @@ impl OwnExperts for OwnFile {
             part = batch.part(tokens);
             &part
         };
-        // Buffers that a panic left behind are overwritten like any others.
+        // Whatever a panic left in the buffers is overwritten.
         let mut computer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         computer.compute(batch, &[rect], out)?;
         Ok(())

@@ -1,4 +1,4 @@
-//! What was sent to whom, for the log and the metrics.
+//! Progress of the nodes' pulls, as metrics and log lines.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,32 +11,30 @@ const SENT: &str = "ds4_slice_sent_bytes_total";
 const DONE: &str = "ds4_slice_sent_ratio";
 const FETCHES: &str = "ds4_slice_fetches";
 
-/// Tells the recorder what the series mean.
+/// Registers the descriptions of the metrics with the process's recorder.
 pub fn describe() {
-    describe_counter!(
-        SENT,
-        Unit::Bytes,
-        "Bytes of slices sent to nodes that pull them"
-    );
+    describe_counter!(SENT, Unit::Bytes, "Bytes of slice tensors sent to a node.");
     describe_gauge!(
         DONE,
-        "How much of its slice a node that pulls it has, 0 to 1"
+        "Fraction of its slice that a node has received, 0 to 1."
     );
-    describe_gauge!(FETCHES, "Tensors on their way to nodes");
+    describe_gauge!(FETCHES, "Tensors being sent to nodes.");
 }
 
-/// One node's pull.
-pub(super) struct Account {
+/// The progress of one node's pull.
+pub(super) struct PullProgress {
     node: String,
-    /// Bytes of all tensors before each tensor, and of all.
+    /// Bytes of the tensors before each tensor.
     before: Vec<u64>,
+    /// Bytes of all tensors.
     total: u64,
+    /// `None` while no pull is under way.
     progress: Mutex<Option<ByteProgress>>,
     sent: Counter,
     done: Gauge,
 }
 
-impl Account {
+impl PullProgress {
     pub(super) fn new(share: &Share) -> Self {
         let mut total = 0;
         let before = share.head.tensors().iter().map(|tensor| {
@@ -46,7 +44,7 @@ impl Account {
         });
         let before = before.collect();
         let label = || share.node.clone();
-        Account {
+        PullProgress {
             node: label(),
             before,
             total,
@@ -56,7 +54,7 @@ impl Account {
         }
     }
 
-    /// A fetch begins at `offset` of a tensor.
+    /// A fetch begins at byte `offset` of tensor `tensor`.
     pub(super) fn begin(&self, tensor: usize, offset: u64) {
         let found = self.before[tensor] + offset;
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,13 +63,13 @@ impl Account {
                 node = self.node,
                 megabytes = (self.total - found) / 1_000_000,
                 of = self.total / 1_000_000,
-                "a node pulls its slice"
+                "a node began to pull its slice"
             );
             *progress = Some(ByteProgress::new(self.total, found));
         }
     }
 
-    /// `bytes` more are sent, up to `end` of a tensor.
+    /// `bytes` more have been sent, up to byte `end` of tensor `tensor`.
     pub(super) fn sent(&self, tensor: usize, end: u64, bytes: u64) {
         self.sent.increment(bytes);
         let done = self.before[tensor] + end;
@@ -84,23 +82,27 @@ impl Account {
         if done == self.total
             && let Some(progress) = progress.take()
         {
-            tracing::info!(node = self.node, "a slice is sent: {}", progress.summary());
+            tracing::info!(
+                node = self.node,
+                "a slice has been sent: {}",
+                progress.summary()
+            );
         }
     }
 }
 
-/// Counts a fetch while it lives.
-pub(super) struct Running(Gauge);
+/// Counts a fetch as running until it is dropped.
+pub(super) struct FetchGuard(Gauge);
 
-impl Running {
+impl FetchGuard {
     pub(super) fn new() -> Self {
         let gauge = gauge!(FETCHES);
         gauge.increment(1.0);
-        Running(gauge)
+        FetchGuard(gauge)
     }
 }
 
-impl Drop for Running {
+impl Drop for FetchGuard {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }

@@ -1,11 +1,11 @@
-//! Who computes which tiles of a layer.
+//! Assigns every tile of a layer to exactly one of the replicas that hold it.
 
 use ds4_common::tiles::{Grid, Span, TileError, TileRect, TileSet};
 
-/// Rectangles that a message shows.
+/// Rectangles that a message lists.
 const SHOWN: usize = 8;
 
-/// Some rectangles for a person.
+/// Rectangles as text for a message, at most [`SHOWN`] of them.
 pub(super) fn list(rects: &[TileRect]) -> String {
     let mut text: Vec<String> = rects.iter().take(SHOWN).map(ToString::to_string).collect();
     if rects.len() > text.len() {
@@ -14,153 +14,157 @@ pub(super) fn list(rects: &[TileRect]) -> String {
     text.join(", ")
 }
 
-/// Somebody who may compute tiles.
+/// One possible place of computation: a node, or the local fallback. What it holds of the layer
+/// is one replica of each of those tiles.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Holder<'a> {
-    /// What it holds of the layer.
+pub(super) struct ReplicaCandidate<'a> {
+    /// The tiles that it holds of the layer; `None` excludes it.
     pub(super) tiles: Option<&'a TileSet>,
-    /// A tile goes to a holder of the lowest tier that holds it.
+    /// A tile is assigned within the lowest tier that has a replica of it.
     pub(super) tier: u8,
-    /// Its part of what it holds together with others of its tier, at least 1.
+    /// Its relative share of what it holds together with others of its tier, at least 1.
     pub(super) weight: u32,
 }
 
-/// Who computes what.
+/// Which candidate computes which tiles.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shares {
-    /// Of each holder, possibly nothing.
-    pub(super) of: Vec<Vec<TileRect>>,
-    /// What nobody holds.
+pub(super) struct TileAssignment {
+    /// The rectangles of each candidate, possibly none.
+    pub(super) shares: Vec<Vec<TileRect>>,
+    /// The tiles without a replica.
     pub(super) missing: Vec<TileRect>,
-    /// The most maximal subtrees that a rectangle has which all holders hold or do not hold as a
-    /// whole.
+    /// The largest number of maximal subtrees in one cell, a rectangle that every candidate holds
+    /// either entirely or not at all.
     pub(super) most_subtrees: usize,
 }
 
-/// Shares a layer's grid out: each tile to exactly one holder. Rectangles of a holder are merged
-/// as far as they come from one that it holds: what a node holds apart it computes apart. `cut`
-/// asks for expert groups x block strips.
+/// Assigns each tile of a layer's grid to exactly one candidate. The rectangles of a candidate are
+/// merged as far as they lie in one rectangle that it holds, since a node computes what it holds
+/// in separate rectangles separately. `cut` prescribes expert groups x block strips.
 ///
-/// Equal nodes that all hold everything get equal cuts. Otherwise the grid is cut along every
-/// border of a held rectangle, and a piece with several holders is cut again, by their weights.
+/// Equal candidates that all hold everything get equal cuts. Otherwise the grid is cut along every
+/// border of a held rectangle, and a cell with several replicas is cut again by their weights.
 ///
 /// # Errors
-/// The grid has no such cut.
-pub(super) fn share_out(
+/// The grid cannot be cut as `cut` prescribes.
+pub(super) fn assign_tiles(
     grid: Grid,
-    holders: &[Holder<'_>],
+    candidates: &[ReplicaCandidate<'_>],
     cut: Option<(u32, u32)>,
-) -> Result<Shares, TileError> {
-    let pieces = match cut {
+) -> Result<TileAssignment, TileError> {
+    let regions = match cut {
         Some((groups, strips)) => grid.cut(groups, strips)?,
-        None => equal_cuts(grid, holders).unwrap_or_else(|| vec![grid.whole()]),
+        None => equal_cuts(grid, candidates).unwrap_or_else(|| vec![grid.whole()]),
     };
-    let cells = cells(grid, holders, &pieces);
+    let cells = cells(grid, candidates, &regions);
     let subtrees = cells.iter().map(|cell| cell.subtrees(grid).len());
     let most_subtrees = subtrees.max().unwrap_or(0);
-    let mut owned: Vec<(TileRect, Vec<usize>)> = cells
+    let mut choices: Vec<(TileRect, Vec<usize>)> = cells
         .into_iter()
-        .map(|cell| (cell, best(holders, cell)))
+        .map(|cell| (cell, preferred(candidates, cell)))
         .collect();
-    // Where there is no choice comes first, so that the choices can even it out.
-    owned.sort_by_key(|(cell, holders)| (holders.len(), cell_key(cell)));
-    let mut of = vec![Vec::new(); holders.len()];
+    // Cells without a choice come first, so that the others can even out the load.
+    choices.sort_by_key(|(cell, candidates)| (candidates.len(), cell_key(cell)));
+    let mut shares = vec![Vec::new(); candidates.len()];
     let mut missing = Vec::new();
-    let mut loads = Loads::new(holders);
-    for (cell, candidates) in owned {
+    let mut loads = Loads::new(candidates);
+    for (cell, candidates) in choices {
         if candidates.is_empty() {
             missing.push(cell);
-        } else if pieces.len() > 1 {
-            of[loads.least(&candidates, cell.tiles())].push(cell);
+        } else if regions.len() > 1 {
+            shares[loads.least(&candidates, cell.tiles())].push(cell);
         } else {
-            for (holder, part) in loads.split(&candidates, cell) {
-                of[holder].push(part);
+            for (candidate, part) in loads.split(&candidates, cell) {
+                shares[candidate].push(part);
             }
         }
     }
-    let of = of
+    let shares = shares
         .into_iter()
-        .zip(holders)
-        .map(|(share, holder)| merge_within(share, holder.tiles));
-    Ok(Shares {
-        of: of.collect(),
+        .zip(candidates)
+        .map(|(share, candidate)| merge_within(share, candidate.tiles));
+    Ok(TileAssignment {
+        shares: shares.collect(),
         missing: merge(missing),
         most_subtrees,
     })
 }
 
-/// What none of `held` holds of the grid, merged.
+/// The tiles of the grid that none of `held` contains, as merged rectangles.
 #[must_use]
 pub(super) fn uncovered(grid: Grid, held: &[Option<&TileSet>]) -> Vec<TileRect> {
-    let holders: Vec<Holder<'_>> = held.iter().copied().map(held_by).collect();
-    let cells = cells(grid, &holders, &[grid.whole()]);
+    let candidates: Vec<ReplicaCandidate<'_>> = held.iter().copied().map(held_by).collect();
+    let cells = cells(grid, &candidates, &[grid.whole()]);
     let missing = cells
         .into_iter()
-        .filter(|cell| best(&holders, *cell).is_empty());
+        .filter(|cell| preferred(&candidates, *cell).is_empty());
     merge(missing.collect())
 }
 
-fn held_by(tiles: Option<&TileSet>) -> Holder<'_> {
-    Holder {
+fn held_by(tiles: Option<&TileSet>) -> ReplicaCandidate<'_> {
+    ReplicaCandidate {
         tiles,
         tier: 0,
         weight: 1,
     }
 }
 
-/// For each of `rects`, its parts along the borders of what `holders` hold, each with the holders
-/// of the lowest tier that hold it.
-pub(super) fn parts(
+/// Cuts `rects` along the borders of what the candidates hold. Each cell comes with the candidates
+/// of the lowest tier that have a replica of it.
+pub(super) fn cells_with_replicas(
     grid: Grid,
-    holders: &[Holder<'_>],
+    candidates: &[ReplicaCandidate<'_>],
     rects: &[TileRect],
 ) -> Vec<(TileRect, Vec<usize>)> {
-    let cells = cells(grid, holders, rects);
+    let cells = cells(grid, candidates, rects);
     cells
         .into_iter()
-        .map(|cell| (cell, best(holders, cell)))
+        .map(|cell| (cell, preferred(candidates, cell)))
         .collect()
 }
 
-/// Equal cuts for the holders of the lowest tier, if they are alike and hold everything.
-fn equal_cuts(grid: Grid, holders: &[Holder<'_>]) -> Option<Vec<TileRect>> {
-    let tier = holders.iter().map(|h| h.tier).min()?;
-    let mut peers = holders.iter().filter(|h| h.tier == tier);
+/// Equal cuts for the candidates of the lowest tier, provided that they have equal weights and hold
+/// everything.
+fn equal_cuts(grid: Grid, candidates: &[ReplicaCandidate<'_>]) -> Option<Vec<TileRect>> {
+    let tier = candidates.iter().map(|h| h.tier).min()?;
+    let mut peers = candidates.iter().filter(|h| h.tier == tier);
     let first = peers.clone().next()?;
-    let whole = |h: &Holder<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
+    let whole =
+        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
     let alike = peers.all(|h| whole(h) && h.weight == first.weight);
-    let count = holders.iter().filter(|h| h.tier == tier).count();
+    let count = candidates.iter().filter(|h| h.tier == tier).count();
     alike.then(|| grid.cut_for(count as u32).ok())?
 }
 
-/// The holders of the lowest tier that hold `cell` in one piece.
-fn best(holders: &[Holder<'_>], cell: TileRect) -> Vec<usize> {
-    let holds = |h: &Holder<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
-    let tier = holders.iter().filter(|h| holds(h)).map(|h| h.tier).min();
-    let chosen = |h: &Holder<'_>| Some(h.tier) == tier && holds(h);
-    let all = 0..holders.len();
-    all.filter(|&i| chosen(&holders[i])).collect()
+/// The candidates of the lowest tier that hold `cell` in one piece.
+fn preferred(candidates: &[ReplicaCandidate<'_>], cell: TileRect) -> Vec<usize> {
+    let holds =
+        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
+    let tier = candidates.iter().filter(|h| holds(h)).map(|h| h.tier).min();
+    let chosen = |h: &ReplicaCandidate<'_>| Some(h.tier) == tier && holds(h);
+    let all = 0..candidates.len();
+    all.filter(|&i| chosen(&candidates[i])).collect()
 }
 
-/// Tiles given to each holder so far.
+/// Number of tiles assigned to each candidate so far.
 struct Loads<'a> {
-    holders: &'a [Holder<'a>],
+    candidates: &'a [ReplicaCandidate<'a>],
     tiles: Vec<u64>,
 }
 
 impl<'a> Loads<'a> {
-    fn new(holders: &'a [Holder<'a>]) -> Self {
+    fn new(candidates: &'a [ReplicaCandidate<'a>]) -> Self {
         Loads {
-            holders,
-            tiles: vec![0; holders.len()],
+            candidates,
+            tiles: vec![0; candidates.len()],
         }
     }
 
-    /// Gives `tiles` more to the one of `candidates` that has least for its weight then.
+    /// Assigns `tiles` tiles to the one of `candidates` whose load by weight is then the least.
     fn least(&mut self, candidates: &[usize], tiles: u64) -> usize {
         let after = |&i: &usize| {
-            let weight = u64::from(self.holders[i].weight.max(1));
-            // Fractions of small numbers, compared without rounding.
+            let weight = u64::from(self.candidates[i].weight.max(1));
+            // 840 is divisible by every weight up to 8, so that these fractions are exact.
             ((self.tiles[i] + tiles) * 840 / weight, i)
         };
         let chosen = candidates.iter().copied().min_by_key(after).unwrap_or(0);
@@ -168,8 +172,8 @@ impl<'a> Loads<'a> {
         chosen
     }
 
-    /// Cuts a cell for its holders: along the blocks as far as they go, since that leaves few
-    /// subtrees, else along the experts.
+    /// Cuts a cell among `candidates`: along the blocks where there are enough of them, since that
+    /// leaves few subtrees, else along the experts.
     fn split(&mut self, candidates: &[usize], cell: TileRect) -> Vec<(usize, TileRect)> {
         let by_blocks = cell.blocks.len() as usize >= candidates.len();
         let axis = if by_blocks { cell.blocks } else { cell.experts };
@@ -191,7 +195,7 @@ impl<'a> Loads<'a> {
         }
         let mut next = 0;
         let mut parts = Vec::new();
-        for (&holder, count) in candidates.iter().zip(counts).filter(|(_, n)| *n > 0) {
+        for (&candidate, count) in candidates.iter().zip(counts).filter(|(_, n)| *n > 0) {
             let span = Span::new(border(next), border(next + count));
             next += count;
             let part = match by_blocks {
@@ -204,26 +208,18 @@ impl<'a> Loads<'a> {
                     ..cell
                 },
             };
-            parts.push((holder, part));
+            parts.push((candidate, part));
         }
         parts
     }
 }
 
-/// Merges the rectangles that lie in one of `held`, for each of those.
+/// Merges the rectangles of `share` that lie in the same rectangle of `held`.
 fn merge_within(share: Vec<TileRect>, held: Option<&TileSet>) -> Vec<TileRect> {
     let held = held.map_or(&[][..], TileSet::rects);
     let mut merged: Vec<TileRect> = held
         .iter()
-        .flat_map(|holder| {
-            merge(
-                share
-                    .iter()
-                    .copied()
-                    .filter(|r| holder.covers(*r))
-                    .collect(),
-            )
-        })
+        .flat_map(|outer| merge(share.iter().copied().filter(|r| outer.covers(*r)).collect()))
         .collect();
     merged.sort_by_key(cell_key);
     merged
@@ -238,10 +234,10 @@ fn cell_key(cell: &TileRect) -> [u32; 4] {
     ]
 }
 
-/// `pieces` cut along all borders of held rectangles.
-fn cells(grid: Grid, holders: &[Holder<'_>], pieces: &[TileRect]) -> Vec<TileRect> {
+/// Cuts `regions` along all borders of held rectangles.
+fn cells(grid: Grid, candidates: &[ReplicaCandidate<'_>], regions: &[TileRect]) -> Vec<TileRect> {
     let borders = |total: u32, axis: &dyn Fn(&TileRect) -> Span| -> Vec<u32> {
-        let rects = holders
+        let rects = candidates
             .iter()
             .filter_map(|h| h.tiles)
             .flat_map(|set| set.rects());
@@ -254,17 +250,17 @@ fn cells(grid: Grid, holders: &[Holder<'_>], pieces: &[TileRect]) -> Vec<TileRec
     let experts = borders(grid.experts, &|r| r.experts);
     let blocks = borders(grid.blocks, &|r| r.blocks);
     let mut cells = Vec::new();
-    for piece in pieces {
-        for e in inside(&experts, piece.experts) {
+    for region in regions {
+        for e in inside(&experts, region.experts) {
             cells.extend(
-                inside(&blocks, piece.blocks).map(|blocks| TileRect { experts: e, blocks }),
+                inside(&blocks, region.blocks).map(|blocks| TileRect { experts: e, blocks }),
             );
         }
     }
     cells
 }
 
-/// The spans between `borders` that lie in `span`, cut at its ends.
+/// The spans between neighbouring `borders`, clipped to `span`.
 fn inside(borders: &[u32], span: Span) -> impl Iterator<Item = Span> {
     borders
         .windows(2)
@@ -272,9 +268,9 @@ fn inside(borders: &[u32], span: Span) -> impl Iterator<Item = Span> {
         .filter(|s| !s.is_empty())
 }
 
-/// Joins rectangles that share a whole side until none do; sorted. In sorted order those that can
-/// be joined along an axis are neighbours, and a pass along one axis may allow joins along the
-/// other.
+/// Joins rectangles that share a whole side until none do, and sorts them. In sorted order the
+/// rectangles that can be joined along an axis are neighbours, and a pass along one axis may make
+/// joins along the other possible.
 fn merge(mut rects: Vec<TileRect>) -> Vec<TileRect> {
     loop {
         let before = rects.len();
@@ -327,7 +323,7 @@ mod tests {
         rects.iter().map(|r| r.experts.len() * r.blocks.len()).sum()
     }
 
-    /// How often each tile is given out.
+    /// How often each tile is assigned.
     fn counts(shares: &[Vec<TileRect>]) -> Vec<usize> {
         let tiles = (0..GRID.blocks).flat_map(|b| (0..GRID.experts).map(move |e| (e, b)));
         let within =
@@ -365,31 +361,31 @@ mod tests {
             if with_whole {
                 held.push(set(vec![GRID.whole()]));
             }
-            let holders: Vec<_> = held
+            let candidates: Vec<_> = held
                 .iter()
                 .enumerate()
-                .map(|(i, tiles)| Holder {
+                .map(|(i, tiles)| ReplicaCandidate {
                     tiles: Some(tiles),
                     tier: tiers[i % tiers.len()],
                     weight: weights[i % weights.len()],
                 })
                 .collect();
-            let shares = share_out(GRID, &holders, cut).expect("a legal cut");
-            prop_assert_eq!(shares.of.len(), held.len());
-            for (share, held) in shares.of.iter().zip(&held) {
+            let assignment = assign_tiles(GRID, &candidates, cut).expect("a legal cut");
+            prop_assert_eq!(assignment.shares.len(), held.len());
+            for (share, held) in assignment.shares.iter().zip(&held) {
                 prop_assert!(share.iter().all(|r| held.holder(*r).is_some()));
             }
             let all: Vec<Vec<TileRect>> = held.iter().map(|h| h.rects().to_vec()).collect();
             let absent = counts(&all).iter().filter(|&&n| n == 0).count();
-            prop_assert_eq!(area(&shares.missing) as usize, absent);
+            prop_assert_eq!(area(&assignment.missing) as usize, absent);
             let sets: Vec<_> = held.iter().map(Some).collect();
-            prop_assert_eq!(&shares.missing, &uncovered(GRID, &sets));
-            let mut given = shares.of.clone();
-            given.push(shares.missing);
+            prop_assert_eq!(&assignment.missing, &uncovered(GRID, &sets));
+            let mut given = assignment.shares.clone();
+            given.push(assignment.missing);
             prop_assert!(counts(&given).iter().all(|&n| n == 1));
-            // A tile is never with a holder of a higher tier than another who holds it.
-            for (i, share) in shares.of.iter().enumerate() {
-                for (j, other) in held.iter().enumerate().filter(|(j, _)| holders[*j].tier < holders[i].tier) {
+            // A tile is never assigned to a higher tier than the lowest that has a replica of it.
+            for (i, share) in assignment.shares.iter().enumerate() {
+                for (j, other) in held.iter().enumerate().filter(|(j, _)| candidates[*j].tier < candidates[i].tier) {
                     prop_assert!(share.iter().all(|r| other.holder(*r).is_none()), "{i} {j}");
                 }
             }
@@ -397,10 +393,10 @@ mod tests {
     }
 
     fn shares(held: &[Option<&TileSet>], cut: Option<(u32, u32)>) -> Vec<Vec<TileRect>> {
-        let holders: Vec<_> = held.iter().map(|tiles| held_by(*tiles)).collect();
-        let shares = share_out(GRID, &holders, cut).expect("a legal cut");
-        assert!(shares.missing.is_empty());
-        shares.of
+        let candidates: Vec<_> = held.iter().map(|tiles| held_by(*tiles)).collect();
+        let assignment = assign_tiles(GRID, &candidates, cut).expect("a legal cut");
+        assert!(assignment.missing.is_empty());
+        assignment.shares
     }
 
     #[test]
@@ -415,7 +411,7 @@ mod tests {
                 .iter()
                 .all(|s| s.len() == 1 && s[0].blocks.len() == 5)
         );
-        assert!(share_out(GRID, &[held_by(Some(&whole))], Some((1, 6))).is_err());
+        assert!(assign_tiles(GRID, &[held_by(Some(&whole))], Some((1, 6))).is_err());
         let many = shares(&vec![Some(&whole); 70], None);
         assert_eq!(
             many.iter().filter(|s| !s.is_empty()).count(),
@@ -436,29 +432,29 @@ mod tests {
     }
 
     #[test]
-    fn the_slower_of_two_gets_less_and_the_last_resort_nothing() {
+    fn the_slower_of_two_gets_less_and_a_higher_tier_nothing() {
         let whole = set(vec![GRID.whole()]);
-        let holder = |tier, weight| Holder {
+        let candidate = |tier, weight| ReplicaCandidate {
             tiles: Some(&whole),
             tier,
             weight,
         };
-        let holders = [holder(0, 8), holder(0, 2), holder(1, 8)];
-        let shares = share_out(GRID, &holders, None).expect("whole");
-        let areas: Vec<u32> = shares.of.iter().map(|s| area(s)).collect();
+        let candidates = [candidate(0, 8), candidate(0, 2), candidate(1, 8)];
+        let assignment = assign_tiles(GRID, &candidates, None).expect("whole");
+        let areas: Vec<u32> = assignment.shares.iter().map(|s| area(s)).collect();
         assert_eq!(areas, [48, 12, 0]);
-        assert_eq!(shares.most_subtrees, 1);
+        assert_eq!(assignment.most_subtrees, 1);
     }
 
     #[test]
-    fn parts_know_who_else_holds_them() {
+    fn cells_come_with_their_replicas() {
         let whole = set(vec![GRID.whole()]);
         let half = set(vec![rect(0, 6, 0, 5)]);
-        let holders = [held_by(Some(&half)), held_by(Some(&whole)), held_by(None)];
+        let candidates = [held_by(Some(&half)), held_by(Some(&whole)), held_by(None)];
         let strip = rect(0, 12, 1, 2);
-        let parts = parts(GRID, &holders, &[strip]);
+        let cells = cells_with_replicas(GRID, &candidates, &[strip]);
         assert_eq!(
-            parts,
+            cells,
             [(rect(0, 6, 1, 2), vec![0, 1]), (rect(6, 12, 1, 2), vec![1])]
         );
     }

@@ -1,24 +1,26 @@
-//! How long a node takes for a call, and when its answer is late.
+//! How long a node takes for a call, and when its reply is late.
 //!
-//! The cost of a call is counted in products, (token, chosen expert, block) triples: it covers the
-//! number of tokens as well as the share of the tiles. Each power of two of it has its own mean
-//! and mean deviation, as TCP estimates its round trips.
+//! The size of a call is counted in expert_block_ops, which cover the number of tokens as well as
+//! that of the tiles. Each power of two has a mean and a mean deviation of its own, estimated as
+//! TCP estimates round-trip times.
 
 use std::time::Duration;
 
-/// Powers of two that are told apart; larger calls share the last.
+/// Number of call sizes (powers of two) that are told apart; larger calls share the last.
 const SIZES: usize = 28;
 
-/// Bounds of what counts as late.
+/// When a reply counts as late.
 #[derive(Clone, Copy, Debug)]
 pub struct LatenessLimits {
-    /// No answer is late before this.
+    /// No reply is late before this time.
     pub floor: Duration,
-    /// Longest lateness that a node's own scatter can earn it.
+    /// Longest time that a node's scatter can earn it, unless twice its mean is longer.
     pub ceiling: Duration,
-    /// For a node that has not answered yet, with [`LatenessLimits::per_product`] on top.
+    /// Time allowed to a node that has not replied yet, plus [`LatenessLimits::per_op`] for every
+    /// expert_block_op.
     pub first: Duration,
-    pub per_product: Duration,
+    /// Time allowed for each expert_block_op of a first call.
+    pub per_op: Duration,
 }
 
 impl Default for LatenessLimits {
@@ -27,19 +29,19 @@ impl Default for LatenessLimits {
             floor: Duration::from_millis(25),
             ceiling: Duration::from_secs(5),
             first: Duration::from_millis(300),
-            per_product: Duration::from_millis(1),
+            per_op: Duration::from_millis(1),
         }
     }
 }
 
-/// Seconds.
+/// Estimated time of a call, in seconds.
 #[derive(Clone, Copy, Debug)]
 struct Estimate {
     mean: f64,
     deviation: f64,
 }
 
-/// What is known about one node's answers.
+/// Reply times of one node.
 #[derive(Clone, Debug)]
 pub(super) struct Latency {
     by_size: [Option<Estimate>; SIZES],
@@ -53,15 +55,16 @@ impl Default for Latency {
     }
 }
 
-fn size(products: u64) -> usize {
-    (products.max(1).ilog2() as usize).min(SIZES - 1)
+/// Index of a call's size.
+fn size(ops: u64) -> usize {
+    (ops.max(1).ilog2() as usize).min(SIZES - 1)
 }
 
 impl Latency {
-    /// Learns from an answer that took `took`.
-    pub(super) fn record(&mut self, products: u64, took: Duration) {
+    /// Records a reply that took `took`.
+    pub(super) fn record(&mut self, ops: u64, took: Duration) {
         let took = took.as_secs_f64();
-        let slot = &mut self.by_size[size(products)];
+        let slot = &mut self.by_size[size(ops)];
         *slot = Some(match *slot {
             None => Estimate {
                 mean: took,
@@ -74,16 +77,17 @@ impl Latency {
         });
     }
 
-    /// Usual time of a call; `None` before the first answer. A size that was never seen takes no
-    /// longer than a larger one, and no longer than in proportion to a smaller one.
+    /// Mean time of a call of `ops`; `None` before the first reply. A size without replies is
+    /// assumed to take no longer than the next larger one with any, and no longer than the next
+    /// smaller one in proportion.
     #[must_use]
-    pub(super) fn expected(&self, products: u64) -> Option<Duration> {
-        self.estimate(products)
+    pub(super) fn expected(&self, ops: u64) -> Option<Duration> {
+        self.estimate(ops)
             .map(|e| Duration::from_secs_f64(e.mean.max(0.0)))
     }
 
-    fn estimate(&self, products: u64) -> Option<Estimate> {
-        let size = size(products);
+    fn estimate(&self, ops: u64) -> Option<Estimate> {
+        let size = size(ops);
         if self.by_size[size].is_some() {
             return self.by_size[size];
         }
@@ -104,15 +108,15 @@ impl Latency {
         }
     }
 
-    /// Time after which an answer is late.
+    /// Time after which the reply to a call of `ops` is late.
     #[must_use]
-    pub(super) fn late_after(&self, products: u64, limits: &LatenessLimits) -> Duration {
-        let Some(Estimate { mean, deviation }) = self.estimate(products) else {
-            let products = u32::try_from(products).unwrap_or(u32::MAX);
-            let more = limits.per_product.saturating_mul(products);
+    pub(super) fn late_after(&self, ops: u64, limits: &LatenessLimits) -> Duration {
+        let Some(Estimate { mean, deviation }) = self.estimate(ops) else {
+            let ops = u32::try_from(ops).unwrap_or(u32::MAX);
+            let more = limits.per_op.saturating_mul(ops);
             return limits.first.saturating_add(more).min(limits.ceiling * 4);
         };
-        // A node that is always slow is not late at twice its usual time, whatever the ceiling.
+        // A node that is always slow is not late before twice its mean, whatever the ceiling.
         let most = limits.ceiling.as_secs_f64().max(2.0 * mean);
         let late = (1.25 * mean + 4.0 * deviation).clamp(limits.floor.as_secs_f64(), most);
         Duration::from_secs_f64(late)
@@ -127,20 +131,20 @@ mod tests {
         floor: Duration::from_millis(10),
         ceiling: Duration::from_secs(1),
         first: Duration::from_millis(300),
-        per_product: Duration::from_millis(1),
+        per_op: Duration::from_millis(1),
     };
 
-    fn steady(products: u64, took: Duration) -> Latency {
+    fn steady(ops: u64, took: Duration) -> Latency {
         let mut latency = Latency::default();
         for _ in 0..100 {
-            latency.record(products, took);
+            latency.record(ops, took);
         }
         latency
     }
 
     #[test]
     fn lateness_follows_what_was_measured_within_bounds() {
-        let late = |latency: &Latency, products| latency.late_after(products, &LIMITS);
+        let late = |latency: &Latency, ops| latency.late_after(ops, &LIMITS);
         let unknown = Latency::default();
         assert_eq!(late(&unknown, 12), Duration::from_millis(312));
         assert_eq!(late(&unknown, u64::MAX), Duration::from_secs(4));
@@ -158,7 +162,7 @@ mod tests {
     #[test]
     fn sizes_that_were_not_seen_are_bounded_by_their_neighbours() {
         let mut latency = steady(16, Duration::from_millis(2));
-        let expected = |latency: &Latency, products| latency.expected(products).expect("known");
+        let expected = |latency: &Latency, ops| latency.expected(ops).expect("known");
         assert_eq!(expected(&latency, 17), expected(&latency, 31));
         let near = |a: Duration, b: Duration| a.abs_diff(b) < Duration::from_micros(1);
         assert!(near(expected(&latency, 128), Duration::from_millis(16)));
