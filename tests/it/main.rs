@@ -5,6 +5,7 @@ mod bad_flags;
 mod bad_input;
 mod calibrate;
 mod certs;
+mod closed_pipe;
 mod cluster;
 mod deploy;
 mod engine;
