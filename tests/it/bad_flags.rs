@@ -52,7 +52,6 @@ fn token_files_that_are_wrong() {
 #[test]
 fn flags_that_cannot_be_satisfied() {
     let dir = TestFolder::new();
-    dir.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
     dir.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
     let inspected = coord(&["inspect", "--log", "off", "-m", text(&MODEL.model())]).stdout;
     let limit = inspected.split_once("context ").expect("a context").1;
@@ -107,6 +106,11 @@ fn flags_that_are_malformed() {
         assert_eq!(code, Some(2), "{args:?}: {stderr}");
         assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+    let Outcome { code, stderr, .. } = coord(&["inspect", "--isa", "mmx"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    for part in ["--isa", "mmx", "scalar"] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
 }
 

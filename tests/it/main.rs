@@ -1,3 +1,5 @@
+//! The real binaries and the engine from the outside: one test program, one module for each subject.
+
 mod api;
 mod bad_flags;
 mod bad_input;
