@@ -110,6 +110,11 @@ fn flags_that_are_malformed() {
         assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
     }
+    let Outcome { code, stderr, .. } = coord(&["inspect", "--isa", "mmx"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    for part in ["--isa", "mmx", "scalar"] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
 }
 
 /// Malformed addresses are refused at once, without waiting for nodes.

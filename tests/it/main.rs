@@ -1,4 +1,4 @@
-//! Tests that link every crate: golden outputs, clusters of real processes, files, flags, manifests.
+//! The real binaries and the engine from the outside: one test program, one module for each subject.
 
 mod api;
 mod bad_flags;
