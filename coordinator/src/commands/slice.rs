@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use ds4_cli::print_line;
+use ds4_cli::print;
 use ds4_common::slice::{
     Slice, SliceHead, SliceWriter, WholeModel, copy_tensor, ensure_room, file_name,
 };
@@ -69,22 +69,29 @@ pub fn run(args: &SliceArgs) -> Result<()> {
     };
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
-    let wanted = wanted(args, chosen)?;
+    let mut report = String::new();
+    let wanted = wanted(args, chosen, &mut report)?;
     let needed = wanted
         .iter()
         .map(|(path, share)| SliceWriter::missing_bytes(path, &share.head))
         .sum();
     ensure_room(&args.out, needed)?;
-    write_all(shares.model(), &wanted)
+    write_all(shares.model(), &wanted, &mut report)?;
+    // Last: a reader that leaves early must not cost a slice.
+    Ok(print(report)?)
 }
 
-/// The slices that do not exist yet. Those that exist are named and left alone.
-fn wanted<'s>(args: &SliceArgs, shares: &'s [Share]) -> Result<Vec<(PathBuf, &'s Share)>> {
+/// The slices that do not exist yet. Those that exist are reported and left alone.
+fn wanted<'s>(
+    args: &SliceArgs,
+    shares: &'s [Share],
+    report: &mut String,
+) -> Result<Vec<(PathBuf, &'s Share)>> {
     let mut wanted = Vec::new();
     for share in shares {
         let path = args.out.join(file_name(&share.node)?);
         if exists(&path, &share.head) {
-            print_line!("{}: already exists", path.display())?;
+            *report += &format!("{}: already exists\n", path.display());
             continue;
         }
         if path.exists() && !args.force {
@@ -102,9 +109,9 @@ fn exists(path: &Path, head: &SliceHead) -> bool {
     path.exists() && Slice::open(path).is_ok_and(|slice| slice.head().identity() == head.identity())
 }
 
-/// Layer by layer for all nodes, so that the model is read from the disk once, as far as a layer
-/// fits into memory.
-fn write_all(model: &WholeModel, wanted: &[(PathBuf, &Share)]) -> Result<()> {
+/// Writes and reports the slices, layer by layer for all nodes, so that the model is read from disk
+/// once, as far as a layer fits into memory.
+fn write_all(model: &WholeModel, wanted: &[(PathBuf, &Share)], report: &mut String) -> Result<()> {
     let total = wanted.iter().map(|(_, share)| bytes(&share.head)).sum();
     let mut found = CopyBar::new("checking existing parts", total);
     let mut writers = Vec::with_capacity(wanted.len());
@@ -127,15 +134,15 @@ fn write_all(model: &WholeModel, wanted: &[(PathBuf, &Share)]) -> Result<()> {
     let rate = bar.finish();
     for writer in writers {
         let head = writer.finish()?;
-        print_line!(
-            "{}: {} bytes, {}",
+        *report += &format!(
+            "{}: {} bytes, {}\n",
             head.file().display(),
             head.file_bytes(),
             head.holdings()
-        )?;
+        );
     }
     if rate > 0.0 {
-        print_line!("{:.2} GB/s", rate / 1e9)?;
+        *report += &format!("{:.2} GB/s\n", rate / 1e9);
     }
     Ok(())
 }
