@@ -52,7 +52,6 @@ fn token_files_that_are_wrong() {
 #[test]
 fn flags_that_cannot_be_satisfied() {
     let dir = TestFolder::new();
-    dir.assert_logits_refused("[1]", &["--isa", "mmx"], &["--isa", "mmx", "scalar"]);
     dir.assert_logits_refused("[1]", &["--grid", "3x9"], &["3"]);
     let inspected = coord(&["inspect", "--log", "off", "-m", text(&MODEL.model())]).stdout;
     let limit = inspected.split_once("context ").expect("a context").1;
@@ -91,7 +90,7 @@ fn flags_that_cannot_be_satisfied() {
 /// Malformed flags end with the parser's exit code and without a panic.
 #[test]
 fn flags_that_are_malformed() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 12] = [
         &["logits"],
         &["logits", "--tokens"],
         &["inspect", "--threads", "-1"],
@@ -100,6 +99,9 @@ fn flags_that_are_malformed() {
         &["inspect", "--grid", "0x0"],
         &["inspect", "--wait-for-nodes", "-3"],
         &["inspect", "--log", "=[=,"],
+        &["serve", "--kv-memory", "much"],
+        &["serve", "--body-limit=-1MiB"],
+        &["plan", "--reserve", "1.5.2G"],
         &["nothing"],
     ];
     for args in cases {
@@ -107,6 +109,11 @@ fn flags_that_are_malformed() {
         assert_eq!(code, Some(2), "{args:?}: {stderr}");
         assert!(stderr.starts_with("error: "), "{args:?}: {stderr}");
         assert!(!stderr.contains("panicked"), "{args:?}: {stderr}");
+    }
+    let Outcome { code, stderr, .. } = coord(&["inspect", "--isa", "mmx"]);
+    assert_eq!(code, Some(2), "{stderr}");
+    for part in ["--isa", "mmx", "scalar"] {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
 }
 
@@ -145,4 +152,31 @@ fn nodes_that_cannot_be_reached() {
     let twice = format!("{free_at},{free_at}");
     let flags = ["--nodes", twice.as_str(), "--wait-for-nodes", "1"];
     dir.assert_logits_refused("[1]", &flags, &[&free_at, "twice"]);
+}
+
+/// The message names the flag and what it takes.
+#[test]
+fn flags_whose_message_says_what_to_write() {
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&["inspect", "--isa", "mmx"], &["--isa", "mmx", "scalar"]),
+        (
+            &["serve", "--kv-memory", "64"],
+            &["--kv-memory", "invalid memory size \"64\": write a unit"],
+        ),
+        (
+            &["plan", "--node", "name=a,memory=64"],
+            &["--node", "write a unit, for example 64GiB"],
+        ),
+        (
+            &["serve", "--keep-alive", "0"],
+            &["--keep-alive", "1..=86400"],
+        ),
+    ];
+    for (args, parts) in cases {
+        let Outcome { code, stderr, .. } = coord(args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        for part in parts {
+            assert!(stderr.contains(part), "{args:?}: no {part:?} in {stderr}");
+        }
+    }
 }

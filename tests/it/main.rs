@@ -1,8 +1,11 @@
+//! The real binaries and the engine from the outside: one test program, one module for each subject.
+
 mod api;
 mod bad_flags;
 mod bad_input;
 mod calibrate;
 mod certs;
+mod closed_pipe;
 mod cluster;
 mod deploy;
 mod engine;

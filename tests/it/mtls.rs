@@ -101,7 +101,11 @@ fn strangers_are_refused_with_one_line_that_says_why() {
     let both = [&flags(&coordinator)[..], &["--insecure"]].concat();
     let by_name = format!("http://{secure}");
     let cases: [(&[&str], &str, &[&str]); 11] = [
-        (&both, &secure, &["--insecure", "--tls-ca", "exclude"]),
+        (
+            &both,
+            &secure,
+            &["--insecure", "--tls-ca", "cannot be used together"],
+        ),
         (&flags(&stranger), &secure, &["not signed", "--tls-ca"]),
         (&flags(&half), &secure, &["coordinator.pem", "not signed"]),
         (&flags(&posing), &secure, &["a.pem", "not a coordinator's"]),

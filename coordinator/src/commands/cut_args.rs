@@ -23,7 +23,7 @@ pub struct LayoutArg {
 /// How a model is cut.
 #[derive(Args, Clone, Debug)]
 #[group(required = true, multiple = false)]
-#[command(next_help_heading = "Cut (one of these)")]
+#[command(next_help_heading = "Cut")]
 pub struct CutArgs {
     /// Cut by a plan, as written by `ds4-coord plan`
     #[arg(long, value_name = "PLAN.toml")]

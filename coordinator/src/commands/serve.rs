@@ -9,6 +9,7 @@ use clap::Args;
 use ds4_cli::{parse, print_line};
 use ds4_common::model::Fingerprint;
 use ds4_common::quantity::Bytes;
+use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use super::join_args::{JoinArgs, Sharing};
@@ -115,19 +116,8 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     let mut stop = Stop::new()?;
     let recorder = metrics::install_recorder()?;
     // Bound before the model is loaded: a port in use should not cost a load.
-    let listener = TcpListener::bind(args.http.listen)
-        .await
-        .with_context(|| format!("cannot listen on {} (--listen)", args.http.listen))?;
-    let address = listener
-        .local_addr()
-        .context("the listening socket has no address")?;
+    let (listener, address) = listen(args.http.listen).await?;
     tracing::info!("listening on http://{address}, loading the model");
-    if !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(
-            "the API on {address} has neither a password nor encryption: expose it only to a proxy \
-             that adds both, or to a private network"
-        );
-    }
     let site = Site::default();
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let limits = ConnectionLimits {
@@ -151,29 +141,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         () = stop.requested() => return Ok(()),
     };
     tokio::spawn(metrics::keep_up(recorder.clone()));
-    let mut app = App::new(
-        Arc::clone(&service.scheduler),
-        Arc::clone(&service.vocabulary),
-        card(&args, &service)?,
-        HttpSettings {
-            body_limit: usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX),
-            cors: args.http.cors.clone(),
-            keep_alive: Duration::from_secs(args.http.keep_alive),
-        },
-        recorder,
-    );
-    if let Some(table) = service.cluster.clone() {
-        app = app.with_nodes(move || {
-            let nodes = table.nodes();
-            NodeCounts {
-                up: nodes
-                    .iter()
-                    .filter(|node| matches!(node.state, NodeState::Up))
-                    .count(),
-                total: nodes.len(),
-            }
-        });
-    }
+    let app = app(&args, &service, recorder)?;
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,
@@ -213,6 +181,49 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         tracing::warn!("the grace period ended before all requests were finished");
     }
     Ok(())
+}
+
+/// Binds the address, and warns if other machines can reach it.
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} (--listen)"))?;
+    let address = listener
+        .local_addr()
+        .context("the listening socket has no address")?;
+    if !address.ip().to_canonical().is_loopback() {
+        tracing::warn!(
+            "the API on {address} has neither a password nor encryption: expose it only to a proxy \
+             that adds both, or to a private network"
+        );
+    }
+    Ok((listener, address))
+}
+
+/// What HTTP requests are answered with.
+fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Result<App> {
+    let app = App::new(
+        Arc::clone(&service.scheduler),
+        Arc::clone(&service.vocabulary),
+        card(args, service)?,
+        HttpSettings {
+            body_limit: usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX),
+            cors: args.http.cors.clone(),
+            keep_alive: Duration::from_secs(args.http.keep_alive),
+        },
+        recorder,
+    );
+    let Some(table) = service.cluster.clone() else {
+        return Ok(app);
+    };
+    let is_up = |state: &NodeState| matches!(state, NodeState::Up);
+    Ok(app.with_nodes(move || {
+        let nodes = table.nodes();
+        NodeCounts {
+            up: nodes.iter().filter(|node| is_up(&node.state)).count(),
+            total: nodes.len(),
+        }
+    }))
 }
 
 fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {

@@ -19,10 +19,6 @@ use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Scheduling")]
 pub struct ServiceArgs {
-    /// What runs.
-    #[command(flatten)]
-    pub model: ModelArgs,
-
     /// Requests that run at the same time
     #[arg(
         long,
@@ -62,6 +58,10 @@ pub struct ServiceArgs {
     /// name]
     #[arg(long, env = "DS4_DIALECT", value_name = "NAME", value_parser = dialect)]
     pub dialect: Option<Dialect>,
+
+    /// What runs. Behind the others, which would get its last heading.
+    #[command(flatten)]
+    pub model: ModelArgs,
 }
 
 /// A running scheduler and what its users need to know.

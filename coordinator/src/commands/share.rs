@@ -23,14 +23,6 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct ShareArgs {
-    /// How the model is cut.
-    #[command(flatten)]
-    pub cut: CutArgs,
-
-    /// In which order weights are sent.
-    #[command(flatten)]
-    pub layout: LayoutArg,
-
     /// Address from which nodes fetch their slices; port 0 takes a free one
     #[arg(
         long,
@@ -48,6 +40,14 @@ pub struct ShareArgs {
         value_parser = parse::count(1024)
     )]
     pub fetches: usize,
+
+    /// How the model is cut.
+    #[command(flatten)]
+    pub cut: CutArgs,
+
+    /// In which order weights are sent.
+    #[command(flatten)]
+    pub layout: LayoutArg,
 
     /// Which model.
     #[command(flatten)]

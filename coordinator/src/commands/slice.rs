@@ -24,14 +24,6 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct SliceArgs {
-    /// How the model is cut.
-    #[command(flatten)]
-    pub cut: CutArgs,
-
-    /// In which order weights are written.
-    #[command(flatten)]
-    pub layout: LayoutArg,
-
     /// Write only the slice of this node
     #[arg(long, value_name = "NAME")]
     pub node: Option<String>,
@@ -43,6 +35,14 @@ pub struct SliceArgs {
     /// Replace files that hold something else
     #[arg(long)]
     pub force: bool,
+
+    /// How the model is cut.
+    #[command(flatten)]
+    pub cut: CutArgs,
+
+    /// In which order weights are written.
+    #[command(flatten)]
+    pub layout: LayoutArg,
 
     /// Which model.
     #[command(flatten)]

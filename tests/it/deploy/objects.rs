@@ -124,9 +124,7 @@ fn every_node_has_a_slice_to_pull() {
 fn files_are_on_volumes() {
     let base = Base::load();
     for workload in base.workloads() {
-        for flag in [
-            "model", "models", "data_dir", "tls_ca", "tls_cert", "tls_key",
-        ] {
+        for flag in ["model", "data_dir", "tls_ca", "tls_cert", "tls_key"] {
             let matches = serve(&workload);
             let values = matches.try_get_many::<PathBuf>(flag).ok().flatten();
             for path in values.into_iter().flatten() {
