@@ -42,7 +42,7 @@ impl<'a> Product<'a> {
 }
 
 /// # Panics
-/// A shape or a format does not fit; see [`super::Kernels::matmul`].
+/// A shape or a format does not fit; see [`super::Kernels::matmul_all`].
 pub(super) fn run<K: InstructionSet>(kernel: K, products: &mut [Product<'_>]) {
     let threads = rayon::current_num_threads();
     let mut tasks = 0;
