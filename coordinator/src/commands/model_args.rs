@@ -219,7 +219,12 @@ mod tests {
         }
         for away in ["node:1", "dns:node:1"] {
             let error = security(&["--nodes", away]).expect_err(away);
-            assert!(error.to_string().starts_with("node:1 is not on this machine"), "{error}");
+            assert!(
+                error
+                    .to_string()
+                    .starts_with("node:1 is not on this machine"),
+                "{error}"
+            );
             assert!(security(&["--nodes", away, "--insecure"]).is_ok(), "{away}");
         }
     }
