@@ -192,7 +192,8 @@ fn functions_fit_on_a_screen() {
             let indent = &line[..line.len() - code.len()];
             let ends = |line: &&str| {
                 let rest = line.strip_prefix(indent).unwrap_or_default();
-                rest.starts_with('}') || (rest.ends_with(';') && !rest.starts_with(' '))
+                let whole = rest.ends_with([';', '}']) && !rest.starts_with(' ');
+                rest.starts_with('}') || whole
             };
             let length = lines[at..].iter().position(ends).map_or(0, |end| end + 1);
             assert!(
