@@ -45,7 +45,7 @@ Examples:
 
 /// What to measure, and on which weights.
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES, mut_arg("model", bench_model))]
+#[command(after_help = EXAMPLES)]
 pub struct BenchArgs {
     /// Batch sizes, comma-separated
     #[arg(
@@ -90,7 +90,7 @@ pub struct BenchArgs {
 
     /// Weights in a file.
     #[command(flatten)]
-    pub model: ModelFlag,
+    pub mapped: MappedArgs,
 
     /// Which threads compute.
     #[command(flatten)]
@@ -104,6 +104,15 @@ pub struct BenchArgs {
         value_parser = parse::kernels
     )]
     pub isa: Option<Kernels>,
+}
+
+/// The file whose weights are measured, if any.
+#[derive(Args, Debug)]
+#[command(mut_arg("model", bench_model))]
+pub struct MappedArgs {
+    /// The flag of all commands, with another default.
+    #[command(flatten)]
+    pub model: ModelFlag,
 }
 
 /// Random weights are the default here, whatever the variable says.
@@ -140,7 +149,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let report = Report {
-        source: if args.model.model.is_empty() {
+        source: if args.mapped.model.model.is_empty() {
             "random"
         } else {
             "mapped file"
@@ -159,7 +168,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 
 /// The same weights in every order that is measured.
 fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
-    if args.model.model.is_empty() {
+    if args.mapped.model.model.is_empty() {
         let shape = ExpertShape {
             layers: usize::from(args.layers),
             hidden: 4096,
@@ -176,7 +185,7 @@ fn open(args: &BenchArgs) -> Result<Vec<ExpertStore>> {
         let stored = |layout| Ok(store.reinterpreted(layout)?);
         return args.layouts.iter().copied().map(stored).collect();
     }
-    let gguf = GgufModel::open_parts(&args.model.model)?;
+    let gguf = GgufModel::open_parts(&args.mapped.model.model)?;
     if Slice::is_slice(&gguf) {
         let slice = Slice::of(gguf)?;
         for tensor in slice.head().tensors() {

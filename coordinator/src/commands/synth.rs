@@ -28,8 +28,14 @@ pub struct SynthArgs {
     #[arg(long, value_name = "FILE.gguf")]
     pub out: PathBuf,
 
-    /// Widths of the model
-    #[arg(long, value_enum, default_value = "flash", value_name = "NAME")]
+    /// Widths of the model: flash (DeepSeek V4 Flash, about 3.8 GB per layer) or tiny (for tests)
+    #[arg(
+        long,
+        value_enum,
+        default_value = "flash",
+        value_name = "NAME",
+        hide_possible_values = true
+    )]
     pub preset: Preset,
 
     /// Layers of the flash preset
