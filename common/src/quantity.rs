@@ -105,16 +105,16 @@ impl Form {
         };
         let plain = number.chars().all(|c| c.is_ascii_digit() || c == '.');
         let value = plain.then(|| number.parse::<f64>().ok()).flatten();
-        let value = (value.ok_or_else(malformed)? * factor as f64).round();
+        let value = value.ok_or_else(malformed)? * factor as f64;
+        let bare = scale.is_empty() && stripped.is_none();
+        if bare && value > 0.0 && value < self.least_bare as f64 {
+            return Err(refused(QuantityFault::NoUnit));
+        }
+        let value = value.round();
         if value >= MOST {
             return Err(refused(QuantityFault::TooLarge));
         }
-        let value = value as u64;
-        let bare = scale.is_empty() && stripped.is_none();
-        if bare && value > 0 && value < self.least_bare {
-            return Err(refused(QuantityFault::NoUnit));
-        }
-        Ok(value)
+        Ok(value as u64)
     }
 
     fn factor(&self, scale: &str) -> Option<u64> {
@@ -233,7 +233,7 @@ quantity!(
 );
 
 quantity!(
-    /// Bits a second, of a network.
+    /// Bits per second, of a network.
     BitRate,
     Form {
         kind: "link rate",
@@ -326,8 +326,11 @@ mod tests {
         }
         assert!("40".parse::<Bandwidth>().is_err());
         assert!("10".parse::<BitRate>().is_err());
-        assert!("0.2".parse::<Nanos>().is_ok_and(|time| time.0 == 0));
-        assert!("5".parse::<Nanos>().is_err());
+        for bare in ["0.2", "5"] {
+            assert!(bare.parse::<Nanos>().is_err(), "{bare}");
+        }
+        assert!("0.4".parse::<Bytes>().is_err());
+        assert!("0".parse::<Bytes>().is_ok_and(|bytes| bytes.0 == 0));
     }
 
     #[test]

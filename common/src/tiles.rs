@@ -16,7 +16,7 @@
 //! ```
 //!
 //! An expert that a token did not choose has no leaf, and a subtree without leaves is skipped, so
-//! no zero is ever added. A holder of a set of tiles returns one row for each maximal subtree that
+//! no zero is ever added. A node that holds a set of tiles returns one row for each maximal subtree that
 //! the set covers; any cover of the grid then gives the same bits.
 
 mod choice;

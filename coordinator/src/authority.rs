@@ -90,7 +90,7 @@ impl Authority {
         &self.certificate
     }
 
-    /// The private key, PEM. Whoever has it can join the cluster.
+    /// The private key, PEM. Anyone who has it can join the cluster.
     #[must_use]
     pub fn key(&self) -> &str {
         &self.key

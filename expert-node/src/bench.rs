@@ -75,7 +75,7 @@ pub struct BenchArgs {
     )]
     pub layers: u16,
 
-    /// Layouts of random weights, measured in turns; a file has its own
+    /// Layouts of random weights, measured alternately; a file has a layout of its own
     #[arg(
         long,
         value_name = "LAYOUT",

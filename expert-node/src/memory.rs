@@ -32,10 +32,10 @@ pub(crate) struct Room {
 /// Why a call gets no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoRoom {
-    #[error("the memory for calls is in use")]
+    #[error("all memory for calls is in use")]
     Now,
     #[error("the call needs {bytes} bytes, this node keeps {total} for all calls together")]
-    Ever { bytes: usize, total: usize },
+    TooLarge { bytes: usize, total: usize },
 }
 
 impl CallMemory {
@@ -53,7 +53,7 @@ impl CallMemory {
         let units = u32::try_from(bytes.div_ceil(UNIT).max(1))
             .ok()
             .filter(|units| *units as usize <= total / UNIT)
-            .ok_or(NoRoom::Ever { bytes, total })?;
+            .ok_or(NoRoom::TooLarge { bytes, total })?;
         let taken = Arc::clone(&self.units).try_acquire_many_owned(units);
         let _units = taken.map_err(|_| NoRoom::Now)?;
         Ok(Room { _units })
@@ -77,6 +77,6 @@ mod tests {
         let found = memory.take(10 * UNIT + 1).err();
         let bytes = 10 * UNIT + 1;
         let total = 10 * UNIT;
-        assert_eq!(found, Some(NoRoom::Ever { bytes, total }));
+        assert_eq!(found, Some(NoRoom::TooLarge { bytes, total }));
     }
 }

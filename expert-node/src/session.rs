@@ -57,7 +57,7 @@ pub(crate) async fn open(
     let (replies, outbox) = mpsc::channel(node.max_in_flight + 1);
     // The channel is new and has room.
     let _ = replies.try_send(Ok(PendingReply::Welcome(welcome)));
-    // SessionReader and reply stream share the slot: the stream counts until its last reply has left.
+    // The reader and the reply stream share the slot: the stream counts until its last reply has left.
     let slot = Arc::new(SessionSlot::new(slot));
     let reader = SessionReader {
         phase: node.phase.clone(),
@@ -211,7 +211,7 @@ impl SessionReader {
                     )
                     .await;
             }
-            Err(error @ NoRoom::Ever { .. }) => {
+            Err(error @ NoRoom::TooLarge { .. }) => {
                 let text = error.to_string();
                 return self.refuse(id, pb::FailureKind::Invalid, &text).await;
             }

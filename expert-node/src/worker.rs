@@ -10,7 +10,7 @@ use ds4_common::expert::BatchError;
 use ds4_common::kernels::Kernels;
 use ds4_common::measure::{Measurement, Rates};
 use ds4_common::threads::Threads;
-use ds4_proto::wire::ExpertCall;
+use ds4_proto::wire::DecodedWork;
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
@@ -22,7 +22,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(10);
 /// A call to compute, and where its outcome goes.
 pub struct ComputeJob {
     /// The checked work.
-    pub call: ExpertCall,
+    pub call: DecodedWork,
     /// When it arrived; the call's deadline counts from here.
     pub received: Instant,
     /// Set when the coordinator cancels the call or leaves; read right before the computation.
@@ -243,7 +243,7 @@ fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcom
         stats.dropped();
         return JobOutcome::Expired;
     }
-    let ExpertCall { batch, rects, .. } = &job.call;
+    let DecodedWork { batch, rects, .. } = &job.call;
     let start = Instant::now();
     let mut values = Vec::new();
     // A panic is a defect of one call: the node goes on serving the others. `values` is dropped
@@ -359,7 +359,7 @@ mod tests {
                 round: false,
             };
             let job = ComputeJob {
-                call: ExpertCall {
+                call: DecodedWork {
                     id: layer as u64,
                     batch: ExpertBatch::new(shape, fields).expect("a legal batch"),
                     rects: TileSet::new(GRID, vec![GRID.whole()]).expect("set"),

@@ -9,7 +9,7 @@ use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
 use ds4_proto::limits::{MAX_TOKENS, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::wire::{
-    EncodedBatch, ExpertCall, Mismatch, Versions, WireError, bytes_from_floats, check_hello,
+    DecodedWork, EncodedBatch, Mismatch, Versions, WireError, bytes_from_floats, check_hello,
     decode_node, decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello, welcome,
 };
 use proptest::collection::vec;
@@ -185,7 +185,7 @@ proptest! {
             raw[at] = value;
         }
         if let Ok(work) = pb::Work::decode(raw.as_slice())
-            && let Ok(ExpertCall { batch, .. }) = decode_work(&work, &SHAPE, &held())
+            && let Ok(DecodedWork { batch, .. }) = decode_work(&work, &SHAPE, &held())
         {
             let fields = BatchFields::clone(&batch);
             prop_assert_eq!(ExpertBatch::new(SHAPE, fields).map(|_| ()), Ok(()));

@@ -100,7 +100,7 @@ impl ExpertBackend for Tripwire {
         if self.calls.fetch_add(1, Ordering::SeqCst) == self.trip_at {
             self.flag.store(true, Ordering::SeqCst);
             if self.fail {
-                return Err(ExpertError::Closed);
+                return Err(ExpertError::Incomplete);
             }
         }
         Ok(Box::new(Zeros))
@@ -181,7 +181,7 @@ fn failing_experts_break_the_sequences_of_the_step() {
     let mut sequence = engine.new_sequence();
     assert!(matches!(
         step_one(&mut engine, &mut sequence, &[1, 2]),
-        Err(EngineError::Experts(ExpertError::Closed))
+        Err(EngineError::Experts(ExpertError::Incomplete))
     ));
     assert!(sequence.is_broken());
 }

@@ -224,7 +224,7 @@ impl ExpertBatch {
         }
     }
 
-    /// Whether `token` has a leaf below `subtree`, so that a holder of the subtree returns a row.
+    /// Whether `token` has a leaf below `subtree`, so that a node that holds the subtree returns a row.
     #[must_use]
     pub fn has_row(&self, token: usize, subtree: Subtree) -> bool {
         subtree.has_leaf(self.routes_of(token).iter().map(|r| r.expert))
@@ -237,7 +237,7 @@ impl ExpertBatch {
         tokens.filter(move |&token| self.has_row(token, subtree))
     }
 
-    /// Number of rows that a holder of `rects` returns for the tokens in `tokens`.
+    /// Number of rows that a node that holds `rects` returns for the tokens in `tokens`.
     #[must_use]
     pub fn reply_rows(&self, tokens: Range<usize>, rects: &[TileRect]) -> usize {
         rects
@@ -252,7 +252,7 @@ impl ExpertBatch {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
     /// The layer is beyond the last one.
-    #[error("layer {layer} of a model with {layers} layers")]
+    #[error("layer {layer} does not exist: the model has {layers} layers")]
     Layer {
         /// Layer of the batch.
         layer: usize,
@@ -260,10 +260,10 @@ pub enum BatchError {
         layers: usize,
     },
     /// There is nothing to compute.
-    #[error("an expert batch without tokens or experts")]
+    #[error("the batch has no tokens or no experts")]
     Empty,
     /// The number of routes is not tokens x experts used.
-    #[error("{found} routes for {tokens} tokens with {experts_used} experts each")]
+    #[error("found {found} routes, expected {experts_used} for each of {tokens} tokens")]
     Routes {
         /// Routes of the batch.
         found: usize,
@@ -273,7 +273,7 @@ pub enum BatchError {
         experts_used: usize,
     },
     /// A route names an expert that the model does not have.
-    #[error("expert {expert} of a model with {experts} experts per layer")]
+    #[error("expert {expert} does not exist: a layer has {experts} experts")]
     Expert {
         /// Id in the route.
         expert: u32,
@@ -281,7 +281,7 @@ pub enum BatchError {
         experts: u32,
     },
     /// The input is not tokens x hidden.
-    #[error("{found} input values for {tokens} tokens of width {hidden}")]
+    #[error("found {found} input values, expected {hidden} for each of {tokens} tokens")]
     Input {
         /// Activations of the batch.
         found: usize,
@@ -291,7 +291,7 @@ pub enum BatchError {
         hidden: usize,
     },
     /// The batch was made for another model.
-    #[error("a batch for a model with {found}, where the weights have {expected}")]
+    #[error("the batch is for a model with {found}, but the weights have {expected}")]
     Shape {
         /// Shape that the batch was checked against.
         found: MoeShape,
@@ -299,7 +299,7 @@ pub enum BatchError {
         expected: MoeShape,
     },
     /// The input is quantised otherwise than the weights need it.
-    #[error("input in {found:?} blocks, where layer {layer} takes {expected:?}")]
+    #[error("the input is in {found:?} blocks, but layer {layer} takes {expected:?}")]
     Format {
         /// Layer of the batch.
         layer: usize,

@@ -35,7 +35,7 @@ pub(super) enum SumStep {
     Merge { from: usize, into: usize },
 }
 
-/// One row that the holder returns: a token's sum over one subtree.
+/// One row that is returned: a token's sum over one subtree.
 #[derive(Clone, Debug)]
 pub(super) struct OutputRow {
     pub(super) blocks: Span,

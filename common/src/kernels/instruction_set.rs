@@ -38,8 +38,9 @@ impl IsaName {
 /// The products of one instruction set. An implementor is a proof that the CPU has the
 /// instructions, so its methods are safe.
 ///
-/// What a set does not speed up is done by its [`InstructionSet::base`]. The base of all is
-/// [`super::scalar::Scalar`], which leaves nothing to its own.
+/// What a set does not speed up is done by its [`InstructionSet::base`], apart from Q2_K and IQ2_XXS,
+/// which fall back on the set's own `super_blocks`, and the grids, which go row by row. The base of
+/// all is [`super::scalar::Scalar`], which implements every product itself.
 ///
 /// Callers ensure that a row holds as many blocks as each of `xs`, and that `out` is as long as
 /// `xs`; if that is not so, implementations stay within bounds (and may panic or leave results

@@ -11,8 +11,8 @@
 //!   takes `(d8 * d) * I - (d8 * dmin) * M` in ascending order, without the second term where the
 //!   format has no mins.
 //!
-//! Which NaN a result is stays open; that it is one does not. Weight bytes are foreign: whatever
-//! they hold, a product reads only its row and only its row's results suffer.
+//! Every set agrees on whether a result is NaN; its payload is unspecified. Weight bytes are foreign:
+//! whatever they hold, a product reads only its row and only its row's results suffer.
 //!
 //! # The folder
 //!
@@ -43,7 +43,7 @@
 //! # What a new instruction set touches
 //!
 //! 1. A type in `x86_64` or `aarch64` that only `detect` makes, with an `InstructionSet` of the
-//!    methods that it speeds up; its `Base` does the rest.
+//!    methods that it speeds up; its `Base` does the rest, but for `multiply_bytes` in `peak`.
 //! 2. `IsaName`, with the name that `--isa` takes.
 //! 3. `Tuning::of` in `select`: which of its loops are the fastest, as measured.
 //! 4. `Isa`, `with_kernel!` and [`Kernels::available`], slowest first, in this file.

@@ -21,10 +21,10 @@ pub(super) const TOKEN_BYTES: usize = 320 << 10;
 pub(super) const TOKENS_AT_LEAST: usize = 8;
 
 /// Weight rows that [`Loop::F32Gemm4Rows`] multiplies together.
-pub(super) const F32_ROWS_OF_FEW: usize = 4;
+pub(super) const F32_ROWS_SMALL_BATCH: usize = 4;
 
 /// Weight rows that [`Loop::F32Gemm8Rows`] multiplies together.
-pub(super) const F32_ROWS_OF_MANY: usize = 8;
+pub(super) const F32_ROWS_LARGE_BATCH: usize = 8;
 
 /// Activations from which f32 rows are multiplied eight at a time.
 const F32_MANY: usize = 4;
@@ -91,7 +91,7 @@ impl Tuning {
                 ..Self::NOTHING
             },
             IsaName::Avx2 | IsaName::AvxVnni => Self::AVX2,
-            // Its eight rows are those of AVX2, half as wide.
+            // Its loop of eight rows is AVX2's, with vectors of 256 bits.
             IsaName::Avx512 => Self {
                 q4_k_gemm_16rows_from: 2,
                 ..Self::AVX2
@@ -144,7 +144,7 @@ pub(super) enum Q4KLoop {
     Gemm8Rows,
     /// Sixteen rows by all activations, a row a lane, with the fewest instructions a product.
     Gemm16Rows,
-    /// A row by all activations: what the sets above leave of the rows, too.
+    /// One row by all activations. Also takes the rows left over by the loops above.
     Rows,
 }
 

@@ -94,7 +94,7 @@ pub enum SliceError {
         found: usize,
     },
     /// Tiles of a layer that the model does not have.
-    #[error("{}: layer {layer} of a model with {layers} layers", file.display())]
+    #[error("{}: layer {layer} does not exist: the model has {layers} layers", file.display())]
     Layer {
         /// File that the message names.
         file: PathBuf,

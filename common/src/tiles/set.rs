@@ -52,7 +52,7 @@ impl TileSet {
 
     /// The rectangle that covers all of `rect` by itself.
     #[must_use]
-    pub fn holder(&self, rect: TileRect) -> Option<TileRect> {
+    pub fn rect_around(&self, rect: TileRect) -> Option<TileRect> {
         self.rects.iter().copied().find(|held| held.covers(rect))
     }
 
@@ -102,8 +102,8 @@ mod tests {
         assert!(set.covers(rect(0, 8, 0, 2)));
         assert!(!set.covers(rect(0, 8, 1, 3)));
         assert!(!set.covers(rect(0, 1, 3, 4)));
-        assert_eq!(set.holder(rect(4, 6, 0, 1)), Some(rect(4, 8, 0, 2)));
-        assert_eq!(set.holder(rect(2, 6, 0, 1)), None);
+        assert_eq!(set.rect_around(rect(4, 6, 0, 1)), Some(rect(4, 8, 0, 2)));
+        assert_eq!(set.rect_around(rect(2, 6, 0, 1)), None);
         assert_eq!(set.tiles(), 16);
     }
 

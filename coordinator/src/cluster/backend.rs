@@ -26,7 +26,7 @@ pub struct ClusterOptions {
     /// Each as [`NodeSpec`] parses it.
     pub nodes: Vec<String>,
     /// Expert groups x block strips; `None` cuts by what the nodes hold.
-    pub grid: Option<(u32, u32)>,
+    pub cut: Option<(u32, u32)>,
     /// Time for the nodes to connect at the start.
     pub startup_timeout: Duration,
     /// Whether to start although some tiles are on no node, if there is a local fallback.
@@ -46,7 +46,7 @@ impl Default for ClusterOptions {
     fn default() -> Self {
         ClusterOptions {
             nodes: Vec::new(),
-            grid: None,
+            cut: None,
             startup_timeout: Duration::from_secs(60),
             begin_incomplete: false,
             deadline: Duration::from_secs(60),
@@ -89,7 +89,7 @@ impl ClusterBackend {
         fallback: Option<Arc<dyn FallbackExperts>>,
     ) -> Result<Self, ClusterError> {
         let specs = specs(&options.nodes)?;
-        if let Some((groups, strips)) = options.grid {
+        if let Some((groups, strips)) = options.cut {
             expected.shape.grid.cut(groups, strips)?;
         }
         let nodes = Arc::new(Nodes {
@@ -116,7 +116,7 @@ impl ClusterBackend {
         let incomplete = fallback.is_some() && options.begin_incomplete;
         wait_ready(table, shape, incomplete, resolving, options.startup_timeout).await?;
         let settings = DispatchSettings {
-            cut: options.grid,
+            cut: options.cut,
             deadline: options.deadline,
             ..DispatchSettings::new(shape)
         };

@@ -34,7 +34,6 @@ mod scripted;
 mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
-pub use link::inspect;
 pub use local::LocalBackend;
 pub use local_fallback::{FallbackExperts, LocalExperts};
 pub use membership::{

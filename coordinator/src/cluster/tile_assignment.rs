@@ -129,8 +129,10 @@ fn equal_cuts(grid: Grid, candidates: &[ReplicaCandidate<'_>]) -> Option<Vec<Til
     let tier = candidates.iter().map(|h| h.tier).min()?;
     let mut peers = candidates.iter().filter(|h| h.tier == tier);
     let first = peers.clone().next()?;
-    let whole =
-        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|t| t.holder(grid.whole()).is_some());
+    let whole = |h: &ReplicaCandidate<'_>| {
+        h.tiles
+            .is_some_and(|t| t.rect_around(grid.whole()).is_some())
+    };
     let alike = peers.all(|h| whole(h) && h.weight == first.weight);
     let count = candidates.iter().filter(|h| h.tier == tier).count();
     alike.then(|| grid.cut_for(count as u32).ok())?
@@ -138,8 +140,10 @@ fn equal_cuts(grid: Grid, candidates: &[ReplicaCandidate<'_>]) -> Option<Vec<Til
 
 /// The candidates of the lowest tier that hold `cell` in one piece.
 fn preferred(candidates: &[ReplicaCandidate<'_>], cell: TileRect) -> Vec<usize> {
-    let holds =
-        |h: &ReplicaCandidate<'_>| h.tiles.is_some_and(|tiles| tiles.holder(cell).is_some());
+    let holds = |h: &ReplicaCandidate<'_>| {
+        h.tiles
+            .is_some_and(|tiles| tiles.rect_around(cell).is_some())
+    };
     let tier = candidates.iter().filter(|h| holds(h)).map(|h| h.tier).min();
     let chosen = |h: &ReplicaCandidate<'_>| Some(h.tier) == tier && holds(h);
     let all = 0..candidates.len();
@@ -373,7 +377,7 @@ mod tests {
             let assignment = assign_tiles(GRID, &candidates, cut).expect("a legal cut");
             prop_assert_eq!(assignment.shares.len(), held.len());
             for (share, held) in assignment.shares.iter().zip(&held) {
-                prop_assert!(share.iter().all(|r| held.holder(*r).is_some()));
+                prop_assert!(share.iter().all(|r| held.rect_around(*r).is_some()));
             }
             let all: Vec<Vec<TileRect>> = held.iter().map(|h| h.rects().to_vec()).collect();
             let absent = counts(&all).iter().filter(|&&n| n == 0).count();
@@ -386,7 +390,7 @@ mod tests {
             // A tile is never assigned to a higher tier than the lowest that has a replica of it.
             for (i, share) in assignment.shares.iter().enumerate() {
                 for (j, other) in held.iter().enumerate().filter(|(j, _)| candidates[*j].tier < candidates[i].tier) {
-                    prop_assert!(share.iter().all(|r| other.holder(*r).is_none()), "{i} {j}");
+                    prop_assert!(share.iter().all(|r| other.rect_around(*r).is_none()), "{i} {j}");
                 }
             }
         }

@@ -163,7 +163,7 @@ impl Assembly {
         } else {
             let options = ClusterOptions {
                 nodes,
-                grid: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
+                cut: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
                 startup_timeout: Duration::from_secs(args.cluster.wait_for_nodes),
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),

@@ -98,7 +98,7 @@ fn measure(args: &BenchArgs, mut assembly: Assembly) -> Result<()> {
     }
     let (resident, file) = resident_memory();
     print_line!(
-        "resident memory {} MB, {} MB of it mapped files; model files {} MB",
+        "resident memory {} MB ({} MB of it in mapped files); model files {} MB",
         resident / 1_000_000,
         file / 1_000_000,
         assembly.model.gguf.file_bytes() / 1_000_000

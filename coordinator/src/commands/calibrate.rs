@@ -194,7 +194,7 @@ fn compute(rates: &MachineRates) -> Option<OpRate> {
     Some(OpRate(rounded(peak as f64 * SUSTAINED)))
 }
 
-/// Bits a second of the slower direction.
+/// Bits per second of the slower direction.
 fn link(report: &NodeReport) -> Option<f64> {
     let (_, link) = report.measured.as_ref()?;
     Some(link.least() * 8.0)

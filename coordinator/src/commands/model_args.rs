@@ -121,7 +121,7 @@ pub struct ClusterArgs {
     pub wait_for_nodes: u64,
 
     /// Seconds for the experts of one layer, including lost connections and retries; whatever is
-    /// still missing then falls back to the local file, or fails with --local-fallback never
+    /// still missing then is computed from the coordinator's model file, or fails with --local-fallback never
     #[arg(
         long,
         env = "DS4_CALL_TIMEOUT",

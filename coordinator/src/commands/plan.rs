@@ -58,7 +58,7 @@ pub struct PlanArgs {
     #[arg(long, value_name = "PROPERTIES")]
     pub coordinator: Option<CoordinatorMachine>,
 
-    /// Replicas of every tile beyond its first holder, or the plan fails [default: one, as far as
+    /// Extra replicas of every tile; the plan fails if they do not fit [default: one, as far as
     /// memory allows]
     #[arg(long, value_name = "N", value_parser = parse::up_to(31))]
     pub replicas: Option<usize>,

@@ -41,7 +41,7 @@ impl CopyBar {
         }
     }
 
-    /// Removes the bar; returns the mean rate in bytes a second.
+    /// Removes the bar; returns the mean rate in bytes per second.
     pub(super) fn finish(self) -> f64 {
         self.bar.finish_and_clear();
         self.lines.rate()

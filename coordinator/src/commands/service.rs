@@ -39,7 +39,7 @@ pub struct ServiceArgs {
     )]
     pub queue: usize,
 
-    /// Prompt tokens per step: more speed up prompts, fewer delay running answers less
+    /// Prompt tokens per step: larger values speed up prompts, smaller ones delay running answers less
     #[arg(
         long,
         env = "DS4_CHUNK",
@@ -114,7 +114,7 @@ impl Service {
                 %kv_memory,
                 longest = scheduler.context(),
                 context,
-                "the memory for KV caches is too small for a sequence of the whole context"
+                "the memory for KV caches is too small for a sequence of the full context"
             );
         }
         let scheduler = Arc::new(scheduler);

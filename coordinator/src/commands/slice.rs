@@ -67,18 +67,30 @@ pub fn run(args: &SliceArgs) -> Result<()> {
             &shares.all()[number..=number]
         }
     };
+    let mut report = String::new();
+    let written = write(args, shares.model(), chosen, &mut report);
+    // Last: a reader that leaves early must not cost a slice.
+    let printed = print(report);
+    written?;
+    Ok(printed?)
+}
+
+/// Writes the slices that do not exist yet, and reports all of them as far as it comes.
+fn write(
+    args: &SliceArgs,
+    model: &WholeModel,
+    shares: &[Share],
+    report: &mut String,
+) -> Result<()> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
-    let mut report = String::new();
-    let wanted = wanted(args, chosen, &mut report)?;
+    let wanted = wanted(args, shares, report)?;
     let needed = wanted
         .iter()
         .map(|(path, share)| SliceWriter::missing_bytes(path, &share.head))
         .sum();
     ensure_room(&args.out, needed)?;
-    write_all(shares.model(), &wanted, &mut report)?;
-    // Last: a reader that leaves early must not cost a slice.
-    Ok(print(report)?)
+    write_all(model, &wanted, report)
 }
 
 /// The slices that do not exist yet. Those that exist are reported and left alone.

@@ -1,5 +1,7 @@
 //! Products of activations with dense weight matrices: all matrices of the model except the routed
-//! experts. This is the only door through which the forward pass reaches them.
+//! experts. This is the only door through which the forward pass multiplies with them; rows of the
+//! embedding are looked up, not multiplied. Another implementation, on a graphics card for
+//! instance, must give the bits of [`Kernels`], whose sums have a fixed order.
 //!
 //! A matrix has one row per output and one column per input ([`Linear`]), an operand one row per
 //! token ([`Operand`]). Results land in plain `f32` buffers, row-major, one row per token.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use ds4_common::expert::{BatchError, ExpertBatch};
+use ds4_common::tiles::TileError;
 
 /// Computes routed experts, in this process or on a cluster.
 pub trait ExpertBackend: Send + Sync {
@@ -87,7 +88,10 @@ pub enum ExpertError {
     /// The caller gave up waiting.
     #[error("the request was cancelled while its experts were computed")]
     GivenUp,
-    /// The coordinator is stopping and starts no calls.
-    #[error("the cluster is shutting down")]
-    Closed,
+    /// Tiles overlap, leave a gap or are too many for a call.
+    #[error("the expert tiles of the nodes do not form a layer: {0}")]
+    Tiles(#[from] TileError),
+    /// Rows are missing at the deadline although no call is open.
+    #[error("some experts were not computed although every call to a node has ended")]
+    Incomplete,
 }

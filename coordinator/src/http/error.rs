@@ -205,6 +205,7 @@ mod tests {
     use ds4_common::kernels::Matrix;
     use ds4_common::model::ModelError;
     use ds4_common::quant::GgmlType;
+    use ds4_common::tiles::{Grid, TileError};
 
     use super::*;
     use crate::engine::{EngineError, ExpertError};
@@ -321,7 +322,14 @@ mod tests {
             ExpertError::Malformed { node, reason },
             ExpertError::TooLarge,
             ExpertError::GivenUp,
-            ExpertError::Closed,
+            ExpertError::Tiles(TileError::TooManyNodes {
+                nodes: 9,
+                grid: Grid {
+                    experts: 4,
+                    blocks: 2,
+                },
+            }),
+            ExpertError::Incomplete,
         ]
     }
 

@@ -23,15 +23,15 @@ pub struct ClusterFile {
 /// Properties of machines that do not state their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assumptions {
-    /// Bytes a second that weights are read from memory.
+    /// Bytes per second that weights are read from memory.
     pub bandwidth: Bandwidth,
-    /// Bits a second of the network link.
+    /// Bits per second of the network link.
     pub link: BitRate,
     /// Round trip between a node and the coordinator.
     pub rtt: Nanos,
-    /// Operations a second of 8-bit integer kernels; a multiply-add counts as two.
+    /// Operations per second of 8-bit integer kernels; a multiply-add counts as two.
     pub compute: OpRate,
-    /// Bytes a second that the coordinator reads from the disk with its model file.
+    /// Bytes per second that the coordinator reads from the disk with its model file.
     pub disk: Bandwidth,
 }
 
@@ -55,13 +55,13 @@ pub struct NodeNumbers {
     pub memory: u64,
     /// Bytes of it that weights may take.
     pub room: u64,
-    /// Bytes a second that weights are read from memory.
+    /// Bytes per second that weights are read from memory.
     pub bandwidth: f64,
-    /// Bytes a second of the network link.
+    /// Bytes per second of the network link.
     pub link: f64,
     /// Seconds of a round trip to the coordinator.
     pub rtt: f64,
-    /// Operations a second.
+    /// Operations per second.
     pub compute: f64,
 }
 
@@ -72,13 +72,13 @@ pub struct CoordinatorNumbers {
     pub machine: CoordinatorMachine,
     /// Bytes of memory, if known.
     pub memory: Option<u64>,
-    /// Bytes a second that weights are read from memory.
+    /// Bytes per second that weights are read from memory.
     pub bandwidth: f64,
-    /// Bytes a second of the network link, which the messages of all nodes share.
+    /// Bytes per second of the network link, which the messages of all nodes share.
     pub link: f64,
-    /// Operations a second.
+    /// Operations per second.
     pub compute: f64,
-    /// Bytes a second that are read from the disk with the model file.
+    /// Bytes per second that are read from the disk with the model file.
     pub disk: f64,
 }
 

@@ -20,16 +20,16 @@ pub struct NodeMachine {
     /// Bytes of memory that the node may use, for weights and everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
-    /// Bytes a second that weights are read from memory.
+    /// Bytes per second that weights are read from memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// Bits a second of the network link.
+    /// Bits per second of the network link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<BitRate>,
     /// Round trip to the coordinator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt: Option<Nanos>,
-    /// Operations a second that the kernels reach on many tokens; a multiply-add counts as two.
+    /// Operations per second that the kernels reach on many tokens; a multiply-add counts as two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<OpRate>,
 }
@@ -42,16 +42,16 @@ pub struct CoordinatorMachine {
     /// Bytes of memory, for the model and everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
-    /// Bytes a second that weights are read from memory.
+    /// Bytes per second that weights are read from memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
-    /// Bits a second of the network link, which the messages of all nodes share.
+    /// Bits per second of the network link, which the messages of all nodes share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link: Option<BitRate>,
-    /// Operations a second that the kernels reach on many tokens; a multiply-add counts as two.
+    /// Operations per second that the kernels reach on many tokens; a multiply-add counts as two.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute: Option<OpRate>,
-    /// Bytes a second that are read from the disk with the model file.
+    /// Bytes per second that are read from the disk with the model file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bandwidth>,
 }

@@ -75,7 +75,7 @@ struct ExpertsTime {
 
 /// Predicts a step of `tokens` tokens in which only the last position's logits are computed.
 /// `loads` has one entry for each layer; the coordinator reads the experts of its own tiles at
-/// `local_bandwidth` bytes a second.
+/// `local_bandwidth` bytes per second.
 #[must_use]
 pub fn predict_step(
     demand: &Demand,

@@ -143,9 +143,9 @@ pub struct Rows {
     /// Id of the work. Coordinator: one that it sent on this stream and that is unanswered.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// Rows of `hidden` f32: rectangle by rectangle, in one subtree by subtree of the canonical
-    /// reduction tree, in one the tokens that chose an expert of it, ascending. Coordinator: exact
-    /// length; the node refuses work whose rows could exceed 64 MiB.
+    /// Rows of `hidden` f32, ordered by rectangle, then by maximal subtree of the canonical reduction
+    /// tree, then by token; a token has a row only if it chose an expert of that subtree. Coordinator:
+    /// exact length; the node refuses work whose rows could exceed 64 MiB.
     #[prost(bytes = "bytes", tag = "2")]
     pub rows: ::prost::bytes::Bytes,
     /// Microseconds between receipt and the start of the computation.

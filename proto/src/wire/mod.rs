@@ -29,7 +29,7 @@ pub use probe::{
 pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;
-pub use work::{EncodedBatch, ExpertCall, decode_work};
+pub use work::{DecodedWork, EncodedBatch, decode_work};
 
 use crate::limits::{
     FINGERPRINT_BYTES, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES,

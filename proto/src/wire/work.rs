@@ -65,7 +65,7 @@ impl EncodedBatch {
 
 /// Checked work, ready to be computed by a node.
 #[derive(Clone, Debug, PartialEq)]
-pub struct ExpertCall {
+pub struct DecodedWork {
     /// The coordinator's number of the call, unique among the unanswered ones of a stream.
     pub id: u64,
     /// Routes and activations of one layer.
@@ -84,7 +84,7 @@ pub fn decode_work(
     work: &pb::Work,
     shape: &MoeShape,
     held: &Holdings,
-) -> Result<ExpertCall, WireError> {
+) -> Result<DecodedWork, WireError> {
     bound("tokens", work.tokens.into(), 1, MAX_TOKENS as u64)?;
     let most_ms = MAX_DEADLINE.as_millis() as u64;
     bound("deadline_ms", work.deadline_ms.into(), 1, most_ms)?;
@@ -106,8 +106,8 @@ pub fn decode_work(
 
     let rects = decode_tiles(shape.grid, &work.rects)?;
     let here = held.layer(work.layer as usize);
-    let holder = |rect| here.and_then(|tiles| tiles.holder(rect));
-    if let Some(rect) = rects.rects().iter().find(|rect| holder(**rect).is_none()) {
+    let around = |rect| here.and_then(|tiles| tiles.rect_around(rect));
+    if let Some(rect) = rects.rects().iter().find(|rect| around(**rect).is_none()) {
         return Err(WireError::NotHeld {
             rect: *rect,
             layer: work.layer,
@@ -129,7 +129,7 @@ pub fn decode_work(
         input: decode_input(format, &work.input),
         round: work.round,
     };
-    Ok(ExpertCall {
+    Ok(DecodedWork {
         id: work.id,
         batch: ExpertBatch::new(*shape, fields)?,
         rects,

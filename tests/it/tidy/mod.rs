@@ -147,7 +147,7 @@ fn no_two_modules_import_each_other() {
                 }
             }
         }
-        // What imports nothing that is left, or is imported by none, is no part of a circle.
+        // A module without remaining imports or importers is not part of a circle.
         loop {
             let before = ties.len();
             let importers: BTreeSet<_> = ties.keys().cloned().collect();

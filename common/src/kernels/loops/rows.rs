@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use super::super::instruction_set::InstructionSet;
 use super::super::operands::{ActRow, Activations, Matrix};
-use super::super::select::{F32_ROWS_OF_FEW, F32_ROWS_OF_MANY, TOKEN_BYTES, TOKENS_AT_LEAST};
+use super::super::select::{
+    F32_ROWS_LARGE_BATCH, F32_ROWS_SMALL_BATCH, TOKEN_BYTES, TOKENS_AT_LEAST,
+};
 use super::super::select::{Loop, SmallType, SuperType, TOKENS_AT_ONCE, select_f32};
 use crate::quant::{BlockQ8, BlockQ8K, GgmlType, dequantize_row};
 use crate::quant::{Mxfp4, Q3K, Q5K, Q6K, Q8_0};
@@ -149,31 +151,31 @@ impl RowResults<'_, '_> {
         if cols == 0 {
             return self.each_row(xs.len(), |_, out| out.fill(0.0));
         }
-        if buffer.len() < F32_ROWS_OF_MANY * cols {
-            buffer.resize(F32_ROWS_OF_MANY * cols, 0.0);
+        if buffer.len() < F32_ROWS_LARGE_BATCH * cols {
+            buffer.resize(F32_ROWS_LARGE_BATCH * cols, 0.0);
         }
         if select_f32(xs.len()) == Loop::F32Gemm8Rows {
-            for first in (0..w.rows()).step_by(F32_ROWS_OF_MANY) {
-                let count = F32_ROWS_OF_MANY.min(w.rows() - first);
+            for first in (0..w.rows()).step_by(F32_ROWS_LARGE_BATCH) {
+                let count = F32_ROWS_LARGE_BATCH.min(w.rows() - first);
                 for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
                     w.with_row(first + i, |row| widen_row(k, w.ty(), row, wide));
                 }
-                let wide: [&[f32]; F32_ROWS_OF_MANY] =
+                let wide: [&[f32]; F32_ROWS_LARGE_BATCH] =
                     std::array::from_fn(|i| &buffer[i * cols..][..cols]);
                 let out = &mut self.out[first * self.tokens + self.start..];
                 k.dots_grid(&wide[..count], xs, out, self.tokens);
             }
             return;
         }
-        for first in (0..w.rows()).step_by(F32_ROWS_OF_FEW) {
-            let count = F32_ROWS_OF_FEW.min(w.rows() - first);
+        for first in (0..w.rows()).step_by(F32_ROWS_SMALL_BATCH) {
+            let count = F32_ROWS_SMALL_BATCH.min(w.rows() - first);
             for (i, wide) in buffer.chunks_exact_mut(cols).take(count).enumerate() {
                 w.with_row(first + i, |row| widen_row(k, w.ty(), row, wide));
             }
-            let wide: [&[f32]; F32_ROWS_OF_FEW] =
+            let wide: [&[f32]; F32_ROWS_SMALL_BATCH] =
                 std::array::from_fn(|i| &buffer[i * cols..][..cols]);
             for (t, x) in xs.iter().enumerate() {
-                let mut results = [0.0; F32_ROWS_OF_FEW];
+                let mut results = [0.0; F32_ROWS_SMALL_BATCH];
                 k.dots_f32(x, &wide[..count], &mut results[..count]);
                 for (i, result) in results[..count].iter().enumerate() {
                     self.out[(first + i) * self.tokens + self.start + t] = *result;

@@ -178,7 +178,8 @@ fn small_blocks<F: SmallBlock>(k: Avx2, row: &[u8], xs: &[&[BlockQ8]], out: &mut
     rows::small_blocks::<_, F>(k, row, xs, out);
 }
 
-impl RowVectors for Avx2 {
+// SAFETY: only `detect` makes a value, on a CPU with these instructions.
+unsafe impl RowVectors for Avx2 {
     type Sum = __m256i;
     type Nibbles = Nibbles;
     type SmallWeights = [[i8; 32]; LANES];

@@ -213,7 +213,8 @@ fn small_blocks<F: SmallBlock>(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8]], out
     rows::small_blocks::<_, F>(k, row, xs, out);
 }
 
-impl RowVectors for Avx512Vnni {
+// SAFETY: only `detect` makes a value, on a CPU with these instructions.
+unsafe impl RowVectors for Avx512Vnni {
     type Sum = __m512i;
     type Nibbles = Nibbles;
     type SmallWeights = Pairs;

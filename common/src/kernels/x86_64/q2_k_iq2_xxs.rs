@@ -52,7 +52,7 @@ pub(super) trait TwoBits: SuperBlock {
 pub(super) fn row<F: TwoBits>(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
     out.fill(0.0);
     let mut w = Codes::zero();
-    let mut products = Products::zero();
+    let mut products = TwoBitProducts::zero();
     if let ([x], [out]) = (xs, &mut *out) {
         for (blocks, x) in F::blocks(row).chunks(4).zip(x.chunks(4)) {
             for (i, (bytes, x)) in blocks.iter().zip(x).enumerate() {
@@ -81,12 +81,12 @@ pub(super) fn row<F: TwoBits>(row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
 }
 
 /// Four products of blocks, of which the last ones may be left over from before.
-struct Products {
+struct TwoBitProducts {
     sums: [__m256i; 4],
     factors: Factors,
 }
 
-impl Products {
+impl TwoBitProducts {
     #[inline]
     #[target_feature(enable = "avx2")]
     fn zero() -> Self {

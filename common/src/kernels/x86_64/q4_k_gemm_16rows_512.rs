@@ -2,7 +2,7 @@
 //!
 //! Plain rows are expensive to unpack: that is done once, while the integer sums of all activations are
 //! in memory. In a panel a word of every row is one load, so that unpacking is cheap: activations
-//! come in sets whose sums stay in registers, and each set unpacks anew.
+//! come in sets whose sums stay in registers, and each set unpacks again.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -31,7 +31,7 @@ fn load(words: &[[u8; 4]; 16]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn stay(mut products: __m512i) -> __m512i {
-    // SAFETY: there is no instruction.
+    // SAFETY: the template is empty but for a comment, so it changes nothing.
     unsafe { asm!("/* {} */", inout(zmm_reg) products, options(nostack, preserves_flags)) }
     products
 }

@@ -18,15 +18,15 @@ const TOKENS: usize = 64;
 pub(super) fn q4_k_gemm_8rows<S: ByteProducts>(
     w: BlockRows<'_, 8>,
     xs: &[&BlockQ8K],
-    ascales: *const u8,
+    ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0..=4 => add_block::<S, 4>(w, xs, ascales, out),
-            5..=16 => add_block::<S, 16>(w, xs, ascales, out),
-            _ => add_block::<S, TOKENS>(w, xs, ascales, out),
+            0..=4 => add_block::<S, 4>(w, xs, ahead, out),
+            5..=16 => add_block::<S, 16>(w, xs, ahead, out),
+            _ => add_block::<S, TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -37,15 +37,15 @@ pub(super) fn q4_k_gemm_8rows<S: ByteProducts>(
 fn add_block<S: ByteProducts, const T: usize>(
     w: BlockRows<'_, 8>,
     xs: &[&BlockQ8K],
-    ascales: *const u8,
+    ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
     let scales = Scales::new(words(&w, 0));
-    prefetch_lines::<2>(ascales, 0);
+    prefetch_lines::<2>(ahead, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
         let q = nibbles(&w, p);
-        prefetch_lines::<4>(ascales, 2 + 4 * p);
+        prefetch_lines::<4>(ahead, 2 + 4 * p);
         for (i, q) in q.iter().enumerate() {
             let j = 2 * p + i;
             let scale = scales.scale::<S>(j);

@@ -25,7 +25,7 @@ const BOTH: usize = 2;
 pub(super) unsafe fn q4_k_panel_gemm<S: ByteProducts, const FRESH: bool>(
     panel: &[PanelBlock],
     xs: &[&BlockQ8K],
-    ascales: impl Fn(usize) -> *const u8,
+    ahead: impl Fn(usize) -> *const u8,
     out: &mut PanelResults<'_>,
 ) {
     let tokens = xs.len().checked_div(panel.len()).unwrap_or(0);
@@ -34,7 +34,7 @@ pub(super) unsafe fn q4_k_panel_gemm<S: ByteProducts, const FRESH: bool>(
         let mut set = Set {
             w: block,
             half: 0,
-            ascales: Some(ascales(b)),
+            ahead: Some(ahead(b)),
             first: 0,
         };
         for xs in xs.chunks(set_of(tokens, TOKENS)) {
@@ -47,8 +47,8 @@ pub(super) unsafe fn q4_k_panel_gemm<S: ByteProducts, const FRESH: bool>(
                     _ => set.add_halves::<S, FRESH, TOKENS>(xs, out),
                 }
             }
-            // What is ascales was asked for by the first set.
-            set.ascales = None;
+            // The first set has prefetched already.
+            set.ahead = None;
             set.first += xs.len();
         }
     }
@@ -60,7 +60,7 @@ struct Set<'a> {
     w: &'a PanelBlock,
     /// The first half that they are multiplied with.
     half: usize,
-    ascales: Option<*const u8>,
+    ahead: Option<*const u8>,
     /// Which activation is the set's first.
     first: usize,
 }
@@ -77,7 +77,7 @@ impl Set<'_> {
     ) {
         let second = Set {
             half: 1,
-            ascales: None,
+            ahead: None,
             ..self
         };
         // SAFETY: the caller promises the CPU.
@@ -102,10 +102,10 @@ impl Set<'_> {
             return;
         };
         let prefetch = |line: usize| {
-            if let Some(ascales) = self.ascales {
+            if let Some(ahead) = self.ahead {
                 // Full queues may drop the first.
-                prefetch_lines::<1>(ascales, line);
-                prefetch_lines::<1>(ascales, line);
+                prefetch_lines::<1>(ahead, line);
+                prefetch_lines::<1>(ahead, line);
             }
         };
         let words = |line: usize, h: usize| load(&self.w[line], self.half + h);

@@ -14,9 +14,11 @@ use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock, q4_
 /// Activations whose lanes are kept while they are multiplied with a part of a row.
 const TOKENS: usize = 64;
 
-/// What depends on the width of vectors. A value is a proof that the CPU has AVX2 and F16C, and
-/// what the methods need besides.
-pub(super) trait RowVectors: Copy {
+/// What depends on the width of vectors.
+///
+/// # Safety
+/// A value must prove that the CPU has AVX2 and F16C, and whatever else the methods need.
+pub(super) unsafe trait RowVectors: Copy {
     /// The integer sum of a product, in several parts.
     type Sum: Copy;
 
@@ -77,13 +79,13 @@ impl<N> Q4KBlock<N> {
 }
 
 /// Up to four products of a block with an activation block.
-struct Products<V: RowVectors> {
+struct RowProducts<V: RowVectors> {
     v: V,
     sums: [V::Sum; 4],
     factors: Factors,
 }
 
-impl<V: RowVectors> Products<V> {
+impl<V: RowVectors> RowProducts<V> {
     #[inline(always)]
     fn new(v: V) -> Self {
         Self {
@@ -161,7 +163,7 @@ fn add_q4_k_blocks<V: RowVectors, const N: usize>(
     x: &[BlockQ8K; N],
     out: &mut f32,
 ) {
-    let mut products = Products::new(v);
+    let mut products = RowProducts::new(v);
     for i in 0..N {
         products.set_q4_k(i, &Q4KBlock::unpack(v, &w[i]), &x[i]);
     }
@@ -182,7 +184,7 @@ fn add_q4_k_block<V: RowVectors, const N: usize>(
     let Some(xs) = xs.first_chunk::<N>() else {
         return;
     };
-    let mut products = Products::new(v);
+    let mut products = RowProducts::new(v);
     for (i, x) in xs.iter().enumerate() {
         products.set_q4_k(i, w, &x[b]);
     }
@@ -229,7 +231,7 @@ fn add_super_block<V: RowVectors, F: SuperBlock, const N: usize>(
     let Some(xs) = xs.first_chunk::<N>() else {
         return;
     };
-    let mut products = Products::new(v);
+    let mut products = RowProducts::new(v);
     for (i, x) in xs.iter().enumerate() {
         products.set::<F>(i, w, scaled, &x[b]);
     }

@@ -19,7 +19,8 @@
 //! opens a socket or reads the system's clock: see [`crate::cluster::transport`].
 //!
 //! From top to bottom: `pending` is the loop of one layer, `sub_batch` the tokens of one call,
-//! `task` some tiles for those tokens, `replica_selector` the choice of the replica,
+//! `task` some tiles for those tokens, `replica_selector` the choice of the replica (the balanced
+//! division of a layer is [`super::tile_assignment`]'s),
 //! `health` and `latency` what is known about a node, `probe` how a node recovers.
 
 mod health;

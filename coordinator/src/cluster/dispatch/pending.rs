@@ -95,7 +95,7 @@ impl<'a> PendingLayer<'a> {
         let layer = self.context.batch.layer;
         let deadline_ms = self.context.dispatcher.settings.deadline.as_millis() as u64;
         let Some(blocker) = self.sub_batches.iter().find_map(SubBatch::blocker) else {
-            return ExpertError::Closed;
+            return ExpertError::Incomplete;
         };
         let tiles = list(blocker.rects);
         if let Some(node) = blocker.node {
@@ -106,8 +106,8 @@ impl<'a> PendingLayer<'a> {
                 deadline_ms,
             };
         }
-        let selector = self.context.dispatcher.selector();
-        let (_, absent) = selector.describe_missing(blocker.rects);
+        let dispatcher = self.context.dispatcher;
+        let (_, absent) = dispatcher.selector().describe_missing(blocker.rects);
         let failure = blocker.failure;
         let failure = failure.map(|f| (f.node.to_string(), f.error.to_string()));
         let unknown = || ("-".to_owned(), "no node holds them".to_owned());

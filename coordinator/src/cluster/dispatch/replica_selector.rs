@@ -161,8 +161,7 @@ impl ReplicaSelector {
         let grid = self.shape.grid;
         let candidates = self.candidates(layer, &[]);
         let assignment = assign_tiles(grid, &candidates, self.cut)
-            .or_else(|_| assign_tiles(grid, &candidates, None))
-            .map_err(|_| ExpertError::TooLarge)?;
+            .or_else(|_| assign_tiles(grid, &candidates, None))?;
         let mut most_subtrees = assignment.most_subtrees;
         let replicas = (0..candidates.len()).map(|candidate| Some(self.replica(candidate)));
         let mut shares = Vec::new();
@@ -172,13 +171,13 @@ impl ReplicaSelector {
             .filter(|(_, rects)| !rects.is_empty())
         {
             // Shares are disjoint and inside the grid; only their number can be wrong.
-            let set = TileSet::new(grid, rects).map_err(|_| ExpertError::TooLarge)?;
+            let set = TileSet::new(grid, rects)?;
             most_subtrees = most_subtrees.max(set.subtrees(grid));
             shares.push((replica, Arc::new(set)));
         }
         let cover = Cover::new(grid, shares.iter().map(|(_, set)| set.rects()));
         Ok(DispatchPlan {
-            cover: cover.map_err(|_| ExpertError::TooLarge)?,
+            cover: cover?,
             shares,
             most_subtrees,
         })
@@ -237,7 +236,7 @@ impl ReplicaSelector {
                 candidate.tiles = None;
             }
         }
-        let holds_all = |set: &TileSet| rects.iter().all(|rect| set.holder(*rect).is_some());
+        let holds_all = |set: &TileSet| rects.iter().all(|rect| set.rect_around(*rect).is_some());
         let whole = (0..candidates.len())
             .filter(|&i| candidates[i].tiles.is_some_and(holds_all))
             .min_by_key(|&i| self.preference(&candidates, i));
@@ -251,7 +250,7 @@ impl ReplicaSelector {
         {
             return vec![(Some(self.replica(whole)), rects.to_vec())];
         }
-        // ReplicaCandidate, its rectangles, and their maximal subtrees.
+        // The candidate, its rectangles, and their number of maximal subtrees.
         let mut found: Vec<(Option<usize>, Vec<TileRect>, usize)> = Vec::new();
         for (cell, by) in cells {
             let chosen = by
@@ -357,7 +356,7 @@ impl ReplicaSelector {
             tracing::info!(
                 node = %self.view.nodes[at].name,
                 health = ?self.health[at].state(),
-                "expert node answers again"
+                "an expert node is answering again"
             );
             self.forget_plans();
         }

@@ -48,7 +48,7 @@ pub(super) enum TaskState {
     Open,
     /// No replica accepts it. It is tried again at this time, or when the nodes change.
     Stranded(Instant),
-    /// None of the tokens chose these experts, or nobody needs the rows any more.
+    /// None of the tokens chose these experts, or the rows are no longer needed.
     Empty,
     /// This attempt has delivered the rows.
     Done(AttemptId),

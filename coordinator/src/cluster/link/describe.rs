@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use ds4_proto::channel;
-use ds4_proto::error_text::{error_text, status_text};
+use ds4_proto::error_text::status_text;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::wire::{Mismatch, NodeInfo, Versions, decode_node};
@@ -72,22 +71,4 @@ async fn ask(channel: Channel) -> Result<NodeInfo, DescribeError> {
 
 fn no_answer(timeout: Duration) -> String {
     format!("it did not answer within {} s", timeout.as_secs_f64())
-}
-
-/// The current description of the node at `address` (`host:port`, plain text), counters included.
-///
-/// # Errors
-/// It cannot be reached within `timeout`, or its description is malformed.
-pub async fn inspect(address: &str, timeout: Duration) -> Result<NodeInfo, String> {
-    let endpoint = channel::endpoint(address).map_err(|error| error.to_string())?;
-    let asked = async {
-        let channel = endpoint.connect().await.map_err(|e| error_text(&e))?;
-        ask(channel).await.map_err(|error| match error {
-            DescribeError::Unreachable(text) => text,
-            DescribeError::Malformed(problem) => problem.to_string(),
-            DescribeError::Mismatch(mismatch) => mismatch.to_string(),
-        })
-    };
-    let answer = tokio::time::timeout(timeout, asked).await;
-    answer.unwrap_or_else(|_| Err(no_answer(timeout)))
 }

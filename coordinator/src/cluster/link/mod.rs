@@ -19,7 +19,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-pub use describe::inspect;
 
 use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
 use super::node_metrics::NodeMetrics;

@@ -44,7 +44,7 @@ fn live_nodes_are_measured() {
     }
 }
 
-/// Passes connections on to `to`, at most `rate` bytes a second each way.
+/// Passes connections on to `to`, at most `rate` bytes per second each way.
 fn relay(cluster: &Cluster, to: SocketAddr, rate: f64) -> String {
     cluster.runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
@@ -95,7 +95,7 @@ fn a_slow_link_is_measured_as_slow() {
         }
         found.push(link);
     }
-    panic!("{RATE} bytes a second were measured as {found:?}");
+    panic!("{RATE} bytes per second were measured as {found:?}");
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The same bits for any number of nodes and any cut.
 
 use ds4_common::expert::BatchFields;
+use ds4_proto::channel;
+use ds4_proto::pb::node_control_client::NodeControlClient;
+use ds4_proto::wire::{Versions, decode_node};
 
 use super::*;
 
@@ -81,11 +84,15 @@ fn nodes_count_all_work_and_share_it() {
             .iter()
             .all(|c| c.bytes_out == 10 * 8 * 4 && c.bytes_in > 0)
     );
-    let told = cluster.runtime.block_on(crate::cluster::inspect(
-        &cluster.addresses()[0],
-        Duration::from_secs(10),
-    ));
-    assert_eq!(told.expect("description").counters.expert_blocks, 30);
+    let described = cluster.runtime.block_on(async {
+        let endpoint = channel::endpoint(&cluster.addresses()[0]).expect("an address");
+        let channel = endpoint.connect().await.expect("a connection");
+        let mut client = NodeControlClient::new(channel);
+        let reply = client.describe(Versions::request()).await;
+        decode_node(reply.expect("a reply").get_ref())
+    });
+    let described = described.expect("well-formed").expect("the same version");
+    assert_eq!(described.counters.expert_blocks, 30);
 }
 
 #[test]

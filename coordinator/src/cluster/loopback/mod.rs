@@ -112,10 +112,10 @@ impl Cluster {
         self.nodes.iter().map(|n| n.address().to_string()).collect()
     }
 
-    fn connect(&self, grid: Option<(u32, u32)>) -> Result<ClusterBackend, ClusterError> {
+    fn connect(&self, cut: Option<(u32, u32)>) -> Result<ClusterBackend, ClusterError> {
         let options = ClusterOptions {
             nodes: self.addresses(),
-            grid,
+            cut,
             ..quick()
         };
         self.connect_with(&options)

@@ -139,7 +139,7 @@ fn commands(
     let Some(out) = out else {
         return writeln!(
             text,
-            "  add --out PLAN.toml to write the plan, by which slices are cut"
+            "  pass --out PLAN.toml to write the plan that `slice` and `share` use"
         );
     };
     let paths = model.unwrap_or_default().iter();

@@ -79,7 +79,7 @@ impl SubBatch {
             let rows = context.batch.reply_rows(self.tokens.clone(), &rects);
             let ops = expert_block_ops(&context.batch, self.tokens.clone(), &rects);
             // Parts of a set are a set; only their number can be wrong.
-            let tiles = TileSet::new(grid, rects).map_err(|_| ExpertError::TooLarge)?;
+            let tiles = TileSet::new(grid, rects)?;
             let mut part = TileTask::new(Arc::new(tiles), rows, ops, Some(parent));
             part.inherit_failures(&self.tasks[id]);
             self.tasks.push(part);
@@ -140,8 +140,8 @@ impl SubBatch {
         let failure = task.failure.as_ref();
         let busy = failure.is_some_and(|f| f.error == CallError::Busy);
         if !busy && let Some(suppressed) = context.dispatcher.log_throttles.stranded.pass(now) {
-            let selector = context.dispatcher.selector();
-            let (tiles, absent) = selector.describe_missing(task.tiles.rects());
+            let rects = task.tiles.rects();
+            let (tiles, absent) = context.dispatcher.selector().describe_missing(rects);
             let (node, reason) = absent.unwrap_or_default();
             tracing::warn!(
                 layer = context.batch.layer,

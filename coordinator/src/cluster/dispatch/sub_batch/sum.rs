@@ -31,7 +31,7 @@ impl SubBatch {
             return Ok(());
         }
         let cover = Cover::new(shape.grid, rects.iter().map(Vec::as_slice));
-        let cover = cover.map_err(|_| ExpertError::Closed)?;
+        let cover = cover?;
         let map = cover.row_map(&context.batch, self.tokens.clone());
         cover.combine(&map, &rows, shape.hidden, out);
         Ok(())
