@@ -44,7 +44,7 @@ pub struct ThreadArgs {
 }
 
 impl ThreadArgs {
-    /// How many threads: those that were asked for, or one per core.
+    /// The number of threads: the given one, or one per core.
     #[must_use]
     pub fn count(self) -> usize {
         match self.threads {
