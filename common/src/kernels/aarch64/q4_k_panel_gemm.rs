@@ -67,7 +67,7 @@ unsafe fn add_four<D: Dot>(
     first: usize,
     out: &mut PanelResults<'_>,
 ) {
-    let head = Scales::new(block, four);
+    let head = PanelScales::new(block, four);
     let mut sums = [vdupq_n_s32(0); TOKENS];
     let mut mins = [vdupq_n_s32(0); TOKENS];
     for p in 0..4 {
@@ -102,7 +102,7 @@ unsafe fn add_four<D: Dot>(
 }
 
 /// The scales of four rows.
-struct Scales {
+struct PanelScales {
     /// Sub-blocks 0..4, and 4..8, one a byte.
     scales: [uint32x4_t; 2],
     mins: [uint32x4_t; 2],
@@ -110,7 +110,7 @@ struct Scales {
     dmin: float32x4_t,
 }
 
-impl Scales {
+impl PanelScales {
     #[inline]
     #[target_feature(enable = "neon")]
     fn new(block: &PanelBlock, four: usize) -> Self {

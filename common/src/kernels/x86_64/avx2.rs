@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::byte_products::Madd;
 use super::q4_k_panel_gemm_256;
-use super::rows::{self, RowVectors};
+use super::row_vectors::{self, RowVectors};
 use super::vectors::{
     load_128, load_256, load_i16, part, prefetch, store_f32x4, sum_four_256, widen_f16,
 };
@@ -165,17 +165,17 @@ fn wide_bf16(row: &[u8], out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,f16c")]
 fn q4_k(k: Avx2, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    rows::q4_k(k, row, xs, out);
+    row_vectors::q4_k(k, row, xs, out);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn super_blocks<F: SuperBlock>(k: Avx2, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    rows::super_blocks::<_, F>(k, row, xs, out);
+    row_vectors::super_blocks::<_, F>(k, row, xs, out);
 }
 
 #[target_feature(enable = "avx2,f16c")]
 fn small_blocks<F: SmallBlock>(k: Avx2, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    rows::small_blocks::<_, F>(k, row, xs, out);
+    row_vectors::small_blocks::<_, F>(k, row, xs, out);
 }
 
 // SAFETY: only `detect` makes a value, on a CPU with these instructions.

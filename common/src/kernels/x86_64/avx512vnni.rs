@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
 use super::q4_k_gemm_16rows_512::vnni;
-use super::rows::{self, RowVectors};
+use super::row_vectors::{self, RowVectors};
 use super::vectors::{
     join, load_256, load_512, load_f32x16, load_i16x32, part, prefetch, store_f32x16, sum_four_512,
     sum_four_by_lane,
@@ -200,17 +200,17 @@ fn wide_bf16(row: &[u8], out: &mut [f32]) {
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn q4_k(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    rows::q4_k(k, row, xs, out);
+    row_vectors::q4_k(k, row, xs, out);
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn super_blocks<F: SuperBlock>(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    rows::super_blocks::<_, F>(k, row, xs, out);
+    row_vectors::super_blocks::<_, F>(k, row, xs, out);
 }
 
 #[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn small_blocks<F: SmallBlock>(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    rows::small_blocks::<_, F>(k, row, xs, out);
+    row_vectors::small_blocks::<_, F>(k, row, xs, out);
 }
 
 // SAFETY: only `detect` makes a value, on a CPU with these instructions.

@@ -22,7 +22,7 @@ mod q4_k_gemv_512;
 mod q4_k_panel_gemm_256;
 mod q8_0_gemm_32rows;
 mod q8_0_gemv;
-mod rows;
+mod row_vectors;
 mod vectors;
 
 pub(super) use avx2::Avx2;

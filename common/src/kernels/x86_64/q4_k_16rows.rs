@@ -66,8 +66,8 @@ pub(super) fn four(x: &[i8; 32], i: usize) -> __m512i {
     _mm512_set1_epi32(i32::from_le_bytes(bytes.map(|v| v as u8)))
 }
 
-/// Scales of the blocks.
-pub(super) struct Scales {
+/// Scales16 of the blocks.
+pub(super) struct Scales16 {
     /// Sub-blocks 0..4, and 4..8, one a byte.
     scales: [__m512i; 2],
     mins: [__m512i; 2],
@@ -75,7 +75,7 @@ pub(super) struct Scales {
     dmin: __m512,
 }
 
-impl Scales {
+impl Scales16 {
     /// Those of plain rows.
     #[inline]
     #[target_feature(enable = "avx512f")]

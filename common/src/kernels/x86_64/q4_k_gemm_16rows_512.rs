@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::q4_k_16rows::{Scales, SubBlock, four, nibbles, split, twice, two};
+use super::q4_k_16rows::{Scales16, SubBlock, four, nibbles, split, twice, two};
 use super::vectors::{load_f32x16, part, prefetch_lines, set_of, store_f32x16};
 use crate::kernels::operands::q4_k_blocks::{BlockRows, PanelResults, Q4KRowSums};
 use crate::quant::{BlockQ8K, PanelBlock};
@@ -70,7 +70,7 @@ macro_rules! sixteen_rows {
             ahead: *const u8,
             out: &mut [Q4KRowSums],
         ) {
-            let rows = Scales::of_rows(&w);
+            let rows = Scales16::of_rows(&w);
             prefetch_lines::<4>(ahead, 0);
             let mut sums = [_mm512_setzero_si512(); T];
             for p in 0..4 {
@@ -152,7 +152,7 @@ macro_rules! sixteen_rows {
                     prefetch_lines::<1>(ahead, line);
                 }
             };
-            let rows = Scales::new([load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]);
+            let rows = Scales16::new([load(&w[0]), load(&w[1]), load(&w[2]), load(&w[3])]);
             let mut sums = [_mm512_setzero_si512(); T];
             for p in 0..4 {
                 let scales = [spread(rows.scale(2 * p)), spread(rows.scale(2 * p + 1))];

@@ -40,7 +40,7 @@ fn add_block<S: ByteProducts, const T: usize>(
     ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
-    let scales = Scales::new(words(&w, 0));
+    let scales = Scales8::new(words(&w, 0));
     prefetch_lines::<2>(ahead, 0);
     let mut sums = [_mm256_setzero_si256(); T];
     for p in 0..4 {
@@ -110,8 +110,8 @@ pub(super) fn split(packed: __m256i) -> [__m256i; 2] {
     [_mm256_and_si256(packed, mask), _mm256_and_si256(high, mask)]
 }
 
-/// Scales of the blocks.
-pub(super) struct Scales {
+/// Scales8 of the blocks.
+pub(super) struct Scales8 {
     /// Sub-blocks 0..4, and 4..8, one a byte.
     scales: [__m256i; 2],
     mins: [__m256i; 2],
@@ -119,7 +119,7 @@ pub(super) struct Scales {
     dmin: __m256,
 }
 
-impl Scales {
+impl Scales8 {
     #[inline]
     #[target_feature(enable = "avx2,f16c")]
     pub(super) fn new([halves, scales, mins, rest]: [__m256i; 4]) -> Self {

@@ -1,4 +1,7 @@
 //! GEMM of Q4_K: one block of each of eight rows, a row a lane of 64 bits: AVX-512 with VNNI.
+//!
+//! Scales, products and results lie otherwise than in the loops with lanes of 32 bits; only the walk
+//! over the four parts of a block is alike.
 
 use std::arch::x86_64::*;
 
@@ -14,16 +17,16 @@ const TOKENS: usize = 16;
 pub(super) fn q4_k_gemm_8rows(
     w: BlockRows<'_, 8>,
     xs: &[&BlockQ8K],
-    arows: *const u8,
+    ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
     for (xs, out) in xs.chunks(TOKENS).zip(out.chunks_mut(TOKENS)) {
         // Clearing the sums of absent tokens would cost more than a few tokens' products.
         match xs.len() {
-            0..=2 => add_block::<2>(w, xs, arows, out),
-            3..=4 => add_block::<4>(w, xs, arows, out),
-            5..=8 => add_block::<8>(w, xs, arows, out),
-            _ => add_block::<TOKENS>(w, xs, arows, out),
+            0..=2 => add_block::<2>(w, xs, ahead, out),
+            3..=4 => add_block::<4>(w, xs, ahead, out),
+            5..=8 => add_block::<8>(w, xs, ahead, out),
+            _ => add_block::<TOKENS>(w, xs, ahead, out),
         }
     }
 }
@@ -34,15 +37,15 @@ pub(super) fn q4_k_gemm_8rows(
 fn add_block<const T: usize>(
     w: BlockRows<'_, 8>,
     xs: &[&BlockQ8K],
-    arows: *const u8,
+    ahead: *const u8,
     out: &mut [[f32; 8]],
 ) {
-    let rows = Scales::new(words(&w, 0));
-    prefetch_lines::<2>(arows, 0);
+    let rows = WideScales8::new(words(&w, 0));
+    prefetch_lines::<2>(ahead, 0);
     let mut sums = [_mm512_setzero_si512(); T];
     for p in 0..4 {
         let q = nibbles(&w, p);
-        prefetch_lines::<4>(arows, 2 + 4 * p);
+        prefetch_lines::<4>(ahead, 2 + 4 * p);
         let scales = [rows.scale(2 * p), rows.scale(2 * p + 1)];
         for (sum, x) in sums.iter_mut().zip(xs) {
             *sum = add_pair(*sum, &q, scales, part(&x.q, p));
@@ -147,8 +150,8 @@ fn add_neighbours(a: __m512i, b: __m512i) -> __m512i {
     _mm512_add_epi32(_mm512_castps_si512(even), _mm512_castps_si512(odd))
 }
 
-/// Scales of the blocks.
-struct Scales {
+/// WideScales8 of the blocks.
+struct WideScales8 {
     /// Eight of each row, a byte each.
     scales: __m512i,
     mins: __m512i,
@@ -157,7 +160,7 @@ struct Scales {
     dmin: __m512,
 }
 
-impl Scales {
+impl WideScales8 {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn new([first, second]: [__m512i; 2]) -> Self {

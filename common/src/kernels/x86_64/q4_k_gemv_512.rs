@@ -1,7 +1,8 @@
 //! GEMV of Q4_K: one row times one activation, four blocks at a time: AVX-512 with VNNI.
 //!
 //! The blocks' scales are decoded side by side, a block a 128-bit lane; the weights of each block
-//! are taken 64 bytes at a time as they lie.
+//! are taken 64 bytes at a time as they lie. The loops of the two
+//! widths differ in how scales are spread over such a piece; they share their frame, `block_terms`.
 
 use std::arch::x86_64::*;
 

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::byte_products::{ByteProducts, broadcast};
-use super::q4_k_gemm_8rows_256::{Scales, split};
+use super::q4_k_gemm_8rows_256::{Scales8, split};
 use super::vectors::{part, prefetch_lines, set_of};
 use crate::kernels::operands::q4_k_blocks::PanelResults;
 use crate::quant::{BlockQ8K, PanelBlock};
@@ -109,8 +109,8 @@ impl Set<'_> {
             }
         };
         let words = |line: usize, h: usize| load(&self.w[line], self.half + h);
-        let scales: [Scales; H] =
-            std::array::from_fn(|h| Scales::new(std::array::from_fn(|line| words(line, h))));
+        let scales: [Scales8; H] =
+            std::array::from_fn(|h| Scales8::new(std::array::from_fn(|line| words(line, h))));
         let mut sums = [[_mm256_setzero_si256(); H]; T];
         for p in 0..4 {
             for run in 0..8 / S::RUN {

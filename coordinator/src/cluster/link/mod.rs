@@ -19,7 +19,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
-
 use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
 use super::node_metrics::NodeMetrics;
 use super::transport::SystemClock;
