@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use ds4_cli::{IsaArg, ThreadArgs, TlsArgs, parse, print_line};
+use ds4_cli::{IsaArg, Signals, ThreadArgs, TlsArgs, parse, print_line};
 use ds4_common::quantity::Bytes;
 use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::embedded::{NodeConfig, start};
 use crate::load::ModelConfig;
@@ -204,27 +203,4 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
 async fn bind(address: SocketAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
     listener.with_context(|| format!("cannot listen on {address}"))
-}
-
-/// The signals that end a node. Both are caught, since a process that runs as init gets no
-/// default action for either.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Signals {
-            terminate: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
-            interrupt: signal(SignalKind::interrupt()).context("cannot catch ctrl-c")?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "ctrl-c",
-        }
-    }
 }

@@ -47,10 +47,7 @@ impl ThreadArgs {
     /// The number of threads: the given one, or one per core.
     #[must_use]
     pub fn count(self) -> usize {
-        match self.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        }
+        Threads::new(self.threads, false).count()
     }
 
     /// The threads that the flags describe.

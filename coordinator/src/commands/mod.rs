@@ -20,6 +20,5 @@ pub mod serve;
 pub mod service;
 pub mod share;
 pub mod slice;
-mod stop;
 pub mod synth;
 pub mod verify;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_cli::{parse, print_line};
+use ds4_cli::{Signals, parse, print_line};
 use ds4_common::model::Fingerprint;
 use ds4_common::quantity::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -15,7 +15,6 @@ use tokio::net::TcpListener;
 use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
 use super::service::{Service, ServiceArgs};
-use super::stop::Stop;
 use crate::cluster::NodeState;
 use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
 
@@ -113,7 +112,7 @@ pub struct HttpArgs {
 /// The model, a node or the address cannot be used, or the engine stopped.
 pub async fn run(args: ServeArgs) -> Result<()> {
     // Caught from the start, so that no early signal is lost.
-    let mut stop = Stop::new()?;
+    let mut signals = Signals::new()?;
     let recorder = metrics::install_recorder()?;
     // Bound before the model is loaded: a port in use should not cost a load.
     let (listener, address) = listen(args.http.listen).await?;
@@ -131,14 +130,14 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
         sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
-        () = stop.requested() => return Ok(()),
+        _ = signals.next() => return Ok(()),
     };
     // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
     let start = tokio::spawn(async move { Service::start(&for_start).await });
     let service = tokio::select! {
         service = start => service.context("loading the model ended abnormally")??,
-        () = stop.requested() => return Ok(()),
+        _ = signals.next() => return Ok(()),
     };
     tokio::spawn(metrics::keep_up(recorder.clone()));
     let app = app(&args, &service, recorder)?;
@@ -155,7 +154,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         tracing::warn!(%error, "the address was not printed");
     }
     let ended_by_itself = tokio::select! {
-        () = stop.requested() => false,
+        _ = signals.next() => false,
         () = service.scheduler.stopped() => true,
     };
     tracing::info!(
@@ -169,7 +168,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     let finished = tokio::select! {
         finished = service.scheduler.shut_down(Duration::from_secs(args.http.grace)) => finished,
         // A second signal means that there is no time to wait.
-        () = stop.requested() => service.scheduler.shut_down(Duration::ZERO).await,
+        _ = signals.next() => service.scheduler.shut_down(Duration::ZERO).await,
     };
     // Idle connections do not keep the process alive.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;

@@ -4,14 +4,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_cli::{TlsArgs, parse, print_line};
+use ds4_cli::{Signals, TlsArgs, parse, print_line};
 use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
 use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::ModelFiles;
-use super::stop::Stop;
 use crate::share::{self, ShareSettings, SliceShare};
 
 const EXAMPLES: &str = "\
@@ -63,7 +62,7 @@ pub struct ShareArgs {
 /// # Errors
 /// The cut does not fit the model, the address is taken, or the socket fails.
 pub async fn run(args: ShareArgs) -> Result<()> {
-    let mut stop = Stop::new()?;
+    let mut signals = Signals::new()?;
     let security = args.tls.security(Role::Coordinator)?;
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
@@ -86,6 +85,6 @@ pub async fn run(args: ShareArgs) -> Result<()> {
     let incoming = security.incoming(listener, Peers::Members)?;
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
-        () = stop.requested() => Ok(()),
+        _ = signals.next() => Ok(()),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
-use ds4_common::math::{rms_norm, sigmoid};
+use ds4_common::math::{add_row, rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
 use ds4_common::quant::dequantize_row;
 use rayon::prelude::*;
@@ -225,7 +225,7 @@ impl Forward<'_> {
         output
             .par_chunks_mut(hidden)
             .zip(routed.par_chunks(hidden))
-            .for_each(|(y, routed)| y.iter_mut().zip(routed).for_each(|(y, r)| *y += r));
+            .for_each(|(y, routed)| add_row(y, routed));
         self.mix_out();
         self.times.lap(Stage::HyperConnections, mark);
         Ok(())

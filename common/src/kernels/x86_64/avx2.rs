@@ -4,18 +4,16 @@ use std::arch::x86_64::*;
 
 use super::byte_products::Madd;
 use super::q4_k_panel_gemm_256;
-use super::row_vectors::{self, RowVectors};
+use super::row_vectors::{RowVectors, row_loops};
 use super::vectors::{
     load_128, load_256, load_i16, part, prefetch, store_f32x4, sum_four_256, widen_f16,
 };
 use super::{f16_gemv, peak, q2_k_iq2_xxs, q4_k_gemm_8rows_256, q4_k_gemv_256};
 use crate::kernels::instruction_set::{InstructionSet, IsaName};
-use crate::kernels::lanes::{self, LANES};
+use crate::kernels::lanes::LANES;
 use crate::kernels::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults};
 use crate::kernels::scalar::Scalar;
-use crate::quant::{
-    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, widen_bf16,
-};
+use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has AVX2 and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -146,37 +144,7 @@ fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-// By way of `vectorised` the plain loops are not always inlined, and are as slow as scalar ones.
-
-#[target_feature(enable = "avx2,f16c")]
-fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-    lanes::dots_many(a, bs, out);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-    lanes::add_scaled(factors, xs, y);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn wide_bf16(row: &[u8], out: &mut [f32]) {
-    widen_bf16(row, out);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn q4_k(k: Avx2, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    row_vectors::q4_k(k, row, xs, out);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn super_blocks<F: SuperBlock>(k: Avx2, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    row_vectors::super_blocks::<_, F>(k, row, xs, out);
-}
-
-#[target_feature(enable = "avx2,f16c")]
-fn small_blocks<F: SmallBlock>(k: Avx2, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    row_vectors::small_blocks::<_, F>(k, row, xs, out);
-}
+row_loops!("avx2,f16c", Avx2);
 
 // SAFETY: only `detect` makes a value, on a CPU with these instructions.
 unsafe impl RowVectors for Avx2 {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::Avx512;
 use super::q4_k_gemm_16rows_512::vnni;
-use super::row_vectors::{self, RowVectors};
+use super::row_vectors::{RowVectors, row_loops};
 use super::vectors::{
     join, load_256, load_512, load_f32x16, load_i16x32, part, prefetch, store_f32x16, sum_four_512,
     sum_four_by_lane,
@@ -12,13 +12,11 @@ use super::vectors::{
 use super::{f32_gemm, peak, q2_k_iq2_xxs, q4_k_gemm_8rows_512, q4_k_gemv_512};
 use super::{q8_0_gemm_32rows, q8_0_gemv};
 use crate::kernels::instruction_set::{InstructionSet, IsaName};
-use crate::kernels::lanes::{self, LANES};
+use crate::kernels::lanes::LANES;
 use crate::kernels::operands::q4_k_blocks::{BlockRows, FourBlocks, PanelResults, Q4KRowSums};
 use crate::kernels::operands::q8_0_blocks::{LaneSums, Q8_0_ROWS, SixteenBlocks};
 use crate::kernels::operands::q8_0_blocks::{TokenGroup, UnpackedBlock, pair_start};
-use crate::quant::{
-    BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock, widen_bf16,
-};
+use crate::quant::{BlockQ8, BlockQ8K, Iq2Xxs, PanelBlock, Q2K, SmallBlock, SuperBlock};
 
 /// Proof that the CPU has what [`Avx512`] has, and AVX-512 VNNI.
 #[derive(Clone, Copy, Debug)]
@@ -181,37 +179,10 @@ fn vectorised<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-// By way of `vectorised` the plain loops are not always inlined, and are as slow as scalar ones.
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
-    lanes::dots_many(a, bs, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
-    lanes::add_scaled(factors, xs, y);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn wide_bf16(row: &[u8], out: &mut [f32]) {
-    widen_bf16(row, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn q4_k(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    row_vectors::q4_k(k, row, xs, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn super_blocks<F: SuperBlock>(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
-    row_vectors::super_blocks::<_, F>(k, row, xs, out);
-}
-
-#[target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn small_blocks<F: SmallBlock>(k: Avx512Vnni, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
-    row_vectors::small_blocks::<_, F>(k, row, xs, out);
-}
+row_loops!(
+    "avx2,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+    Avx512Vnni
+);
 
 // SAFETY: only `detect` makes a value, on a CPU with these instructions.
 unsafe impl RowVectors for Avx512Vnni {

@@ -14,6 +14,44 @@ use crate::quant::{BlockQ8, BlockQ8K, IntBlock, Q4K, SmallBlock, SuperBlock, q4_
 /// Activations whose lanes are kept while they are multiplied with a part of a row.
 const TOKENS: usize = 64;
 
+/// The loops over rows that are plain Rust or generic over [`RowVectors`], compiled for the features
+/// of the set `$set`. By way of its `vectorised` they would not always be inlined, and be as slow as
+/// scalar ones.
+macro_rules! row_loops {
+    ($features:literal, $set:ty) => {
+        #[target_feature(enable = $features)]
+        fn dots_f32(a: &[f32], bs: &[&[f32]], out: &mut [f32]) {
+            $crate::kernels::lanes::dots_many(a, bs, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn add_scaled(factors: &[f32], xs: &[&[f32]], y: &mut [f32]) {
+            $crate::kernels::lanes::add_scaled(factors, xs, y);
+        }
+
+        #[target_feature(enable = $features)]
+        fn wide_bf16(row: &[u8], out: &mut [f32]) {
+            $crate::quant::widen_bf16(row, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn q4_k(k: $set, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            $crate::kernels::x86_64::row_vectors::q4_k(k, row, xs, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn super_blocks<F: SuperBlock>(k: $set, row: &[u8], xs: &[&[BlockQ8K]], out: &mut [f32]) {
+            $crate::kernels::x86_64::row_vectors::super_blocks::<_, F>(k, row, xs, out);
+        }
+
+        #[target_feature(enable = $features)]
+        fn small_blocks<F: SmallBlock>(k: $set, row: &[u8], xs: &[&[BlockQ8]], out: &mut [f32]) {
+            $crate::kernels::x86_64::row_vectors::small_blocks::<_, F>(k, row, xs, out);
+        }
+    };
+}
+pub(super) use row_loops;
+
 /// What depends on the width of vectors.
 ///
 /// # Safety
