@@ -151,6 +151,7 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     let security = args.tls.security(Role::Node)?;
     let config = args.config(security.clone())?;
+    let _certificates = security.watch(|_| {});
     let pull = args.weights.pull(&security)?;
     // The port is taken before minutes of loading, so that a clash is seen at once. Connections
     // that arrive meanwhile wait in the listener's backlog.

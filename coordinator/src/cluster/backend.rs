@@ -162,16 +162,16 @@ impl Nodes {
     /// Starts a link on the current runtime. Over TLS the node's certificate must name `host`, if
     /// `address` is what `host` was resolved to, else the host in `address`.
     fn join(&self, address: &str, host: Option<&str>) -> Result<EntryId, ClusterError> {
-        let endpoint = match host {
+        let dial = match host {
             Some(host) => self.security.endpoint_as(address, host),
             None => self.security.endpoint(address),
         }?;
         let name: Arc<str> = address.into();
-        let metrics = Arc::new(NodeMetrics::new(address));
+        let metrics = NodeMetrics::registered(address);
         let entry = self.table.add(Arc::clone(&name), Arc::clone(&metrics));
         self.spawn(link::run(LinkTarget {
             name,
-            endpoint,
+            dial,
             expected: self.expected.clone(),
             table: Arc::clone(&self.table),
             entry,

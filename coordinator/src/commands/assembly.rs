@@ -126,13 +126,13 @@ impl OpenModel {
 }
 
 impl Assembly {
-    /// Opens the model, starts embedded nodes, waits for the others, and builds the engine.
+    /// Opens the model, starts embedded nodes, waits for the others, whose connections `security`
+    /// protects, and builds the engine.
     ///
     /// # Errors
     /// A flag, the model or a node cannot be used.
-    pub async fn open(args: &ModelArgs) -> Result<Self> {
+    pub async fn open(args: &ModelArgs, security: Security) -> Result<Self> {
         let kernels = args.engine.isa.isa;
-        let security = args.security()?;
         let for_load = args.files.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {

@@ -12,6 +12,7 @@ use ds4_common::quantity::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
+use super::certificates;
 use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
 use super::service::{Service, ServiceArgs};
@@ -127,14 +128,16 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // A dropped sender means the same as a message.
         let _ = closing.await;
     }));
+    let security = args.service.model.security()?;
+    let _certificates = certificates::watch(&security);
     // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
-        sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
+        sharing = Sharing::start(&args.join, &args.service.model, &security) => sharing?,
         _ = signals.next() => return Ok(()),
     };
     // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
-    let start = tokio::spawn(async move { Service::start(&for_start).await });
+    let start = tokio::spawn(async move { Service::start(&for_start, security).await });
     let service = tokio::select! {
         service = start => service.context("loading the model ended abnormally")??,
         _ = signals.next() => return Ok(()),
@@ -220,7 +223,11 @@ fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Resul
         let nodes = table.nodes();
         NodeCounts {
             up: nodes.iter().filter(|node| is_up(&node.state)).count(),
-            total: nodes.len(),
+            // Another address of a node is no other node.
+            total: nodes
+                .iter()
+                .filter(|node| is_up(&node.state) || node.state.is_missing())
+                .count(),
         }
     }))
 }

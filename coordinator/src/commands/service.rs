@@ -8,6 +8,7 @@ use ds4_cli::parse;
 use ds4_common::memory_limit;
 use ds4_common::quantity::Bytes;
 use ds4_expert_node::EmbeddedNode;
+use ds4_proto::security::Security;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::ModelArgs;
@@ -84,18 +85,19 @@ pub struct Service {
 }
 
 impl Service {
-    /// Opens the model, joins its experts, and starts the scheduler.
+    /// Opens the model, joins its experts over connections that `security` protects, and starts the
+    /// scheduler.
     ///
     /// # Errors
     /// A flag, the model or a node cannot be used.
-    pub async fn start(args: &ServiceArgs) -> Result<Self> {
+    pub async fn start(args: &ServiceArgs, security: Security) -> Result<Self> {
         let Assembly {
             model,
             engine,
             kernels,
             embedded,
             cluster,
-        } = Assembly::open(&args.model).await?;
+        } = Assembly::open(&args.model, security).await?;
         let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
         let dialect = args.dialect.unwrap_or_else(|| detect_dialect(&model));

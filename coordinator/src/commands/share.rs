@@ -9,6 +9,7 @@ use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
+use super::certificates;
 use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::ModelFiles;
 use crate::share::{self, ShareSettings, SliceShare};
@@ -64,6 +65,7 @@ pub struct ShareArgs {
 pub async fn run(args: ShareArgs) -> Result<()> {
     let mut signals = Signals::new()?;
     let security = args.tls.security(Role::Coordinator)?;
+    let _certificates = certificates::watch(&security);
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
         .await
@@ -82,7 +84,7 @@ pub async fn run(args: ShareArgs) -> Result<()> {
         fetches: args.fetches,
     };
     let share = SliceShare::new(shares, settings);
-    let incoming = security.incoming(listener, Peers::Members)?;
+    let incoming = security.incoming(listener, Peers::Members);
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
         _ = signals.next() => Ok(()),

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::app::{App, NodeCounts};
 use super::error::ApiError;
+use crate::cluster::node_metrics;
 use crate::scheduler::SchedulerState;
 
 const PAGE: &str = include_str!("chat_page.html");
@@ -55,7 +56,10 @@ pub(super) async fn loading_health() -> impl IntoResponse {
 
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], app.metrics.render())
+    let mut text = app.metrics.render();
+    // Their series come and go, which the recorder's cannot.
+    node_metrics::render(&mut text);
+    ([(header::CONTENT_TYPE, kind)], text)
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {

@@ -228,6 +228,10 @@ pub struct DescribeReply {
     pub oldest_version: u32,
     #[prost(message, repeated, tag = "17")]
     pub held_layers: ::prost::alloc::vec::Vec<HeldLayers>,
+    /// A random number of the running process, 16 bytes, by which a coordinator knows a node at each of
+    /// its addresses; none from older nodes. Coordinator: exact length.
+    #[prost(bytes = "bytes", tag = "18")]
+    pub instance_id: ::prost::bytes::Bytes,
 }
 /// Work since the node started. Each value only grows.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
