@@ -1,6 +1,7 @@
 //! What `serve` and `chat` share: a scheduler over an engine, and the model's vocabulary.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -128,6 +129,15 @@ impl Service {
             embedded,
             cluster,
         })
+    }
+
+    /// Ends running requests after at most `grace`, then the embedded nodes: in this order, since a
+    /// node that went first would be reported as lost.
+    pub async fn stop(self, grace: Duration) {
+        self.scheduler.shut_down(grace).await;
+        for node in self.embedded {
+            node.stop().await;
+        }
     }
 }
 
