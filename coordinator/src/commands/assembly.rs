@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ds4_common::expert::{ExpertStore, MoeShape};
-use ds4_common::gguf::GgufModel;
+use ds4_common::gguf::{FileWatch, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
@@ -51,6 +51,8 @@ pub struct Assembly {
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<NodeTable>>,
+    /// Notices changes of the model's files; the engine refuses to compute with changed ones.
+    pub files: Arc<FileWatch>,
 }
 
 impl OpenModel {
@@ -175,13 +177,16 @@ impl Assembly {
             cluster = Some(connected.table());
             Arc::new(connected)
         };
-        let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
+        let mut engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
+        let files = Arc::new(model.gguf.watch());
+        engine.watch(Arc::clone(&files));
         Ok(Assembly {
             model,
             engine,
             kernels,
             embedded,
             cluster,
+            files,
         })
     }
 }
