@@ -163,8 +163,10 @@ impl Assembly {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Arc::new(LocalBackend::new(store, kernels))
         } else {
+            let own = own_experts(&model, kernels)?;
             let options = ClusterOptions {
                 nodes,
+                reference: Some(Arc::clone(&own)),
                 cut: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
                 startup_timeout: Duration::from_secs(args.cluster.wait_for_nodes),
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
@@ -172,8 +174,12 @@ impl Assembly {
                 security,
                 ..ClusterOptions::default()
             };
-            let own = own_experts(args.cluster.local_fallback, &model, kernels)?;
-            let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
+            let fallback = match args.cluster.local_fallback {
+                LocalFallback::Never => None,
+                LocalFallback::Auto | LocalFallback::Always => Some(own),
+            };
+            let expected = model.expectation()?;
+            let connected = ClusterBackend::connect(&options, &expected, fallback).await?;
             cluster = Some(connected.table());
             Arc::new(connected)
         };
@@ -191,19 +197,11 @@ impl Assembly {
     }
 }
 
-/// The local fallback of a cluster: the coordinator's own model file.
-fn own_experts(
-    fallback: LocalFallback,
-    model: &OpenModel,
-    kernels: Kernels,
-) -> Result<Option<Arc<dyn FallbackExperts>>> {
-    match fallback {
-        LocalFallback::Never => Ok(None),
-        LocalFallback::Auto | LocalFallback::Always => {
-            let store = ExpertStore::new(&model.hp, &model.tensors)?;
-            Ok(Some(Arc::new(LocalExperts::new(store, kernels))))
-        }
-    }
+/// The coordinator's own model file, whose pages are read only where they are needed: what nodes are
+/// compared with, and the local fallback of a cluster.
+fn own_experts(model: &OpenModel, kernels: Kernels) -> Result<Arc<dyn FallbackExperts>> {
+    let store = ExpertStore::new(&model.hp, &model.tensors)?;
+    Ok(Arc::new(LocalExperts::new(store, kernels)))
 }
 
 /// Embedded nodes have no certificate, and their connections do not leave the process.
