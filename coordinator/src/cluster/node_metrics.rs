@@ -14,6 +14,7 @@ const BYTES: &str = "ds4_node_bytes_total";
 const IN_FLIGHT: &str = "ds4_node_in_flight";
 const STATE: &str = "ds4_node_state";
 const HELD: &str = "ds4_node_weight_bytes";
+const FAULTS: &str = "ds4_node_faults_total";
 const CERTIFICATE: &str = "ds4_node_certificate_expiry_timestamp_seconds";
 const CERTIFICATE_FAULTS: &str = "ds4_node_certificate_faults_total";
 
@@ -62,6 +63,8 @@ pub(super) enum CallOutcome {
     Refused,
     Deadline,
     Malformed,
+    /// The node received something else.
+    Corrupt,
     /// The caller withdrew it.
     Cancelled,
     Busy,
@@ -71,11 +74,12 @@ pub(super) enum CallOutcome {
 }
 
 impl CallOutcome {
-    const ALL: [CallOutcome; 8] = [
+    const ALL: [CallOutcome; 9] = [
         CallOutcome::Ok,
         CallOutcome::Refused,
         CallOutcome::Deadline,
         CallOutcome::Malformed,
+        CallOutcome::Corrupt,
         CallOutcome::Cancelled,
         CallOutcome::Busy,
         CallOutcome::Draining,
@@ -88,11 +92,46 @@ impl CallOutcome {
             CallOutcome::Refused => "refused",
             CallOutcome::Deadline => "deadline",
             CallOutcome::Malformed => "malformed",
+            CallOutcome::Corrupt => "corrupt",
             CallOutcome::Cancelled => "cancelled",
             CallOutcome::Busy => "busy",
             CallOutcome::Draining => "draining",
             CallOutcome::Lost => "lost",
         }
+    }
+}
+
+/// What was wrong with a node's numbers, as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NumberFault {
+    Checksum,
+    NotFinite,
+    Audit,
+    KnownCall,
+}
+
+impl NumberFault {
+    const ALL: [NumberFault; 4] = [
+        NumberFault::Checksum,
+        NumberFault::NotFinite,
+        NumberFault::Audit,
+        NumberFault::KnownCall,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            NumberFault::Checksum => "checksum",
+            NumberFault::NotFinite => "not_finite",
+            NumberFault::Audit => "audit",
+            NumberFault::KnownCall => "known_call",
+        }
+    }
+}
+
+/// Counts wrong numbers of the node with this address, if it has not left.
+pub(super) fn fault(node: &str, fault: NumberFault) {
+    for known in nodes().iter().filter(|known| known.node == node) {
+        known.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -104,6 +143,7 @@ pub(super) struct NodeMetrics {
     /// Set once the node has left.
     gone: AtomicBool,
     calls: [AtomicU64; CallOutcome::ALL.len()],
+    faults: [AtomicU64; NumberFault::ALL.len()],
     /// Calls by the first bucket that they fit in, and those that fit in none.
     seconds: [AtomicU64; CALL_SECONDS.len() + 1],
     nanoseconds: AtomicU64,
@@ -149,6 +189,7 @@ impl NodeMetrics {
             node: node.to_owned(),
             gone: AtomicBool::new(false),
             calls: Default::default(),
+            faults: Default::default(),
             seconds: Default::default(),
             nanoseconds: AtomicU64::new(0),
             sent: AtomicU64::new(0),
@@ -255,11 +296,18 @@ fn load(figure: &AtomicU64) -> f64 {
 }
 
 fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
-    let help = "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled, \
-                busy, draining, lost).";
+    let help = "Calls to an expert node by outcome (ok, refused, deadline, malformed, corrupt, \
+                cancelled, busy, draining, lost).";
     family(out, nodes, (CALLS, "counter", help), |node, sample| {
         for (outcome, count) in CallOutcome::ALL.iter().zip(&node.calls) {
             sample("", &format!(",outcome=\"{}\"", outcome.name()), load(count));
+        }
+    });
+    let help = "Wrong numbers of an expert node by reason (checksum: changed on the way to it or \
+                back, not_finite, audit: another computation differs, known_call).";
+    family(out, nodes, (FAULTS, "counter", help), |node, sample| {
+        for (fault, count) in NumberFault::ALL.iter().zip(&node.faults) {
+            sample("", &format!(",reason=\"{}\"", fault.name()), load(count));
         }
     });
     let help = "Bytes of activations and rows exchanged with an expert node, by direction (sent, \
@@ -376,6 +424,8 @@ mod tests {
         };
         let first = NodeMetrics::registered("gone.test:1");
         first.sent(5);
+        fault("gone.test:1", NumberFault::Audit);
+        assert!(shown().iter().any(|line| line.ends_with("reason=\"audit\"} 1")));
         assert!(shown().iter().any(|line| line.ends_with("\"sent\"} 5")));
         // The handle may live on in a call that is still open.
         first.leave();
