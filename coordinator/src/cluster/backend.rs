@@ -14,8 +14,8 @@ use super::known_calls::KnownAnswers;
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
-    wait_ready,
+    ClusterError, ClusterStatus, EntryId, Expectation, NodeSpec, NodeTable, Resolver,
+    SystemResolver, follow, wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::transport::Transport;
@@ -143,6 +143,13 @@ impl ClusterBackend {
     #[must_use]
     pub fn table(&self) -> Arc<NodeTable> {
         Arc::clone(&self.nodes.table)
+    }
+
+    /// What the cluster can compute, which stays up to date.
+    #[must_use]
+    pub fn status(&self) -> ClusterStatus {
+        let (table, own_file) = (self.table(), self.dispatcher.has_fallback());
+        ClusterStatus::new(table, self.nodes.expected.shape, own_file)
     }
 
     /// Name and health state of each node that is up.

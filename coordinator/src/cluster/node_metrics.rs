@@ -425,7 +425,11 @@ mod tests {
         let first = NodeMetrics::registered("gone.test:1");
         first.sent(5);
         fault("gone.test:1", NumberFault::Audit);
-        assert!(shown().iter().any(|line| line.ends_with("reason=\"audit\"} 1")));
+        assert!(
+            shown()
+                .iter()
+                .any(|line| line.ends_with("reason=\"audit\"} 1"))
+        );
         assert!(shown().iter().any(|line| line.ends_with("\"sent\"} 5")));
         // The handle may live on in a call that is still open.
         first.leave();

@@ -1,5 +1,6 @@
 //! Follows the certificates of this process, and says in metrics until when they are valid.
 
+use ds4_cli::Reloaders;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{CertificateReport, CertificateWatch};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
@@ -23,6 +24,16 @@ pub(super) fn describe() {
 /// Follows the certificates of connections to other members until the result is dropped.
 pub(super) fn watch(security: &Security) -> Option<CertificateWatch> {
     security.watch(observe)
+}
+
+/// As [`watch`], for as long as there are `reloaders`, which also have them read again.
+pub(super) fn follow(security: &Security, reloaders: &Reloaders) {
+    if let Some(watch) = watch(security) {
+        reloaders.add("certificates", move || {
+            watch.reload();
+            Ok("their files are being read".to_owned())
+        });
+    }
 }
 
 fn observe(report: &CertificateReport) {

@@ -8,6 +8,7 @@ pub mod certs;
 pub mod chat;
 pub mod cli;
 pub mod cut_args;
+mod http_args;
 pub mod inspect;
 pub mod join_args;
 pub mod logits;
