@@ -1,12 +1,14 @@
 //! The flags of the HTTP side, and the limits that follow from them.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use ds4_cli::parse;
 use ds4_common::open_files;
 use ds4_common::quantity::Bytes;
+use ds4_proto::tls::{ServerFiles, ServerIdentity, TlsError};
 
 use crate::http::{ConnectionLimits, HttpSettings};
 
@@ -33,6 +35,25 @@ pub struct HttpArgs {
         value_name = "IP:PORT"
     )]
     pub listen: SocketAddr,
+
+    /// Certificate for the API over TLS (PEM), intermediate ones behind it; read again when it
+    /// changes [default: none, plain text]
+    #[arg(
+        long,
+        env = "DS4_HTTP_TLS_CERT",
+        value_name = "FILE",
+        requires = "http_tls_key"
+    )]
+    pub http_tls_cert: Option<PathBuf>,
+
+    /// Private key of --http-tls-cert (PEM) [default: none]
+    #[arg(
+        long,
+        env = "DS4_HTTP_TLS_KEY",
+        value_name = "FILE",
+        requires = "http_tls_cert"
+    )]
+    pub http_tls_key: Option<PathBuf>,
 
     /// Name of the model in the API [default: the name in its file]
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
@@ -106,6 +127,22 @@ pub struct HttpArgs {
         value_parser = parse::seconds(0..=86_400)
     )]
     pub grace: u64,
+}
+
+impl HttpArgs {
+    /// The certificate of the API, if it is served over TLS.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used.
+    pub(super) fn tls(&self) -> Result<Option<ServerIdentity>, TlsError> {
+        match (&self.http_tls_cert, &self.http_tls_key) {
+            (Some(cert), Some(key)) => {
+                let (cert, key) = (cert.clone(), key.clone());
+                Ok(Some(ServerFiles { cert, key }.load()?))
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// What else needs files.
