@@ -1,12 +1,13 @@
 //! `ds4-coord serve`: the HTTP API and the chat page.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use ds4_cli::{Signals, parse, print_line};
+use ds4_cli::{LogFilter, Reloaders, ServiceManager, Signals, parse, print_line};
 use ds4_common::model::Fingerprint;
 use ds4_common::quantity::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -17,6 +18,7 @@ use super::metrics;
 use super::service::{Service, ServiceArgs};
 use crate::cluster::NodeState;
 use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
+use crate::scheduler::{Scheduler, SchedulerState};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -106,13 +108,16 @@ pub struct HttpArgs {
     pub grace: u64,
 }
 
-/// Serves until SIGTERM or ctrl-c.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` read again.
 ///
 /// # Errors
 /// The model, a node or the address cannot be used, or the engine stopped.
-pub async fn run(args: ServeArgs) -> Result<()> {
+pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     // Caught from the start, so that no early signal is lost.
     let mut signals = Signals::new()?;
+    let manager = Arc::new(ServiceManager::from_env());
+    let reloaders = Reloaders::new(Arc::clone(&manager));
+    reloaders.add("log filter", move || log.reload());
     let recorder = metrics::install_recorder()?;
     // Bound before the model is loaded: a port in use should not cost a load.
     let (listener, address) = listen(args.http.listen).await?;
@@ -130,14 +135,14 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
         sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
-        _ = signals.next() => return Ok(()),
+        _ = signals.termination(&reloaders) => return Ok(()),
     };
     // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
     let start = tokio::spawn(async move { Service::start(&for_start).await });
     let service = tokio::select! {
         service = start => service.context("loading the model ended abnormally")??,
-        _ = signals.next() => return Ok(()),
+        _ = signals.termination(&reloaders) => return Ok(()),
     };
     tokio::spawn(metrics::keep_up(recorder.clone()));
     let app = app(&args, &service, recorder)?;
@@ -153,12 +158,15 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // The server serves on: its output may have no reader.
         tracing::warn!(%error, "the address was not printed");
     }
+    manager.ready();
     // An end that nobody asked for is an error.
     let fault = tokio::select! {
-        _ = signals.next() => None,
+        _ = signals.termination(&reloaders) => None,
         () = service.scheduler.stopped() => Some(anyhow!("the engine has stopped")),
         changed = service.model_changed() => Some(changed.into()),
+        never = stay_alive(&manager, &service.scheduler) => match never {},
     };
+    manager.stopping();
     // Without an engine or a model no request can be finished.
     let grace = fault.as_ref().map_or(args.http.grace, |_| 0);
     if let Some(fault) = &fault {
@@ -172,7 +180,7 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     let finished = tokio::select! {
         finished = service.scheduler.shut_down(Duration::from_secs(grace)) => finished,
         // A second signal means that there is no time to wait.
-        _ = signals.next() => service.scheduler.shut_down(Duration::ZERO).await,
+        _ = signals.termination(&reloaders) => service.scheduler.shut_down(Duration::ZERO).await,
     };
     // Idle connections do not keep the process alive.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
@@ -186,6 +194,13 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         tracing::warn!("the grace period ended before all requests were finished");
     }
     Ok(())
+}
+
+/// Signs of life for the watchdog for as long as the engine runs.
+async fn stay_alive(manager: &ServiceManager, scheduler: &Scheduler) -> Infallible {
+    let runs = || scheduler.status().state != SchedulerState::Stopped;
+    manager.keep_alive(runs).await;
+    std::future::pending().await
 }
 
 /// Binds the address, and warns if other machines can reach it.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_cli::{Signals, TlsArgs, parse, print_line};
+use ds4_cli::{LogFilter, Reloaders, Signals, TlsArgs, parse, print_line};
 use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
@@ -57,12 +57,14 @@ pub struct ShareArgs {
     pub tls: TlsArgs,
 }
 
-/// Serves until SIGTERM or ctrl-c.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` read again.
 ///
 /// # Errors
 /// The cut does not fit the model, the address is taken, or the socket fails.
-pub async fn run(args: ShareArgs) -> Result<()> {
+pub async fn run(args: ShareArgs, log: LogFilter) -> Result<()> {
     let mut signals = Signals::new()?;
+    let reloaders = Reloaders::default();
+    reloaders.add("log filter", move || log.reload());
     let security = args.tls.security(Role::Coordinator)?;
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
@@ -85,6 +87,6 @@ pub async fn run(args: ShareArgs) -> Result<()> {
     let incoming = security.incoming(listener, Peers::Members)?;
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
-        _ = signals.next() => Ok(()),
+        _ = signals.termination(&reloaders) => Ok(()),
     }
 }

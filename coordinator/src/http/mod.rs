@@ -26,4 +26,4 @@ mod token_json;
 pub use app::{App, CHAT_ALIAS, HttpSettings, ModelCard, NodeCounts, REASONER_ALIAS};
 pub use error::ApiError;
 pub use request_metrics::describe;
-pub use server::{ConnectionLimits, Site, serve};
+pub use server::{ConnectionLimits, PeerAddr, Site, serve};
