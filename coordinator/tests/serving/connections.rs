@@ -202,7 +202,11 @@ async fn a_client_that_sends_nothing_more_gets_its_whole_answer() {
         let whole = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n");
         let whole = whole.unwrap_or(&answer);
         assert!(whole.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-        let end = if stream { "data: [DONE]" } else { "to the very end" };
+        let end = if stream {
+            "data: [DONE]"
+        } else {
+            "to the very end"
+        };
         assert!(whole.contains(end), "{answer}");
     }
 }
