@@ -148,7 +148,7 @@ impl ServeArgs {
 }
 
 /// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once. SIGHUP has the filter
-/// of `log` read again.
+/// of `log` and the certificates read again.
 ///
 /// # Errors
 /// The address is taken, the model cannot be loaded, or the server fails.
@@ -159,6 +159,12 @@ pub async fn serve(args: &ServeArgs, log: LogFilter) -> Result<()> {
     reloaders.add("log filter", move || log.reload());
     let security = args.tls.security(Role::Node)?;
     let config = args.config(security.clone())?;
+    if let Some(watch) = security.watch(|_| {}) {
+        reloaders.add("certificates", move || {
+            watch.reload();
+            Ok("their files are being read".to_owned())
+        });
+    }
     let pull = args.weights.pull(&security)?;
     // The port is taken before minutes of loading, so that a clash is seen at once. Connections
     // that arrive meanwhile wait in the listener's backlog.

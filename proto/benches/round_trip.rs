@@ -17,6 +17,7 @@ use ds4_proto::pb::compute_request::Kind;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{Peers, Role};
+use ds4_proto::wire;
 use futures::stream::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -52,7 +53,7 @@ impl ExpertCompute for Mirror {
                 }),
                 _ => Reply::Welcome(pb::Welcome::default()),
             };
-            Ok(pb::ComputeReply { kind: Some(kind) })
+            Ok(wire::reply(kind))
         });
         Ok(Response::new(Box::pin(answered)))
     }
@@ -70,7 +71,7 @@ impl Talk {
         let address = listener.local_addr()?.to_string();
         let service = channel::compute_server(Mirror, MAX_MESSAGE_BYTES);
         let server = channel::server().add_service(service);
-        let incoming = node.incoming(listener, Peers::Coordinators)?;
+        let incoming = node.incoming(listener, Peers::Coordinators);
         tokio::spawn(server.serve_with_incoming(incoming));
         let (out, requests) = mpsc::channel(4);
         out.send(message(Kind::Hello(pb::Hello::default()))).await?;
@@ -111,7 +112,7 @@ impl Talk {
 }
 
 fn message(kind: Kind) -> pb::ComputeRequest {
-    pb::ComputeRequest { kind: Some(kind) }
+    wire::request(kind)
 }
 
 /// Connections, TLS handshakes included, one after the other.
@@ -157,7 +158,7 @@ async fn main() -> anyhow::Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let service = channel::compute_server(Mirror, MAX_MESSAGE_BYTES);
-        let incoming = node.incoming(listener, Peers::Coordinators)?;
+        let incoming = node.incoming(listener, Peers::Coordinators);
         tokio::spawn(
             channel::server()
                 .add_service(service)

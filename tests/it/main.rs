@@ -10,6 +10,7 @@ mod cluster;
 mod deploy;
 mod doors;
 mod engine;
+mod expiry;
 mod formats;
 mod golden;
 mod mtls;

@@ -3,6 +3,7 @@
 pub mod assembly;
 pub mod bench;
 pub mod calibrate;
+pub mod certificates;
 pub mod certs;
 pub mod chat;
 pub mod cli;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ds4_cli::{LogFilter, Reloaders, ServiceManager, Signals, print_line};
 use ds4_common::model::Fingerprint;
@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::certificates;
 use super::http_args::{HttpArgs, OtherFiles};
 use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
@@ -51,7 +52,8 @@ pub struct ServeArgs {
     pub join: JoinArgs,
 }
 
-/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` read again.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` and the
+/// certificates read again.
 ///
 /// # Errors
 /// The model, a node or the address cannot be used, or the engine stopped.
@@ -66,14 +68,16 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     let doors = Doors::open(&args, &recorder).await?;
     let (address, site) = (doors.address, doors.site.clone());
     tracing::info!("listening on http://{address}, loading the model");
+    let security = args.service.model.security()?;
+    certificates::follow(&security, &reloaders);
     // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
-        sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
+        sharing = Sharing::start(&args.join, &args.service.model, &security) => sharing?,
         _ = signals.termination(&reloaders) => return Ok(()),
     };
     // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
-    let start = tokio::spawn(async move { Service::start(&for_start).await });
+    let start = tokio::spawn(async move { Service::start(&for_start, security).await });
     let service = tokio::select! {
         service = start => service.context("loading the model ended abnormally")??,
         _ = signals.termination(&reloaders) => return Ok(()),
@@ -93,22 +97,26 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
         tracing::warn!(%error, "the address was not printed");
     }
     manager.ready();
-    let ended_by_itself = tokio::select! {
-        _ = signals.termination(&reloaders) => false,
-        () = service.scheduler.stopped() => true,
+    // An end that nobody asked for is an error.
+    let fault = tokio::select! {
+        _ = signals.termination(&reloaders) => None,
+        () = service.scheduler.stopped() => Some(anyhow!("the engine has stopped")),
+        changed = service.model_changed() => Some(changed.into()),
         never = stay_alive(&manager, &service.scheduler) => match never {},
     };
     manager.stopping();
-    tracing::info!(
-        "stopping: running requests have {} s to finish",
-        args.http.grace
-    );
+    // Without an engine or a model no request can be finished.
+    let grace = fault.as_ref().map_or(args.http.grace, |_| 0);
+    if let Some(fault) = &fault {
+        tracing::error!("{fault:#}");
+    }
+    tracing::info!("stopping: running requests have {grace} s to finish");
     // The doors stay open meanwhile: whoever asks is told that the server is draining.
     if let Some(sharing) = sharing {
         sharing.stop();
     }
     let finished = tokio::select! {
-        finished = service.scheduler.shut_down(Duration::from_secs(args.http.grace)) => finished,
+        finished = service.scheduler.shut_down(Duration::from_secs(grace)) => finished,
         // A second signal means that there is no time to wait.
         _ = signals.termination(&reloaders) => service.scheduler.shut_down(Duration::ZERO).await,
     };
@@ -116,7 +124,9 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     for node in service.embedded {
         node.stop().await;
     }
-    anyhow::ensure!(!ended_by_itself, "the engine has stopped");
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
     if !finished {
         tracing::warn!("the grace period ended before all requests were finished");
     }

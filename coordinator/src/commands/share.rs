@@ -9,6 +9,7 @@ use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
+use super::certificates;
 use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::ModelFiles;
 use crate::share::{self, ShareSettings, SliceShare};
@@ -57,7 +58,8 @@ pub struct ShareArgs {
     pub tls: TlsArgs,
 }
 
-/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` read again.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` and the
+/// certificates read again.
 ///
 /// # Errors
 /// The cut does not fit the model, the address is taken, or the socket fails.
@@ -66,6 +68,7 @@ pub async fn run(args: ShareArgs, log: LogFilter) -> Result<()> {
     let reloaders = Reloaders::default();
     reloaders.add("log filter", move || log.reload());
     let security = args.tls.security(Role::Coordinator)?;
+    certificates::follow(&security, &reloaders);
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
         .await
@@ -84,7 +87,7 @@ pub async fn run(args: ShareArgs, log: LogFilter) -> Result<()> {
         fetches: args.fetches,
     };
     let share = SliceShare::new(shares, settings);
-    let incoming = security.incoming(listener, Peers::Members)?;
+    let incoming = security.incoming(listener, Peers::Members);
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
         _ = signals.termination(&reloaders) => Ok(()),

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::app::{App, ExpertsReport};
 use super::error::ApiError;
+use crate::cluster::node_metrics;
 use crate::scheduler::SchedulerState;
 
 const PAGE: &str = include_str!("chat_page.html");
@@ -117,7 +118,10 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 /// All metrics as text.
 pub(super) fn rendered(metrics: &PrometheusHandle) -> Response {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], metrics.render()).into_response()
+    let mut text = metrics.render();
+    // Their series come and go, which the recorder's cannot.
+    node_metrics::render(&mut text);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ds4_proto::error_text::status_text;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::node_control_client::NodeControlClient;
-use ds4_proto::wire::{Mismatch, NodeInfo, Versions, decode_node};
+use ds4_proto::wire::{Mismatch, NodeInfo, Versions, WireError, decode_node};
 use tonic::transport::Channel;
 
 use super::LinkFault;
@@ -19,7 +19,12 @@ pub(super) async fn describe(
 ) -> Result<NodeInfo, LinkFault> {
     let node = || name.to_owned();
     let info = ask(channel).await.map_err(|error| match error {
-        DescribeError::Unreachable(text) => LinkFault::Lost(text),
+        DescribeError::Silent => LinkFault::Lost(no_answer(HANDSHAKE_TIMEOUT)),
+        DescribeError::Failed(status) => LinkFault::lost(status_text(&status), &*status),
+        // Damaged on its way: another try may do.
+        DescribeError::Malformed(problem @ WireError::Checksum(_)) => {
+            LinkFault::Lost(problem.to_string())
+        }
         DescribeError::Malformed(problem) => LinkFault::mismatch(ClusterError::Malformed {
             node: node(),
             problem,
@@ -51,8 +56,10 @@ pub(super) async fn describe(
 }
 
 enum DescribeError {
-    Unreachable(String),
-    Malformed(ds4_proto::wire::WireError),
+    /// No answer in time.
+    Silent,
+    Failed(Box<tonic::Status>),
+    Malformed(WireError),
     Mismatch(Mismatch),
 }
 
@@ -62,8 +69,8 @@ async fn ask(channel: Channel) -> Result<NodeInfo, DescribeError> {
     let answer = client.describe(Versions::request());
     let reply = tokio::time::timeout(HANDSHAKE_TIMEOUT, answer)
         .await
-        .map_err(|_| DescribeError::Unreachable(no_answer(HANDSHAKE_TIMEOUT)))?
-        .map_err(|status| DescribeError::Unreachable(status_text(&status)))?;
+        .map_err(|_| DescribeError::Silent)?
+        .map_err(|status| DescribeError::Failed(Box::new(status)))?;
     decode_node(reply.get_ref())
         .map_err(DescribeError::Malformed)?
         .map_err(DescribeError::Mismatch)

@@ -31,12 +31,14 @@ impl ClusterStatus {
         }
     }
 
-    /// Nodes that are up, and nodes that are known.
+    /// Nodes that are up, and nodes that are known, each once whatever its addresses.
     #[must_use]
     pub fn counts(&self) -> (usize, usize) {
         let nodes = self.table.nodes();
         let is_up = |node: &&NodeStatus| matches!(node.state, NodeState::Up);
-        (nodes.iter().filter(is_up).count(), nodes.len())
+        let up = nodes.iter().filter(is_up).count();
+        let missing = nodes.iter().filter(|node| node.state.is_missing()).count();
+        (up, up + missing)
     }
 
     /// Whether tiles that no node holds are computed from the coordinator's own model file.

@@ -49,7 +49,7 @@ pub(in crate::cluster) async fn wait_ready(
         }
         let missing = first_missing(shape, &nodes);
         let over = Instant::now() >= deadline;
-        let waiting = nodes.iter().find(|n| !matches!(n.state, NodeState::Up));
+        let waiting = nodes.iter().find(|n| n.state.is_missing());
         match missing {
             None if table.all_tried() || over => return Ok(()),
             // No awaited node could bring them, or nobody waits for it.
@@ -64,7 +64,7 @@ pub(in crate::cluster) async fn wait_ready(
         if Instant::now() >= next_message {
             next_message += MESSAGE_INTERVAL;
             let left = deadline.saturating_duration_since(Instant::now()).as_secs();
-            for node in nodes.iter().filter(|n| !matches!(n.state, NodeState::Up)) {
+            for node in nodes.iter().filter(|n| n.state.is_missing()) {
                 tracing::warn!(
                     node = %node.name, reason = %node.state,
                     "waiting for an expert node for up to {left} s more"
@@ -79,6 +79,8 @@ pub(in crate::cluster) async fn wait_ready(
 
 fn refusal(node: &NodeStatus) -> Option<ClusterError> {
     match &node.state {
+        // Others may hold the same tiles, and the node may be given another slice.
+        NodeState::Refused(error) if matches!(**error, ClusterError::WrongNumbers { .. }) => None,
         NodeState::Refused(error) => Some((**error).clone()),
         _ => None,
     }
