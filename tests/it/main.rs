@@ -8,6 +8,7 @@ mod certs;
 mod closed_pipe;
 mod cluster;
 mod deploy;
+mod doors;
 mod engine;
 mod expiry;
 mod formats;
