@@ -16,3 +16,4 @@ mod plan;
 mod slices;
 mod tidy;
 mod variants;
+mod wrong_numbers;

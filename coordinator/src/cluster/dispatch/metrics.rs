@@ -6,6 +6,7 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use super::HealthState;
 use crate::cluster::transport::CallError;
 
 const HEDGES: &str = "ds4_hedges_total";
@@ -15,6 +16,9 @@ const FALLBACK_TIME: &str = "ds4_fallback_seconds";
 const STRANDED: &str = "ds4_stranded_pieces_total";
 const PROBES: &str = "ds4_probes_total";
 const EPOCH: &str = "ds4_layout_epoch";
+const AUDITS: &str = "ds4_audits_total";
+const QUARANTINED: &str = "ds4_quarantined_nodes";
+const HEALTH: &str = "ds4_node_health";
 
 /// Registers the descriptions of the metrics with the process's recorder.
 pub fn describe() {
@@ -44,6 +48,23 @@ pub fn describe() {
     describe_counter!(
         PROBES,
         "Probe calls to slow or unresponsive nodes, by outcome (answered, failed)."
+    );
+    describe_counter!(
+        AUDITS,
+        "Calls that were computed a second time and compared bit for bit, by outcome (same, differs, \
+         undecided: nobody could say who is right, unanswered: nobody else could compute it)."
+    );
+    for outcome in AuditOutcome::ALL {
+        counter!(AUDITS, "outcome" => outcome.name()).absolute(0);
+    }
+    describe_gauge!(
+        QUARANTINED,
+        "Connected expert nodes that are not used because they computed wrong numbers."
+    );
+    describe_gauge!(
+        HEALTH,
+        "1 for how far the dispatcher relies on a connected expert node (healthy, slow, \
+         unresponsive, quarantined), 0 for the others."
     );
     describe_gauge!(
         EPOCH,
@@ -102,6 +123,59 @@ pub(super) fn stranded() {
 pub(super) fn probe(answered: bool) {
     let outcome = if answered { "answered" } else { "failed" };
     counter!(PROBES, "outcome" => outcome).increment(1);
+}
+
+/// How an audit ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AuditOutcome {
+    /// Two places computed the same bits at once.
+    Same,
+    /// Some place computed other bits than the rest.
+    Differs,
+    /// Every place computed other bits.
+    Undecided,
+    /// No other place computed it.
+    Unanswered,
+}
+
+impl AuditOutcome {
+    const ALL: [AuditOutcome; 4] = [
+        AuditOutcome::Same,
+        AuditOutcome::Differs,
+        AuditOutcome::Undecided,
+        AuditOutcome::Unanswered,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            AuditOutcome::Same => "same",
+            AuditOutcome::Differs => "differs",
+            AuditOutcome::Undecided => "undecided",
+            AuditOutcome::Unanswered => "unanswered",
+        }
+    }
+}
+
+pub(super) fn audit(outcome: AuditOutcome) {
+    counter!(AUDITS, "outcome" => outcome.name()).increment(1);
+}
+
+/// Sets the health of all connected nodes.
+pub(super) fn health<'a>(nodes: impl Iterator<Item = (&'a str, HealthState)>) {
+    let mut quarantined = 0;
+    for (node, state) in nodes {
+        quarantined += u32::from(state == HealthState::Quarantined);
+        for (label, name) in [
+            (HealthState::Healthy, "healthy"),
+            (HealthState::Slow, "slow"),
+            (HealthState::Unresponsive, "unresponsive"),
+            (HealthState::Quarantined, "quarantined"),
+        ] {
+            let gauge = gauge!(HEALTH, "node" => node.to_owned(), "state" => name);
+            gauge.set(f64::from(u8::from(label == state)));
+        }
+    }
+    gauge!(QUARANTINED).set(f64::from(quarantined));
 }
 
 pub(super) fn epoch(epoch: u64) {

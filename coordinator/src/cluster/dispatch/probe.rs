@@ -1,6 +1,7 @@
 //! Small calls to nodes that are not healthy, to learn when they have recovered.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,10 @@ use ds4_proto::wire::EncodedBatch;
 
 use super::task::expert_block_ops;
 use super::{Dispatcher, metrics};
+use crate::cluster::known_calls::digest;
 #[cfg(test)]
 use crate::cluster::transport::NodeId;
-use crate::cluster::transport::{CallId, CancelReason, ExpertCall, LiveNode};
+use crate::cluster::transport::{CallError, CallId, CancelReason, ExpertCall, LiveNode};
 
 /// Time that a node has to answer a probe.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
@@ -32,6 +34,8 @@ struct OpenProbe {
     node: LiveNode,
     call: CallId,
     layer: usize,
+    /// The digest that the rows of a node in quarantine must have.
+    expected: Option<u64>,
     sent: Instant,
     expert_block_ops: u64,
 }
@@ -66,6 +70,14 @@ impl Dispatcher {
             metrics::probe(rows.is_ok());
             let mut selector = self.selector();
             selector.probed(probe.node.id, now);
+            // Infinity and NaN are an answer to a test.
+            let not_finite = matches!(&rows, Err(CallError::NotFinite(_)));
+            let found = rows.as_ref().ok().map(|rows| digest(rows));
+            if let Some(expected) = probe.expected
+                && (found.is_some() || not_finite)
+            {
+                selector.tested(&probe.node, found == Some(expected), now);
+            }
             if rows.is_ok() {
                 let took = reply.received.saturating_duration_since(probe.sent);
                 selector.answered(probe.node.id, probe.expert_block_ops, took, now);
@@ -86,10 +98,20 @@ impl Dispatcher {
         }
         let due = self.selector().due_probes(now);
         for node in due {
+            let test = self.selector().return_test(&node);
+            if let Some(test) = test {
+                let (tiles, expected) = (Arc::clone(&test.tiles), Some(test.digest));
+                let tokens = 0..test.batch.tokens;
+                if !self.send_probe(&test.batch, tokens, tiles, expected, &node, now) {
+                    self.selector().probed(node.id, now);
+                }
+                continue;
+            }
             match small_call(self.settings.shape.grid, batch, &node) {
                 None => self.selector().not_probed(node.id),
                 Some((token, tiles)) => {
-                    if !self.send_probe(batch, token, tiles, &node, now) {
+                    let (tokens, tiles) = (token..token + 1, Arc::new(tiles));
+                    if !self.send_probe(batch, tokens, tiles, None, &node, now) {
                         self.selector().probed(node.id, now);
                     }
                 }
@@ -101,12 +123,12 @@ impl Dispatcher {
     fn send_probe(
         &self,
         batch: &ExpertBatch,
-        token: usize,
-        tiles: TileSet,
+        tokens: Range<usize>,
+        tiles: Arc<TileSet>,
+        expected: Option<u64>,
         node: &LiveNode,
         now: Instant,
     ) -> bool {
-        let tokens = token..token + 1;
         let ops = expert_block_ops(batch, tokens.clone(), tiles.rects());
         let rows = batch.reply_rows(tokens.clone(), tiles.rects());
         // Locked until the probe is listed, so that its reply is not looked for before.
@@ -115,7 +137,7 @@ impl Dispatcher {
         let tag = probes.last_tag;
         let sent = node.link.send(ExpertCall {
             encoded: EncodedBatch::new(batch, tokens),
-            tiles: Arc::new(tiles),
+            tiles,
             reply_bytes: rows * self.settings.shape.row_bytes(),
             deadline: now + PROBE_DEADLINE,
             tag,
@@ -128,6 +150,7 @@ impl Dispatcher {
             node: node.clone(),
             call,
             layer: batch.layer,
+            expected,
             sent: now,
             expert_block_ops: ops,
         };
