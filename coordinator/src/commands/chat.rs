@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::certificates;
 use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
@@ -65,12 +66,20 @@ const PLAIN: &str = "\x1b[0m";
 /// # Errors
 /// The model or a node cannot be used, the engine failed, or standard output cannot be written.
 pub async fn run(args: ChatArgs) -> Result<()> {
-    let service = Service::start(&args.service).await?;
+    let security = args.service.model.security()?;
+    let _certificates = certificates::watch(&security);
+    let service = Service::start(&args.service, security).await?;
+    let result = converse(&service, &args).await;
+    service.stop(Duration::ZERO).await;
+    result
+}
+
+async fn converse(service: &Service, args: &ChatArgs) -> Result<()> {
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         print_line!("{}: /help lists the commands", service.model.name)?;
     }
-    let mut chat = Chat::new(&service, &args);
+    let mut chat = Chat::new(service, args);
     let (want_line, mut lines) = line_reader(interactive);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive signals")?;
     loop {
@@ -102,10 +111,6 @@ pub async fn run(args: ChatArgs) -> Result<()> {
                 result => result?,
             },
         }
-    }
-    service.scheduler.shut_down(Duration::ZERO).await;
-    for node in service.embedded {
-        node.stop().await;
     }
     Ok(())
 }

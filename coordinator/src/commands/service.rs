@@ -1,19 +1,26 @@
 //! What `serve` and `chat` share: a scheduler over an engine, and the model's vocabulary.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ds4_cli::parse;
+use ds4_common::gguf::{FileChanged, FileEvent, FileWatch};
 use ds4_common::memory_limit;
 use ds4_common::quantity::Bytes;
 use ds4_expert_node::EmbeddedNode;
+use ds4_proto::security::Security;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::ModelArgs;
-use crate::cluster::NodeTable;
+use crate::cluster::ClusterStatus;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
+
+/// Nodes may be away for this long before requests are refused for it: a node that restarts, or a
+/// connection that breaks, is not worth an error.
+const BLINK: Duration = Duration::from_secs(1);
 
 /// How requests are scheduled and prompts written.
 #[derive(Args, Clone, Debug)]
@@ -79,24 +86,33 @@ pub struct Service {
     pub kernels: &'static str,
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<NodeTable>>,
+    /// What the expert nodes can compute, if there are any.
+    pub cluster: Option<Arc<ClusterStatus>>,
+    /// Notices changes of the model's files.
+    files: Arc<FileWatch>,
 }
 
+/// Time between two looks at the model's files. The engine looks at them after each step as well;
+/// this is for a server without work.
+const FILE_POLL: Duration = Duration::from_secs(1);
+
 impl Service {
-    /// Opens the model, joins its experts, and starts the scheduler.
+    /// Opens the model, joins its experts over connections that `security` protects, and starts the
+    /// scheduler.
     ///
     /// # Errors
     /// A flag, the model or a node cannot be used.
-    pub async fn start(args: &ServiceArgs) -> Result<Self> {
+    pub async fn start(args: &ServiceArgs, security: Security) -> Result<Self> {
         let Assembly {
             model,
             engine,
             kernels,
             embedded,
             cluster,
-        } = Assembly::open(&args.model).await?;
+            files,
+        } = Assembly::open(&args.model, security).await?;
         let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
+        warn_of_memory(kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
         let dialect = args.dialect.unwrap_or_else(|| detect_dialect(&model));
         let limits = SchedulerLimits {
@@ -118,6 +134,10 @@ impl Service {
             );
         }
         let scheduler = Arc::new(scheduler);
+        if let Some(cluster) = &cluster {
+            let (cluster, scheduler) = (Arc::clone(cluster), Arc::downgrade(&scheduler));
+            tokio::spawn(watch_experts(cluster, scheduler));
+        }
         let kernels = kernels.name();
         Ok(Service {
             scheduler,
@@ -127,7 +147,87 @@ impl Service {
             kernels,
             embedded,
             cluster,
+            files,
         })
+    }
+
+    /// Waits until a file of the model changes in place, after which nothing can be computed with
+    /// it.
+    pub async fn model_changed(&self) -> FileChanged {
+        let mut polls = tokio::time::interval(FILE_POLL);
+        loop {
+            polls.tick().await;
+            match self.files.poll() {
+                Ok(events) => events.iter().for_each(tell),
+                Err(changed) => return changed,
+            }
+        }
+    }
+
+    /// Ends running requests after at most `grace`, then the embedded nodes: in this order, since a
+    /// node that went first would be reported as lost.
+    pub async fn stop(self, grace: Duration) {
+        self.scheduler.shut_down(grace).await;
+        for node in self.embedded {
+            node.stop().await;
+        }
+    }
+}
+
+fn tell(event: &FileEvent) {
+    match event {
+        FileEvent::Replaced(file) => tracing::info!(
+            file = %file.display(),
+            "the model's file was deleted or replaced: this process goes on with the old one"
+        ),
+        FileEvent::Touched(file) => tracing::warn!(
+            file = %file.display(),
+            "something about the model's file changed, though neither its length nor its time of \
+             modification"
+        ),
+    }
+}
+
+/// Keeps the scheduler informed whether the experts can be computed, as long as it lives. Nodes that
+/// return within [`BLINK`] are not missed.
+async fn watch_experts(cluster: Arc<ClusterStatus>, scheduler: Weak<Scheduler>) {
+    if cluster.own_file() {
+        return;
+    }
+    let mut changes = cluster.changes();
+    loop {
+        changes.mark_unchanged();
+        let mut available = cluster.covered();
+        if !available {
+            let returned = async { changes.wait_for(|_| cluster.covered()).await.is_ok() };
+            available = tokio::time::timeout(BLINK, returned).await.unwrap_or(false);
+        }
+        match scheduler.upgrade() {
+            Some(scheduler) => scheduler.set_experts_available(available),
+            None => return,
+        }
+        if !available {
+            tracing::warn!("no expert node holds some tiles: requests are refused until one does");
+            if changes.wait_for(|_| cluster.covered()).await.is_err() {
+                return;
+            }
+        } else if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Warns if the caches may take memory that is not there: the system would end the process.
+fn warn_of_memory(kv_memory: Bytes) {
+    if let Some(available) = memory_limit::available().map(Bytes)
+        && kv_memory > available
+        && kv_memory.0 < u64::MAX
+    {
+        tracing::warn!(
+            %kv_memory, %available,
+            "--kv-memory exceeds the memory that is available: the system may end the process once \
+             requests fill their caches"
+        );
     }
 }
 

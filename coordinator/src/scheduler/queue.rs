@@ -56,6 +56,8 @@ struct QueueState {
     /// Cancel flags of all requests that are waiting or running.
     live: HashMap<u64, Arc<AtomicBool>>,
     gate: QueueGate,
+    /// Whether the model can run steps at present, as far as is known.
+    experts_available: bool,
     next_id: u64,
     /// Running mean of the time from leaving the queue to the end of a request.
     mean_service: Duration,
@@ -78,6 +80,7 @@ impl Queue {
                 waiting: VecDeque::new(),
                 live: HashMap::new(),
                 gate: QueueGate::Open,
+                experts_available: true,
                 next_id: 0,
                 mean_service: Duration::from_secs(1),
             }),
@@ -102,6 +105,9 @@ impl Queue {
             QueueGate::Open => {}
             QueueGate::Draining | QueueGate::Aborting => return Err(AdmissionError::ShuttingDown),
             QueueGate::Stopped => return Err(AdmissionError::Stopped),
+        }
+        if !state.experts_available {
+            return Err(AdmissionError::ExpertsUnavailable);
         }
         // Requests whose callers left do not count, although the runner has not dropped them yet.
         state.drop_cancelled();
@@ -175,6 +181,23 @@ impl Queue {
         for queued in &requests {
             state.live.remove(&queued.id);
         }
+        requests
+    }
+
+    /// Notes whether the experts can be computed. While they cannot, no request is admitted; returns
+    /// those that wait, whose turn would be in vain.
+    pub(super) fn set_experts_available(&self, available: bool) -> Vec<QueuedRequest> {
+        let mut state = self.lock();
+        state.experts_available = available;
+        // Of a queue that is closed, the runner takes care.
+        if available || matches!(state.gate, QueueGate::Aborting | QueueGate::Stopped) {
+            return Vec::new();
+        }
+        let requests: Vec<QueuedRequest> = state.waiting.drain(..).collect();
+        for queued in &requests {
+            state.live.remove(&queued.id);
+        }
+        self.changed.notify_all();
         requests
     }
 
@@ -387,6 +410,19 @@ mod tests {
         queue.close(QueueGate::Stopped);
         queue.close(QueueGate::Draining);
         assert_eq!(queue.push(queued), Err(AdmissionError::Stopped));
+    }
+
+    #[test]
+    fn without_experts_nothing_is_admitted_and_nothing_waits() {
+        let queue = Queue::new(4, 1);
+        queue.push(queued).unwrap();
+        queue.push(queued).unwrap();
+        assert_eq!(queue.take(1, 1000, false).len(), 1);
+        assert_eq!(queue.set_experts_available(false).len(), 1);
+        assert_eq!(queue.counts(), (0, 1), "what runs goes on");
+        assert_eq!(queue.push(queued), Err(AdmissionError::ExpertsUnavailable));
+        assert!(queue.set_experts_available(true).is_empty());
+        queue.push(queued).unwrap();
     }
 
     #[test]

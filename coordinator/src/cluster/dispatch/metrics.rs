@@ -7,6 +7,7 @@ use metrics::{
 };
 
 use super::HealthState;
+use crate::cluster::node_metrics;
 use crate::cluster::transport::CallError;
 
 const HEDGES: &str = "ds4_hedges_total";
@@ -18,7 +19,6 @@ const PROBES: &str = "ds4_probes_total";
 const EPOCH: &str = "ds4_layout_epoch";
 const AUDITS: &str = "ds4_audits_total";
 const QUARANTINED: &str = "ds4_quarantined_nodes";
-const HEALTH: &str = "ds4_node_health";
 
 /// Registers the descriptions of the metrics with the process's recorder.
 pub fn describe() {
@@ -62,15 +62,37 @@ pub fn describe() {
         "Connected expert nodes that are not used because they computed wrong numbers."
     );
     describe_gauge!(
-        HEALTH,
-        "1 for how far the dispatcher relies on a connected expert node (healthy, slow, \
-         unresponsive, quarantined), 0 for the others."
-    );
-    describe_gauge!(
         EPOCH,
         "Version of the cluster's membership; grows whenever a node joins, leaves or changes."
     );
+    for outcome in ["won", "lost", "failed", "denied"] {
+        counter!(HEDGES, "outcome" => outcome).absolute(0);
+    }
+    for reason in FAILOVER_REASONS {
+        counter!(FAILOVERS, "reason" => reason).absolute(0);
+    }
+    for outcome in ["answered", "failed"] {
+        counter!(PROBES, "outcome" => outcome).absolute(0);
+    }
+    for name in [FALLBACKS, STRANDED] {
+        counter!(name).absolute(0);
+    }
+    // A histogram without any value.
+    let _ = histogram!(FALLBACK_TIME);
 }
+
+/// Values of a failover's `reason`.
+const FAILOVER_REASONS: [&str; 9] = [
+    "lost",
+    "busy",
+    "draining",
+    "expired",
+    "refused",
+    "malformed",
+    "corrupt",
+    "not_finite",
+    "silent",
+];
 
 /// How a hedge ended.
 #[derive(Clone, Copy, Debug)]
@@ -165,15 +187,7 @@ pub(super) fn health<'a>(nodes: impl Iterator<Item = (&'a str, HealthState)>) {
     let mut quarantined = 0;
     for (node, state) in nodes {
         quarantined += u32::from(state == HealthState::Quarantined);
-        for (label, name) in [
-            (HealthState::Healthy, "healthy"),
-            (HealthState::Slow, "slow"),
-            (HealthState::Unresponsive, "unresponsive"),
-            (HealthState::Quarantined, "quarantined"),
-        ] {
-            let gauge = gauge!(HEALTH, "node" => node.to_owned(), "state" => name);
-            gauge.set(f64::from(u8::from(label == state)));
-        }
+        node_metrics::health(node, state);
     }
     gauge!(QUARANTINED).set(f64::from(quarantined));
 }
