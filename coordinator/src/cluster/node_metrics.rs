@@ -396,7 +396,7 @@ fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
             }
             let all: f64 = counts.iter().sum();
             sample("_bucket", ",le=\"+Inf\"", all);
-            sample("_sum", "", load(&node.nanoseconds) * 1e-9);
+            sample("_sum", "", load(&node.nanoseconds) / 1e9);
             sample("_count", "", all);
         },
     );

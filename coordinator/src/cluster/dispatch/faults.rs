@@ -55,7 +55,8 @@ impl Dispatcher {
             // It is in quarantine for another call.
             return;
         };
-        if reason == NumberFault::Audit {
+        if reason != NumberFault::NotFinite {
+            // Infinity and NaN are counted where they are seen.
             fault(&node.name, reason);
         }
         self.quarantined.fetch_add(1, Ordering::Relaxed);

@@ -191,6 +191,13 @@ impl NodeHealth {
         due
     }
 
+    /// Whether a made-up call may be sent; if so, the node counts as being probed.
+    pub(super) fn begin_check(&mut self) -> bool {
+        let free = self.state == HealthState::Healthy && !self.probing;
+        self.probing |= free;
+        free
+    }
+
     /// The batch held nothing to probe it with: the next one may.
     pub(super) fn not_probed(&mut self) {
         self.probing = false;
@@ -199,6 +206,10 @@ impl NodeHealth {
     /// A probe ended, with or without rows, or could not be sent.
     pub(super) fn probed(&mut self, now: Instant) {
         self.probing = false;
+        // The call was to find out about its numbers, not its pace.
+        if self.state == HealthState::Healthy {
+            return;
+        }
         self.pause = (self.pause * 2).min(LAST_PAUSE);
         self.next_probe = now + self.pause;
     }

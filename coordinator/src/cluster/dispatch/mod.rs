@@ -178,6 +178,7 @@ impl Dispatcher {
     /// Name and health state of each node that accepts work.
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
+        self.refresh_view();
         self.selector().health_states()
     }
 
@@ -207,12 +208,14 @@ impl Dispatcher {
         let Some(one_in) = self.settings.audit else {
             return false;
         };
+        self.audit_draw().below(one_in.get() as usize) == 0
+    }
+
+    fn audit_draw(&self) -> MutexGuard<'_, SplitMix64> {
         // A draw cannot be interrupted half-way.
-        let mut draw = self
-            .audit_draw
+        self.audit_draw
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        draw.below(one_in.get() as usize) == 0
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn probes(&self) -> MutexGuard<'_, Probes> {

@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Grid, Span, TileRect, TileSet};
-use ds4_proto::wire::EncodedBatch;
+use ds4_proto::wire::{EncodedBatch, bytes_from_floats};
 
+use super::quarantine::ReturnTest;
 use super::task::expert_block_ops;
 use super::{Dispatcher, metrics};
-use crate::cluster::known_calls::digest;
+use crate::cluster::known_calls::{digest, random_call};
+use crate::cluster::node_metrics::NumberFault;
+use crate::cluster::tile_assignment::list;
 #[cfg(test)]
 use crate::cluster::transport::NodeId;
 use crate::cluster::transport::{CallError, CallId, CancelReason, ExpertCall, LiveNode};
@@ -34,8 +37,8 @@ struct OpenProbe {
     node: LiveNode,
     call: CallId,
     layer: usize,
-    /// The digest that the rows of a node in quarantine must have.
-    expected: Option<u64>,
+    /// What the rows must be, of a node in quarantine or of a made-up call.
+    expected: Option<Arc<ReturnTest>>,
     sent: Instant,
     expert_block_ops: u64,
 }
@@ -73,18 +76,38 @@ impl Dispatcher {
             // Infinity and NaN are an answer to a test.
             let not_finite = matches!(&rows, Err(CallError::NotFinite(_)));
             let found = rows.as_ref().ok().map(|rows| digest(rows));
-            if let Some(expected) = probe.expected
-                && (found.is_some() || not_finite)
-            {
-                selector.tested(&probe.node, found == Some(expected), now);
-            }
+            let wrong = probe
+                .expected
+                .as_ref()
+                .filter(|_| found.is_some() || not_finite);
+            let quarantined = selector.return_test(&probe.node).is_some();
+            let wrong = match wrong {
+                Some(test) if quarantined => {
+                    selector.tested(&probe.node, found == Some(test.digest), now);
+                    None
+                }
+                other => other.filter(|test| found != Some(test.digest)),
+            };
             if rows.is_ok() {
                 let took = reply.received.saturating_duration_since(probe.sent);
                 selector.answered(probe.node.id, probe.expert_block_ops, took, now);
             } else {
                 selector.ended(probe.node.id, probe.expert_block_ops);
             }
+            drop(selector);
+            if let Some(test) = wrong {
+                tracing::error!(
+                    node = %probe.node.name, layer = probe.layer,
+                    tiles = list(test.tiles.rects()),
+                    found = format!("{:016x}", found.unwrap_or_default()),
+                    expected = format!("{:016x}", test.digest),
+                    "an expert node computed other numbers than the coordinator's own file"
+                );
+                let test = Some(Arc::clone(test));
+                self.quarantine(&probe.node, NumberFault::KnownCall, test, now);
+            }
         }
+        self.check_made_up_call(now);
         let overdue = self.probes().take_overdue(now);
         for probe in overdue {
             metrics::probe(false);
@@ -100,9 +123,9 @@ impl Dispatcher {
         for node in due {
             let test = self.selector().return_test(&node);
             if let Some(test) = test {
-                let (tiles, expected) = (Arc::clone(&test.tiles), Some(test.digest));
-                let tokens = 0..test.batch.tokens;
-                if !self.send_probe(&test.batch, tokens, tiles, expected, &node, now) {
+                let tiles = Arc::clone(&test.tiles);
+                let (batch, tokens) = (Arc::clone(&test.batch), 0..test.batch.tokens);
+                if !self.send_probe(&batch, tokens, tiles, Some(test), &node, now) {
                     self.selector().probed(node.id, now);
                 }
                 continue;
@@ -119,13 +142,45 @@ impl Dispatcher {
         }
     }
 
+    /// Has a node compute a made-up call and compares the rows with the own file's, as often as calls
+    /// are audited: that finds what is wrong with tiles that no token chooses.
+    fn check_made_up_call(&self, now: Instant) {
+        let Some(own) = self.fallback.as_ref().filter(|_| self.draw_audit()) else {
+            return;
+        };
+        let shape = self.settings.shape;
+        let mut draw = self.audit_draw();
+        let Some(node) = self.selector().idle_node(&mut draw) else {
+            return;
+        };
+        let call = random_call(&shape, &node.held, &mut draw);
+        drop(draw);
+        let test = call.and_then(|call| {
+            let mut rows = Vec::new();
+            let computed = own.compute(&call.batch, 0..1, call.tile, &mut rows);
+            computed.ok()?;
+            Some(Arc::new(ReturnTest {
+                tiles: Arc::new(call.tiles()?),
+                digest: digest(&bytes_from_floats(&rows)),
+                batch: call.batch,
+            }))
+        });
+        let sent = test.is_some_and(|test| {
+            let (batch, tiles) = (Arc::clone(&test.batch), Arc::clone(&test.tiles));
+            self.send_probe(&batch, 0..1, tiles, Some(test), &node, now)
+        });
+        if !sent {
+            self.selector().not_probed(node.id);
+        }
+    }
+
     /// Returns whether the probe is on its way.
     fn send_probe(
         &self,
         batch: &ExpertBatch,
         tokens: Range<usize>,
         tiles: Arc<TileSet>,
-        expected: Option<u64>,
+        expected: Option<Arc<ReturnTest>>,
         node: &LiveNode,
         now: Instant,
     ) -> bool {

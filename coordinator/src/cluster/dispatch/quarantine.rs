@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::ExpertBatch;
-use ds4_common::tiles::TileSet;
+use ds4_common::tiles::{TileRect, TileSet};
 
 use crate::cluster::transport::{ClusterView, LiveNode, NodeId};
 
@@ -27,6 +27,14 @@ pub(super) struct ReturnTest {
     pub(super) digest: u64,
 }
 
+impl ReturnTest {
+    fn is_held_by(&self, node: &LiveNode) -> bool {
+        let held = node.held.layer(self.batch.layer);
+        let holds = |rect: &TileRect| held.is_some_and(|set| set.rect_around(*rect).is_some());
+        self.tiles.rects().iter().all(holds)
+    }
+}
+
 #[derive(Debug)]
 struct Record {
     /// The connection over which the wrong numbers came.
@@ -35,8 +43,8 @@ struct Record {
     term: Duration,
     /// Right answers in a row since `until`.
     passes: u32,
-    /// `None` where it is not known what is right: another connection, over which the known calls
-    /// are computed, ends the quarantine then.
+    /// `None` where it is not known what is right. Then, and where the node has come to hold other
+    /// tiles, another connection ends the quarantine, over which the known calls are computed.
     test: Option<Arc<ReturnTest>>,
     /// Over, but not forgotten.
     served: bool,
@@ -121,8 +129,11 @@ impl Quarantines {
         self.records.retain(|name, _| named.contains(&name));
         for node in &view.nodes {
             if let Some(record) = self.records.get_mut(&node.name)
-                && record.test.is_none()
                 && record.connection != node.id
+                && !record
+                    .test
+                    .as_ref()
+                    .is_some_and(|test| test.is_held_by(node))
             {
                 record.served = true;
             }

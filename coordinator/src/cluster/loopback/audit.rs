@@ -117,7 +117,6 @@ fn infinity_and_nan_from_every_node_are_an_error_that_blames_none_alone() {
         matches!(error, ExpertError::NotFinite { layer: 1, .. }),
         "{error}"
     );
-    let backend = cluster.connect_with(&cluster.options()).expect("cluster");
     for address in cluster.addresses() {
         assert_ne!(health(&backend, &address), HealthState::Quarantined);
     }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use ds4_common::random::SplitMix64;
+
 use super::ReplicaSelector;
 use crate::cluster::dispatch::health::HealthState;
 use crate::cluster::dispatch::quarantine::{Answered, ReturnTest};
@@ -14,6 +16,17 @@ impl ReplicaSelector {
     pub(in crate::cluster::dispatch) fn corrupt(&mut self, id: NodeId, now: Instant) -> bool {
         let often = self.health(id).is_some_and(|health| health.corrupt());
         often && self.demote(id, HealthState::Unresponsive, now)
+    }
+
+    /// A healthy node that is not being probed, drawn at random; it counts as being probed from here
+    /// on.
+    pub(in crate::cluster::dispatch) fn idle_node(
+        &mut self,
+        draw: &mut SplitMix64,
+    ) -> Option<LiveNode> {
+        let at = draw.below(self.view.nodes.len().max(1));
+        let health = self.health.get_mut(at)?;
+        health.begin_check().then(|| self.view.nodes[at].clone())
     }
 
     /// Begins a node's quarantine, unless it is in one. Returns its end.
