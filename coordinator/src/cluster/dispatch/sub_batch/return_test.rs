@@ -18,7 +18,7 @@ const MOST_TOKENS: usize = 8;
 
 impl SubBatch {
     /// A test with the rows that are right for `rects`. Where the wrong rows are known, it is the
-    /// first token with a difference, else the first few tokens.
+    /// first token with a difference, else the first few tokens that have rows.
     pub(super) fn return_test(
         &self,
         context: &LayerContext<'_>,
@@ -42,8 +42,8 @@ impl SubBatch {
                 token..token + 1
             }
             None => {
-                let end = self.tokens.end.min(self.tokens.start + MOST_TOKENS);
-                self.tokens.start..end
+                let first = owners.iter().copied().min()?;
+                first..self.tokens.end.min(first + MOST_TOKENS)
             }
         };
         let of_kept = rows()
