@@ -18,3 +18,4 @@ mod plan;
 mod slices;
 mod tidy;
 mod variants;
+mod wrong_numbers;

@@ -172,6 +172,7 @@ impl Assembly {
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
+                audit: args.cluster.audit.one_in(),
                 ..ClusterOptions::default()
             };
             let fallback = match args.cluster.local_fallback {
