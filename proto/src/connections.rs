@@ -40,13 +40,13 @@ impl BoundedListener {
         BoundedListener { listener, permits }
     }
 
-    /// The next connection, once there is a permit for it. An error of one connection, or a lack of
+    /// The next connection and its peer, once there is a permit for it. An error of one connection, or a lack of
     /// file descriptors, does not end a server: accepting is tried again.
-    pub async fn accept(&self) -> Connection {
+    pub async fn accept(&self) -> (Connection, SocketAddr) {
         // The semaphore is never closed.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        let (stream, _) = accept(&self.listener).await;
-        Connection::new(stream, &[], permit)
+        let (stream, peer) = accept(&self.listener).await;
+        (Connection::new(stream, &[], permit), peer)
     }
 }
 
@@ -160,13 +160,13 @@ mod tests {
         for _ in 0..2 {
             clients.push(TcpStream::connect(address).await.expect("connected"));
         }
-        let mut first = bounded.accept().await;
+        let (mut first, _) = bounded.accept().await;
         first.write_all(b"x").await.expect("written");
         assert_eq!(clients[0].read_u8().await.expect("read"), b'x');
         let early = tokio::time::timeout(Duration::from_millis(50), bounded.accept()).await;
         assert!(early.is_err(), "the bound does not hold");
         drop(first);
-        let mut second = bounded.accept().await;
+        let (mut second, _) = bounded.accept().await;
         clients[1].write_all(b"y").await.expect("written");
         assert_eq!(second.read_u8().await.expect("read"), b'y');
     }

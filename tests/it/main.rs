@@ -11,6 +11,7 @@ mod deploy;
 mod engine;
 mod formats;
 mod golden;
+mod hostile_bodies;
 mod mtls;
 mod plan;
 mod slices;

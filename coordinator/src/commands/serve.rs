@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use ds4_cli::{Signals, parse, print_line};
+use ds4_common::memory_limit;
 use ds4_common::model::Fingerprint;
 use ds4_common::quantity::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -74,6 +75,11 @@ pub struct HttpArgs {
         value_name = "SIZE"
     )]
     pub body_limit: Bytes,
+
+    /// Memory for the bodies of all requests together, and for reading them, until they are queued
+    /// [default: 8 bodies and 32MiB, or less where memory is scarce]
+    #[arg(long, env = "DS4_BODY_MEMORY", value_name = "SIZE")]
+    pub body_memory: Option<Bytes>,
 
     /// Connections at the same time; further ones wait until one closes
     #[arg(
@@ -201,17 +207,20 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
 
 /// What HTTP requests are answered with.
 fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Result<App> {
+    let body_limit = usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX);
     let app = App::new(
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(args, service)?,
         HttpSettings {
-            body_limit: usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX),
+            body_limit,
+            body_memory: body_memory(&args.http)?,
             cors: args.http.cors.clone(),
             keep_alive: Duration::from_secs(args.http.keep_alive),
         },
         recorder,
-    );
+    )
+    .context("cannot start the threads that read requests")?;
     let Some(table) = service.cluster.clone() else {
         return Ok(app);
     };
@@ -223,6 +232,25 @@ fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Resul
             total: nodes.len(),
         }
     }))
+}
+
+/// The budget for bodies: what was asked for, if a body fits into it.
+fn body_memory(args: &HttpArgs) -> Result<u64> {
+    let limit = args.body_limit;
+    let least = Bytes(http::least_body_memory(limit.0));
+    match args.body_memory {
+        None => Ok(http::default_body_memory(
+            limit.0,
+            memory_limit::available(),
+        )),
+        Some(bytes) => {
+            anyhow::ensure!(
+                bytes.0 >= least.0,
+                "--body-memory {bytes} is too small: a body of --body-limit {limit} needs {least}"
+            );
+            Ok(bytes.0)
+        }
+    }
 }
 
 fn card(args: &ServeArgs, service: &Service) -> Result<ModelCard> {

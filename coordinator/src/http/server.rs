@@ -1,6 +1,7 @@
 //! Connections: how many may be open, how long a client may take to send a request, which routes
 //! answer it, and how all connections end.
 
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -35,6 +36,10 @@ impl Default for ConnectionLimits {
         }
     }
 }
+
+/// Where a request comes from: an extension of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
 
 /// What answers requests: the error that the model is loading, until there is an [`App`].
 #[derive(Clone, Debug)]
@@ -78,12 +83,13 @@ pub async fn serve(
         .header_read_timeout(limits.header_timeout);
     let mut shutdown = pin!(shutdown);
     loop {
-        let connection = tokio::select! {
+        let (connection, peer) = tokio::select! {
             next = listener.accept() => next,
             () = &mut shutdown => break,
         };
         let site = site.clone();
-        let answer = service_fn(move |request: hyper::Request<Incoming>| {
+        let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(PeerAddr(peer));
             TowerToHyperService::new(site.routes()).call(request)
         });
         let connection = http.serve_connection(TokioIo::new(connection), answer);

@@ -61,7 +61,7 @@ impl Server {
             fingerprint: "f00d-full".into(),
             dialect: Dialect::default(),
         };
-        let app = App::new(Arc::clone(&scheduler), vocabulary, card, settings, metrics);
+        let app = App::new(Arc::clone(&scheduler), vocabulary, card, settings, metrics).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (close, closing) = oneshot::channel::<()>();
