@@ -9,7 +9,7 @@
 //! meanwhile, but only so many: then nobody starts before it, and the memory that running requests
 //! give back is its own.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// What tells clients apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +25,8 @@ pub(super) struct Turns<T> {
     clients: VecDeque<WaitingClient<T>>,
     /// The round of the last turn.
     round: u64,
+    /// Clients without entries that have had their turn in this round.
+    served: HashSet<ClientKey>,
 }
 
 #[derive(Debug)]
@@ -32,7 +34,7 @@ struct WaitingClient<T> {
     key: ClientKey,
     /// In which round it has its next turn.
     turn: u64,
-    /// Whether it has had one since it came.
+    /// Whether it has had one in the round before that.
     served: bool,
     /// Oldest first; never empty.
     entries: VecDeque<Entry<T>>,
@@ -51,6 +53,7 @@ impl<T> Default for Turns<T> {
         Turns {
             clients: VecDeque::new(),
             round: 0,
+            served: HashSet::new(),
         }
     }
 }
@@ -86,7 +89,7 @@ impl<T> Turns<T> {
             None => self.clients.push_back(WaitingClient {
                 key: client,
                 turn: self.round + 1,
-                served: false,
+                served: self.served.remove(&client),
                 entries: VecDeque::from([entry]),
             }),
         }
@@ -114,8 +117,13 @@ impl<T> Turns<T> {
                 *running.entry(client.key).or_default() += 1;
                 taken.push(entry.item);
             }
-            self.round = self.round.max(client.turn);
-            if !client.entries.is_empty() {
+            if client.turn > self.round {
+                self.round = client.turn;
+                self.served.clear();
+            }
+            if client.entries.is_empty() {
+                self.served.insert(client.key);
+            } else {
                 client.turn += 1;
                 client.served = true;
                 self.clients.push_back(client);
@@ -261,6 +269,16 @@ mod tests {
             order.extend(turns.take(1, PLENTY, &none));
         }
         assert_eq!(order[..3], [10, 110, 2], "{order:?}");
+    }
+
+    #[test]
+    fn who_has_just_been_served_is_no_newcomer() {
+        let mut turns = turns(&[(1, 1)]);
+        let none = running(&[]);
+        assert_eq!(turns.take(1, PLENTY, &none), [1]);
+        turns.push(ClientKey(1), 10, 2);
+        turns.push(ClientKey(2), 10, 3);
+        assert_eq!(turns.take(9, PLENTY, &none), [3, 2]);
     }
 
     #[test]
