@@ -66,11 +66,17 @@ const PLAIN: &str = "\x1b[0m";
 /// The model or a node cannot be used, the engine failed, or standard output cannot be written.
 pub async fn run(args: ChatArgs) -> Result<()> {
     let service = Service::start(&args.service).await?;
+    let result = converse(&service, &args).await;
+    service.stop(Duration::ZERO).await;
+    result
+}
+
+async fn converse(service: &Service, args: &ChatArgs) -> Result<()> {
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         print_line!("{}: /help lists the commands", service.model.name)?;
     }
-    let mut chat = Chat::new(&service, &args);
+    let mut chat = Chat::new(service, args);
     let (want_line, mut lines) = line_reader(interactive);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive signals")?;
     loop {
@@ -102,10 +108,6 @@ pub async fn run(args: ChatArgs) -> Result<()> {
                 result => result?,
             },
         }
-    }
-    service.scheduler.shut_down(Duration::ZERO).await;
-    for node in service.embedded {
-        node.stop().await;
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ mod weights;
 
 use std::sync::Arc;
 
+use ds4_common::gguf::FileWatch;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::threads::Threads;
@@ -87,6 +88,8 @@ pub struct Engine {
     scratch: StepScratch,
     outputs: Vec<ChunkOutput>,
     times: StageTimes,
+    /// The files of the weights, if their changes are to be noticed.
+    files: Option<Arc<FileWatch>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -133,7 +136,14 @@ impl Engine {
             scratch: StepScratch::default(),
             outputs: Vec::new(),
             times: StageTimes::default(),
+            files: None,
         })
+    }
+
+    /// Lets each step fail whose weights changed while it ran: nothing that was computed from them
+    /// is returned.
+    pub fn watch(&mut self, files: Arc<FileWatch>) {
+        self.files = Some(files);
     }
 
     /// Tokens of the vocabulary: the length of a row of logits.
@@ -190,7 +200,8 @@ impl Engine {
     /// # Errors
     /// A chunk is refused before any work if it is empty, has a token outside the vocabulary,
     /// exceeds the context, or its sequence is broken; no sequence has changed then. If the experts
-    /// of a layer cannot be computed, all sequences of the step are broken.
+    /// of a layer cannot be computed, or the model's file changed, all sequences of the step are
+    /// broken.
     pub fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<StepOutput<'_>, EngineError> {
         for chunk in chunks.iter() {
             self.check(chunk)?;
@@ -208,6 +219,12 @@ impl Engine {
         };
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;
+        if let Some(Err(changed)) = self.files.as_ref().map(|files| files.check()) {
+            for chunk in chunks {
+                chunk.sequence.broken = true;
+            }
+            return Err(EngineError::ModelChanged(changed));
+        }
         Ok(StepOutput::new(&self.scratch.logits, &self.outputs))
     }
 
