@@ -9,6 +9,7 @@ mod closed_pipe;
 mod cluster;
 mod deploy;
 mod engine;
+mod expiry;
 mod formats;
 mod golden;
 mod hostile_bodies;

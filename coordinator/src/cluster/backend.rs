@@ -14,8 +14,8 @@ use super::known_calls::KnownAnswers;
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
-    wait_ready,
+    ClusterError, ClusterStatus, EntryId, Expectation, NodeSpec, NodeTable, Resolver,
+    SystemResolver, follow, wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::transport::Transport;
@@ -145,6 +145,13 @@ impl ClusterBackend {
         Arc::clone(&self.nodes.table)
     }
 
+    /// What the cluster can compute, which stays up to date.
+    #[must_use]
+    pub fn status(&self) -> ClusterStatus {
+        let (table, own_file) = (self.table(), self.dispatcher.has_fallback());
+        ClusterStatus::new(table, self.nodes.expected.shape, own_file)
+    }
+
     /// Name and health state of each node that is up.
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
@@ -174,16 +181,16 @@ impl Nodes {
     /// Starts a link on the current runtime. Over TLS the node's certificate must name `host`, if
     /// `address` is what `host` was resolved to, else the host in `address`.
     fn join(&self, address: &str, host: Option<&str>) -> Result<EntryId, ClusterError> {
-        let endpoint = match host {
+        let dial = match host {
             Some(host) => self.security.endpoint_as(address, host),
             None => self.security.endpoint(address),
         }?;
         let name: Arc<str> = address.into();
-        let metrics = Arc::new(NodeMetrics::new(address));
+        let metrics = NodeMetrics::registered(address);
         let entry = self.table.add(Arc::clone(&name), Arc::clone(&metrics));
         self.spawn(link::run(LinkTarget {
             name,
-            endpoint,
+            dial,
             expected: self.expected.clone(),
             table: Arc::clone(&self.table),
             entry,

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::certificates;
 use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
@@ -65,7 +66,9 @@ const PLAIN: &str = "\x1b[0m";
 /// # Errors
 /// The model or a node cannot be used, the engine failed, or standard output cannot be written.
 pub async fn run(args: ChatArgs) -> Result<()> {
-    let service = Service::start(&args.service).await?;
+    let security = args.service.model.security()?;
+    let _certificates = certificates::watch(&security);
+    let service = Service::start(&args.service, security).await?;
     let result = converse(&service, &args).await;
     service.stop(Duration::ZERO).await;
     result

@@ -95,16 +95,41 @@ impl Default for HttpSettings {
     }
 }
 
-/// How many expert nodes there are.
+/// What is known of the routed experts of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeCounts {
+pub struct ExpertsReport {
     /// Nodes that are connected and serve.
     pub up: usize,
     /// Nodes that are known, whatever their state.
     pub total: usize,
+    /// Whether the nodes that are up hold every tile together.
+    pub covered: bool,
+    /// Whether this process computes from its own model file what no node can.
+    pub own_file: bool,
 }
 
-type CountNodes = Box<dyn Fn() -> NodeCounts + Send + Sync>;
+impl ExpertsReport {
+    /// Why no request can succeed, by name.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        match (self.covered || self.own_file, self.up) {
+            (true, _) => None,
+            (false, 0) => Some("no_nodes"),
+            (false, _) => Some("experts_missing"),
+        }
+    }
+
+    /// What is worse than it should be, by name.
+    pub(super) fn degradations(&self) -> Vec<&'static str> {
+        let all = [
+            (self.up < self.total, "nodes_missing"),
+            (!self.covered && self.own_file, "local_fallback_active"),
+        ];
+        let true_ones = all.into_iter().filter(|(is, _)| *is);
+        true_ones.map(|(_, name)| name).collect()
+    }
+}
+
+type ReportExperts = Box<dyn Fn() -> ExpertsReport + Send + Sync>;
 
 /// The state that all handlers share.
 pub struct App {
@@ -117,7 +142,7 @@ pub struct App {
     pub(super) started: u64,
     pub(super) body_memory: Arc<BodyMemory>,
     pub(super) reading: ReadingThreads,
-    count_nodes: Option<CountNodes>,
+    report_experts: Option<ReportExperts>,
     ids: AnswerIds,
     client_hash: RandomState,
 }
@@ -153,23 +178,23 @@ impl App {
             settings,
             metrics,
             started: unix_seconds(),
-            count_nodes: None,
+            report_experts: None,
             ids: AnswerIds::new(),
             client_hash: RandomState::new(),
         })
     }
 
-    /// Makes the health route report the numbers that `count` returns.
+    /// Has health and readiness depend on the experts, as `report` describes them.
     #[must_use]
-    pub fn with_nodes(self, count: impl Fn() -> NodeCounts + Send + Sync + 'static) -> Self {
+    pub fn with_experts(self, report: impl Fn() -> ExpertsReport + Send + Sync + 'static) -> Self {
         App {
-            count_nodes: Some(Box::new(count)),
+            report_experts: Some(Box::new(report)),
             ..self
         }
     }
 
-    pub(super) fn node_counts(&self) -> Option<NodeCounts> {
-        self.count_nodes.as_ref().map(|count| count())
+    pub(super) fn experts(&self) -> Option<ExpertsReport> {
+        self.report_experts.as_ref().map(|report| report())
     }
 
     /// Makes the keys of clients unlike those of any other process.

@@ -167,6 +167,7 @@ impl From<AdmissionError> for ApiError {
                 Self::invalid(message)
             }
             AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
+            AdmissionError::ExpertsUnavailable => unavailable("experts_unavailable", message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),
             AdmissionError::Stopped => unavailable("engine_stopped", message),
         }
@@ -193,6 +194,7 @@ impl From<GenerateError> for ApiError {
                 retry_after_s: Some(retry_after_s),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             },
+            GenerateError::ExpertsUnavailable => unavailable("experts_unavailable", message),
             GenerateError::QueueTimeout { .. } => unavailable("queue_timeout", message),
             GenerateError::ShuttingDown => unavailable("shutting_down", message),
             GenerateError::Stopped => unavailable("engine_stopped", message),
@@ -296,6 +298,11 @@ mod tests {
                 AdmissionError::Parameter(parameter),
                 Some("top_p"),
                 (400, INVALID, Some("invalid_value"), None),
+            ),
+            (
+                AdmissionError::ExpertsUnavailable,
+                None,
+                (503, SERVER, Some("experts_unavailable"), Some(5)),
             ),
             (
                 AdmissionError::ShuttingDown,
@@ -432,6 +439,7 @@ mod tests {
                 GenerateError::QueueTimeout { limit_s: 600 },
                 "queue_timeout",
             ),
+            (GenerateError::ExpertsUnavailable, "experts_unavailable"),
             (GenerateError::ShuttingDown, "shutting_down"),
             (GenerateError::Stopped, "engine_stopped"),
         ] {

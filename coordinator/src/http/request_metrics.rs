@@ -13,7 +13,7 @@ const DURATION: &str = "ds4_request_duration_seconds";
 
 /// Registers the descriptions of the request metrics, and their counters at zero so that they are
 /// exported from the start.
-pub fn describe() {
+pub(super) fn describe() {
     describe_counter!(
         REQUESTS,
         "Requests by route and outcome (ok, refused, failed, cancelled)."

@@ -196,6 +196,18 @@ impl Scheduler {
         }
     }
 
+    /// Notes whether the routed experts can be computed. While they cannot, requests are refused at
+    /// once, and those that wait for their turn fail; those that run go on, since nodes may return
+    /// before their time is over.
+    pub fn set_experts_available(&self, available: bool) {
+        for queued in self.queue.set_experts_available(available) {
+            runner::send(
+                &queued,
+                GenerationEvent::Failed(GenerateError::ExpertsUnavailable),
+            );
+        }
+    }
+
     /// Stops admitting requests; those admitted before are finished.
     pub fn close(&self) {
         self.queue.close(QueueGate::Draining);

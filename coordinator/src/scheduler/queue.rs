@@ -76,6 +76,8 @@ struct QueueState {
     /// Requests of each client that left the queue and have not ended.
     running: HashMap<ClientKey, usize>,
     gate: QueueGate,
+    /// Whether the model can run steps at present, as far as is known.
+    experts_available: bool,
     next_id: u64,
     /// Running mean of the time from leaving the queue to the end of a request, once one has ended.
     mean_service: Option<Duration>,
@@ -99,6 +101,7 @@ impl Queue {
                 live: HashMap::new(),
                 running: HashMap::new(),
                 gate: QueueGate::Open,
+                experts_available: true,
                 next_id: 0,
                 mean_service: None,
             }),
@@ -128,6 +131,9 @@ impl Queue {
             QueueGate::Open => {}
             QueueGate::Draining | QueueGate::Aborting => return Err(AdmissionError::ShuttingDown),
             QueueGate::Stopped => return Err(AdmissionError::Stopped),
+        }
+        if !state.experts_available {
+            return Err(AdmissionError::ExpertsUnavailable);
         }
         // Requests whose callers left do not count, although the runner has not dropped them yet.
         state.drop_cancelled();
@@ -240,6 +246,23 @@ impl Queue {
         for queued in &requests {
             state.live.remove(&queued.id);
         }
+        requests
+    }
+
+    /// Notes whether the experts can be computed. While they cannot, no request is admitted; returns
+    /// those that wait, whose turn would be in vain.
+    pub(super) fn set_experts_available(&self, available: bool) -> Vec<QueuedRequest> {
+        let mut state = self.lock();
+        state.experts_available = available;
+        // Of a queue that is closed, the runner takes care.
+        if available || matches!(state.gate, QueueGate::Aborting | QueueGate::Stopped) {
+            return Vec::new();
+        }
+        let requests = state.waiting.drain_oldest(|_| true);
+        for queued in &requests {
+            state.live.remove(&queued.id);
+        }
+        self.changed.notify_all();
         requests
     }
 

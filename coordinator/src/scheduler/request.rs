@@ -235,6 +235,9 @@ pub enum AdmissionError {
     /// A sampling parameter is out of its range.
     #[error("{0}")]
     Parameter(#[from] ParamError),
+    /// Some experts can be computed nowhere at present.
+    #[error("no expert node holds some of the model's experts at present; try again later")]
+    ExpertsUnavailable,
     /// The scheduler drains or aborts.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -288,6 +291,9 @@ pub enum GenerateError {
         /// The longest time that a request may wait, in seconds.
         limit_s: u64,
     },
+    /// Some experts could be computed nowhere when the request's turn was near.
+    #[error("no expert node holds some of the model's experts at present; try again later")]
+    ExpertsUnavailable,
     /// The server stopped before the request had finished.
     #[error("the server is shutting down")]
     ShuttingDown,

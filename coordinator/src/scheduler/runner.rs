@@ -236,7 +236,7 @@ fn settle<S>(
 
 /// Sends without waiting. The channel has capacity for every event, and a receiver that is gone
 /// needs none.
-fn send(queued: &QueuedRequest, event: GenerationEvent) {
+pub(super) fn send(queued: &QueuedRequest, event: GenerationEvent) {
     let _ = queued.events.try_send(event);
 }
 

@@ -94,7 +94,7 @@ fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = connect(address);
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     )
     .expect("written");
     let mut answer = String::new();
@@ -118,7 +118,7 @@ fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
         let mut used = connect(address);
         write!(
             used,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("written");
@@ -152,7 +152,7 @@ fn a_running_answer_is_finished_and_a_second_signal_does_not_wait() {
         let mut stream = connect(address);
         write!(
             stream,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
              content-length: {}\r\n\r\n{body}",
             body.len()
         )

@@ -56,8 +56,8 @@ async fn a_client_that_leaves_during_prefill_stops_it_within_a_layer() {
     server.controls.wait_busy().await;
     asking.abort();
     let _ = asking.await;
-    // Until the server has seen that the connection is gone.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Until the server has seen that the connection is gone and not only half closed.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     server.controls.release();
     server.wait_idle().await;
     assert_eq!(server.controls.cancelled_chunks.load(Ordering::Relaxed), 1);
@@ -91,7 +91,7 @@ async fn a_client_that_leaves_the_queue_is_forgotten() {
     server.wait_counts(1, 1).await;
     second.abort();
     let _ = second.await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     // Its place in the queue is free although the runner is busy.
     let third = tokio::spawn(
         server

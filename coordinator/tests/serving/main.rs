@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod connections;
 mod errors;
+mod health;
 mod lifecycle;
 mod metrics;
 mod property;

@@ -49,7 +49,32 @@ pub fn describe() {
         EPOCH,
         "Version of the cluster's membership; grows whenever a node joins, leaves or changes."
     );
+    for outcome in ["won", "lost", "failed", "denied"] {
+        counter!(HEDGES, "outcome" => outcome).absolute(0);
+    }
+    for reason in FAILOVER_REASONS {
+        counter!(FAILOVERS, "reason" => reason).absolute(0);
+    }
+    for outcome in ["answered", "failed"] {
+        counter!(PROBES, "outcome" => outcome).absolute(0);
+    }
+    for name in [FALLBACKS, STRANDED] {
+        counter!(name).absolute(0);
+    }
+    // A histogram without any value.
+    let _ = histogram!(FALLBACK_TIME);
 }
+
+/// Values of a failover's `reason`.
+const FAILOVER_REASONS: [&str; 7] = [
+    "lost",
+    "busy",
+    "draining",
+    "expired",
+    "refused",
+    "malformed",
+    "silent",
+];
 
 /// How a hedge ended.
 #[derive(Clone, Copy, Debug)]

@@ -149,6 +149,12 @@ impl Dispatcher {
         }
     }
 
+    /// Whether tiles that no node computes are computed in this process.
+    #[must_use]
+    pub fn has_fallback(&self) -> bool {
+        self.fallback.is_some()
+    }
+
     /// Name and health state of each node that accepts work.
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {

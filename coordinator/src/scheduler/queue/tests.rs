@@ -210,3 +210,19 @@ fn requests_that_wait_too_long_are_handed_back() {
     assert_eq!(queue.take_expired(Duration::from_millis(1)).len(), 1);
     assert_eq!(queue.counts(), (0, 0));
 }
+
+#[test]
+fn without_experts_nothing_is_admitted_and_nothing_waits() {
+    let queue = Queue::new(4, 1);
+    queue.push(ONE, queued).unwrap();
+    queue.push(ONE, queued).unwrap();
+    assert_eq!(queue.take(1, 1000, false).len(), 1);
+    assert_eq!(queue.set_experts_available(false).len(), 1);
+    assert_eq!(queue.counts(), (0, 1), "what runs goes on");
+    assert_eq!(
+        queue.push(ONE, queued),
+        Err(AdmissionError::ExpertsUnavailable)
+    );
+    assert!(queue.set_experts_available(true).is_empty());
+    queue.push(ONE, queued).unwrap();
+}
