@@ -13,6 +13,7 @@ mod engine;
 mod expiry;
 mod formats;
 mod golden;
+mod hostile_bodies;
 mod mtls;
 mod plan;
 mod slices;
