@@ -21,7 +21,9 @@ use ds4_proto::pb;
 use ds4_proto::pb::compute_reply::Kind as Reply;
 use ds4_proto::pb::compute_request::Kind as Request;
 use ds4_proto::pb::node_control_client::NodeControlClient;
-use ds4_proto::wire::{EncodedBatch, NodeInfo, Versions, decode_node, hello};
+use ds4_proto::wire::{
+    EncodedBatch, NodeInfo, ReceivedRows, Versions, decode_node, hello, open_reply, request,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -46,22 +48,25 @@ async fn main() -> Result<()> {
     // One stream carries all calls, after a hello by which a node of another model refuses it.
     let (to_node, requests) = mpsc::channel(4);
     let greeting = hello(&node.fingerprint, &node.shape, node.versions.newest);
-    for kind in [Request::Hello(greeting), Request::Work(work(&node)?)] {
-        let message = pb::ComputeRequest { kind: Some(kind) };
-        to_node.send(message).await?;
+    let work = work(&node)?;
+    let checksum = work.checksum;
+    for kind in [Request::Hello(greeting), Request::Work(work)] {
+        to_node.send(request(kind)).await?;
     }
     let mut client = channel::compute_client(connection);
     let stream = client.compute(ReceiverStream::new(requests)).await?;
     let mut replies = stream.into_inner();
     while let Some(reply) = replies.message().await? {
-        match reply.kind {
+        match open_reply(reply)? {
             Some(Reply::Welcome(welcome)) => {
                 println!("welcome: {} calls in flight at most", welcome.max_in_flight);
             }
             Some(Reply::Rows(rows)) => {
-                let count = rows.rows.len() / node.shape.row_bytes();
+                // Their checksum is bound to the work, so these are its rows, as computed.
+                let rows = ReceivedRows::new(rows, checksum).check()?;
+                let count = rows.len() / node.shape.row_bytes();
                 println!("rows: {count} of {} floats", node.shape.hidden);
-                println!("checksum: {}", &blake3::hash(&rows.rows).to_hex()[..16]);
+                println!("checksum: {}", &blake3::hash(&rows).to_hex()[..16]);
                 return Ok(());
             }
             Some(Reply::Failure(failure)) => bail!("refused: {}", failure.message),

@@ -13,6 +13,7 @@
 //! kernels        products of weights and activations, for each instruction set
 //! gguf           the container: parse, map, write
 //! quant          weight formats: what a block holds
+//! checksum       checksums of numbers that travel between machines
 //! math           float functions with the same bits on every platform
 //! random         pseudo-random numbers that a seed determines
 //! quantity       sizes and rates, as text
@@ -20,6 +21,7 @@
 //! threads        compute threads and their cores
 //! ```
 
+pub mod checksum;
 mod digest;
 pub mod expert;
 pub mod gguf;

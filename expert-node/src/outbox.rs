@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use ds4_proto::pb::{self, compute_reply};
-use ds4_proto::wire::bytes_from_floats;
+use ds4_proto::wire::{self, rows_message};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::Status;
 
@@ -108,25 +108,27 @@ fn encode(reply: PendingReply, stats: &Stats) -> (pb::ComputeReply, Option<Room>
             (encode_outcome(id, outcome, stats), Some(room))
         }
     };
-    (pb::ComputeReply { kind: Some(kind) }, room)
+    (wire::reply(kind), room)
 }
 
 fn encode_outcome(id: u64, outcome: JobOutcome, stats: &Stats) -> compute_reply::Kind {
     match outcome {
         JobOutcome::Rows {
             values,
+            checksum,
             queued,
             computed,
         } => {
-            let rows = bytes_from_floats(&values);
-            stats.sent(rows.len());
-            compute_reply::Kind::Rows(pb::Rows {
-                id,
-                rows,
-                queue_us: queued.as_micros() as u64,
-                compute_us: computed.as_micros() as u64,
-            })
+            let (queue_us, compute_us) = (queued.as_micros() as u64, computed.as_micros() as u64);
+            let rows = rows_message(id, &values, checksum, queue_us, compute_us);
+            stats.sent(rows.rows.len());
+            compute_reply::Kind::Rows(rows)
         }
+        JobOutcome::Corrupt => failed(
+            id,
+            pb::FailureKind::Corrupt,
+            "the call was changed on its way or in memory",
+        ),
         JobOutcome::Cancelled => failed(id, pb::FailureKind::Cancelled, "cancelled"),
         JobOutcome::Expired => failed(
             id,

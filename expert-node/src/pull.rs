@@ -16,7 +16,7 @@ use ds4_common::slice::{ByteProgress, Slice, SliceHead, SliceWriter, ensure_room
 use ds4_proto::channel;
 use ds4_proto::limits::HANDSHAKE_TIMEOUT;
 use ds4_proto::security::{DialError, Security};
-use ds4_proto::wire::{decode_offer, offer_request};
+use ds4_proto::wire::{SliceMismatch, WireError, decode_offer, offer_request};
 use tonic::transport::Channel;
 
 pub use error::PullError;
@@ -145,7 +145,10 @@ impl Pull<'_> {
             .map_err(|_| Setback::passing("timed out waiting for an offer"))?
             .map_err(|status| setback(&status))?;
         let from = PathBuf::from(format!("the slice that {} offers", self.coordinator));
-        decode_offer(&reply.into_inner(), &from).map_err(|e| Setback::Refused(e.to_string()))
+        decode_offer(&reply.into_inner(), &from).map_err(|error| match error {
+            SliceMismatch::Wire(WireError::Checksum(_)) => Setback::Passing(error.to_string()),
+            error => Setback::Refused(error.to_string()),
+        })
     }
 
     /// Opens the file as far as it was written, on a disk that has room for the rest.

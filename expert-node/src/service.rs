@@ -6,7 +6,7 @@ use ds4_proto::limits::OLDEST_PROTOCOL_VERSION;
 use ds4_proto::pb;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::NodeControl;
-use ds4_proto::wire::{Versions, encode_held};
+use ds4_proto::wire::{Versions, encode_held, seal};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::outbox::Outbox;
@@ -40,8 +40,8 @@ impl NodeControl for NodeService {
         let node = &self.0;
         let identity = &node.identity;
         let held = encode_held(&identity.held);
-        Ok(Response::new(pb::DescribeReply {
-            protocol_version: Versions::of_description(request.get_ref(), &identity.held),
+        Ok(Response::new(seal(pb::DescribeReply {
+            protocol_version: Versions::of_description(request.get_ref()),
             oldest_version: OLDEST_PROTOCOL_VERSION,
             software: env!("CARGO_PKG_VERSION").to_owned(),
             model: identity.model.clone(),
@@ -58,6 +58,7 @@ impl NodeControl for NodeService {
             draining: *node.phase.borrow() != Phase::Serving,
             counters: Some(node.stats.snapshot()),
             used: identity.shape.experts_used as u32,
-        }))
+            checksum: 0,
+        })))
     }
 }

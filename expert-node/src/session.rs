@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_NAME_BYTES};
 use ds4_proto::pb::{self, compute_request};
-use ds4_proto::wire::{Mismatch, check_hello, clip, decode_work, welcome};
+use ds4_proto::wire::{Mismatch, check_hello, clip, decode_work, is_intact, open_request, welcome};
 use tokio::sync::{Notify, mpsc, watch};
 use tonic::{Status, Streaming};
 
@@ -38,17 +38,18 @@ pub(crate) async fn open(
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, inbound.message())
         .await
         .map_err(|_| Status::deadline_exceeded("timed out waiting for the hello"))??;
-    let Some(compute_request::Kind::Hello(hello)) = first.and_then(|message| message.kind) else {
+    let first = first.unwrap_or_default();
+    let Some(compute_request::Kind::Hello(hello)) = &first.kind else {
         return Err(Status::invalid_argument(
             "the first message must be a hello",
         ));
     };
     let refuse = |mismatch: Mismatch| Status::failed_precondition(mismatch.to_string());
     let identity = &node.identity;
-    let version = check_hello(&hello, &identity.fingerprint, &identity.shape)
+    check_hello(&first, hello, &identity.fingerprint, &identity.shape)
         .map_err(|error| Status::invalid_argument(error.to_string()))?
         .map_err(refuse)?;
-    let welcome = welcome(node.max_in_flight as u32, &identity.held, version).map_err(refuse)?;
+    let welcome = welcome(node.max_in_flight as u32, &identity.held);
     tracing::info!(
         software = clip(&hello.software, MAX_NAME_BYTES),
         "coordinator connected"
@@ -131,7 +132,10 @@ impl SessionReader {
                 () = self.replies.closed() => break,
             };
             let handled = match message {
-                Ok(Some(message)) => self.handle(message.kind).await,
+                Ok(Some(message)) => match open_request(message) {
+                    Ok(kind) => self.handle(kind).await,
+                    Err(error) => Err(Status::data_loss(error.to_string())),
+                },
                 Ok(None) => break,
                 Err(status) => {
                     tracing::debug!(%status, "the stream of a coordinator broke");
@@ -188,9 +192,16 @@ impl SessionReader {
         let identity = &self.node.identity;
         let call = match decode_work(&work, &identity.shape, &identity.held) {
             Ok(call) => call,
+            // What was changed on its way contradicts the model most of the time.
             Err(error) => {
-                let text = error.to_string();
-                return self.refuse(id, pb::FailureKind::Invalid, &text).await;
+                let (kind, text) = match is_intact(&work) {
+                    true => (pb::FailureKind::Invalid, error.to_string()),
+                    false => {
+                        let text = format!("the call was changed on its way: {error}");
+                        (pb::FailureKind::Corrupt, text)
+                    }
+                };
+                return self.refuse(id, kind, &text).await;
             }
         };
         let input = work.routes.len() + work.input.len();

@@ -10,7 +10,7 @@ use ds4_common::expert::BatchError;
 use ds4_common::kernels::Kernels;
 use ds4_common::measure::{Measurement, Rates};
 use ds4_common::threads::Threads;
-use ds4_proto::wire::DecodedWork;
+use ds4_proto::wire::{DecodedWork, rows_checksum};
 use tokio::sync::oneshot;
 
 use crate::compute::Compute;
@@ -46,6 +46,8 @@ pub enum JobOutcome {
     Rows {
         /// Rows x hidden.
         values: Vec<f32>,
+        /// Checksum of the rows as they were computed, see [`rows_checksum`].
+        checksum: u64,
         /// From receipt to the start of the computation.
         queued: Duration,
         /// Duration of the computation.
@@ -55,6 +57,8 @@ pub enum JobOutcome {
     Cancelled,
     /// Its deadline passed before the computation.
     Expired,
+    /// It is not what the coordinator sent.
+    Corrupt,
     /// The batch does not fit the weights.
     Refused(BatchError),
     /// The computation panicked.
@@ -243,6 +247,10 @@ fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcom
         stats.dropped();
         return JobOutcome::Expired;
     }
+    if !job.call.is_intact() {
+        stats.refused();
+        return JobOutcome::Corrupt;
+    }
     let DecodedWork { batch, rects, .. } = &job.call;
     let start = Instant::now();
     let mut values = Vec::new();
@@ -256,6 +264,7 @@ fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcom
         Ok(Ok(expert_block_ops)) => {
             stats.computed(expert_block_ops, computed);
             JobOutcome::Rows {
+                checksum: rows_checksum(&values, job.call.checksum),
                 values,
                 queued,
                 computed,
@@ -364,7 +373,9 @@ mod tests {
                     batch: ExpertBatch::new(shape, fields).expect("a legal batch"),
                     rects: TileSet::new(GRID, vec![GRID.whole()]).expect("set"),
                     deadline,
-                },
+                    checksum: 0,
+                }
+                .sealed(),
                 received: Instant::now(),
                 cancelled: Arc::clone(&cancelled),
                 done: Box::new(move |outcome| sink.send((layer as u64, outcome)).expect("sink")),

@@ -17,6 +17,7 @@ use ds4_proto::limits::{PROTOCOL_VERSION, SLICE_CHUNK_BYTES};
 use ds4_proto::pb::fetch_reply::Kind;
 use ds4_proto::pb::slice_source_server::SliceSource;
 use ds4_proto::security::Security;
+use ds4_proto::wire::seal;
 use ds4_proto::{channel, gate, pb};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -45,7 +46,7 @@ impl SliceSource for Script {
         &self,
         _: Request<pb::OfferRequest>,
     ) -> Result<Response<pb::OfferReply>, Status> {
-        Ok(Response::new(self.offer.clone()))
+        Ok(Response::new(seal(self.offer.clone())))
     }
 
     type FetchStream = Iter<std::vec::IntoIter<Result<pb::FetchReply, Status>>>;
@@ -103,6 +104,7 @@ fn script(folder: &Path, answer: Answer) -> Script {
             software: "script".to_owned(),
             head: head.encode().expect("head").into(),
             file_bytes: head.file_bytes(),
+            checksum: 0,
         },
         model,
         head,

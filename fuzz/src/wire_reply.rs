@@ -1,10 +1,15 @@
 //! Messages from a node: its description of itself, its welcome, and the rows that it sends.
 
 use ds4_proto::pb;
-use ds4_proto::wire::{bytes_from_floats, decode_node, decode_welcome, floats_from_bytes};
+use ds4_proto::wire::{
+    ReceivedRows, bytes_from_floats, decode_node, decode_welcome, floats_from_bytes, open_reply,
+};
 use prost::Message;
 
 use crate::wire_request::SHAPE;
+
+/// The checksum of the work that rows are taken to answer.
+pub const WORK: u64 = 4711;
 
 /// `bytes` is read twice, as a `DescribeReply` and as a `ComputeReply`.
 pub fn run(bytes: &[u8]) -> bool {
@@ -13,7 +18,10 @@ pub fn run(bytes: &[u8]) -> bool {
     let Ok(reply) = pb::ComputeReply::decode(bytes) else {
         return described;
     };
-    match reply.kind {
+    let Ok(kind) = open_reply(reply) else {
+        return described;
+    };
+    match kind {
         Some(pb::compute_reply::Kind::Welcome(welcome)) => {
             let Ok((in_flight, held)) = decode_welcome(&welcome, &SHAPE) else {
                 return described;
@@ -28,6 +36,8 @@ pub fn run(bytes: &[u8]) -> bool {
             let mut values = vec![0.0; whole / 4];
             floats_from_bytes(&rows.rows[..whole], &mut values);
             assert_eq!(bytes_from_floats(&values), rows.rows[..whole]);
+            let usable = ReceivedRows::new(rows, WORK).check();
+            assert!(usable.is_err() || values.iter().all(|value| value.is_finite()));
             true
         }
         Some(pb::compute_reply::Kind::Failure(_)) => true,

@@ -4,7 +4,7 @@
 use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings, TileSet};
 use ds4_proto::pb;
-use ds4_proto::wire::{check_hello, decode_work};
+use ds4_proto::wire::{check_hello, decode_work, is_intact, open_request};
 use prost::Message;
 
 /// The model that the node serves.
@@ -27,14 +27,18 @@ pub fn run(bytes: &[u8]) -> bool {
         return false;
     };
     let held = Holdings::uniform(SHAPE.grid, SHAPE.layers, TileSet::whole(SHAPE.grid));
-    match request.kind {
+    match &request.kind {
         Some(pb::compute_request::Kind::Hello(hello)) => {
-            matches!(check_hello(&hello, &FINGERPRINT, &SHAPE), Ok(Ok(_)))
+            matches!(
+                check_hello(&request, hello, &FINGERPRINT, &SHAPE),
+                Ok(Ok(_))
+            )
         }
         Some(pb::compute_request::Kind::Work(work)) => {
-            let Ok(call) = decode_work(&work, &SHAPE, &held) else {
+            let Ok(call) = decode_work(work, &SHAPE, &held) else {
                 return false;
             };
+            assert_eq!(call.is_intact(), is_intact(work), "one checksum, two ways");
             let batch = &call.batch;
             assert!(batch.layer < SHAPE.layers);
             assert_eq!(batch.routes.len(), batch.tokens * SHAPE.experts_used);
@@ -48,7 +52,7 @@ pub fn run(bytes: &[u8]) -> bool {
             );
             true
         }
-        Some(pb::compute_request::Kind::Cancel(_)) => true,
+        Some(pb::compute_request::Kind::Cancel(_)) => open_request(request).is_ok(),
         None => false,
     }
 }

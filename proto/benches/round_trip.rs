@@ -17,6 +17,7 @@ use ds4_proto::pb::compute_request::Kind;
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::security::Security;
 use ds4_proto::tls::{Peers, Role};
+use ds4_proto::wire;
 use futures::stream::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -52,7 +53,7 @@ impl ExpertCompute for Mirror {
                 }),
                 _ => Reply::Welcome(pb::Welcome::default()),
             };
-            Ok(pb::ComputeReply { kind: Some(kind) })
+            Ok(wire::reply(kind))
         });
         Ok(Response::new(Box::pin(answered)))
     }
@@ -111,7 +112,7 @@ impl Talk {
 }
 
 fn message(kind: Kind) -> pb::ComputeRequest {
-    pb::ComputeRequest { kind: Some(kind) }
+    wire::request(kind)
 }
 
 /// Connections, TLS handshakes included, one after the other.

@@ -6,11 +6,11 @@ use std::time::Duration;
 ///
 /// - 2: a node holds the same tiles in every layer.
 /// - 3: a node may hold different tiles in each layer.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// - 4: every message has a checksum.
+pub const PROTOCOL_VERSION: u32 = 4;
 
-/// Oldest protocol version that is understood, so that nodes and coordinators can be replaced one
-/// by one.
-pub const OLDEST_PROTOCOL_VERSION: u32 = PROTOCOL_VERSION - 1;
+/// Oldest protocol version that is understood: numbers without a checksum are not computed with.
+pub const OLDEST_PROTOCOL_VERSION: u32 = 4;
 
 /// Bytes of a model fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::quant::{BlockQ8, BlockQ8K};
 use ds4_common::tiles::{Grid, Holdings, TileRect, TileSet};
-use ds4_proto::limits::{MAX_TOKENS, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use ds4_proto::limits::{MAX_TOKENS, PROTOCOL_VERSION};
 use ds4_proto::pb;
 use ds4_proto::wire::{
     DecodedWork, EncodedBatch, Mismatch, Versions, WireError, bytes_from_floats, check_hello,
-    decode_node, decode_welcome, decode_work, encode_tiles, floats_from_bytes, hello, welcome,
+    checksum_of_work, decode_node, decode_welcome, decode_work, encode_tiles, floats_from_bytes,
+    hello, is_intact, request, seal, verify, welcome,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -139,6 +140,7 @@ proptest! {
         prop_assert_eq!(&call.rects, &whole());
         prop_assert_eq!(call.batch.input.format(), batch.input.format());
         prop_assert_eq!(bits(&call.batch), bits(&batch));
+        prop_assert!(call.is_intact() && is_intact(&work));
     }
 
     #[test]
@@ -170,7 +172,7 @@ proptest! {
             let _ = decode_welcome(&welcome, &SHAPE);
         }
         if let Ok(hello) = pb::Hello::decode(raw.as_slice()) {
-            let _ = check_hello(&hello, &[0; 32], &SHAPE);
+            let _ = greet(&hello, [0; 32], &SHAPE);
         }
         let _ = pb::ComputeReply::decode(raw.as_slice());
     }
@@ -212,6 +214,7 @@ proptest! {
             rects: rects.into(),
             deadline_ms,
             input: input.into(),
+            checksum: 0,
         };
         prop_assert!(decode_work(&work, &SHAPE, &held()).is_err());
     }
@@ -311,14 +314,21 @@ fn work_whose_rows_would_not_fit_a_reply_is_refused() {
     );
 }
 
+/// A node's check of a hello that came as it was sent.
+fn greet(
+    greeting: &pb::Hello,
+    ours: [u8; 32],
+    shape: &MoeShape,
+) -> Result<Result<u32, Mismatch>, WireError> {
+    let first = request(pb::compute_request::Kind::Hello(greeting.clone()));
+    check_hello(&first, greeting, &ours, shape)
+}
+
 #[test]
 fn the_handshake_names_both_sides() {
     let mut greeting = hello(&[7; 32], &SHAPE, PROTOCOL_VERSION);
-    assert_eq!(
-        check_hello(&greeting, &[7; 32], &SHAPE),
-        Ok(Ok(PROTOCOL_VERSION))
-    );
-    let other = check_hello(&greeting, &[8; 32], &SHAPE)
+    assert_eq!(greet(&greeting, [7; 32], &SHAPE), Ok(Ok(PROTOCOL_VERSION)));
+    let other = greet(&greeting, [8; 32], &SHAPE)
         .expect("well formed")
         .expect_err("mismatch");
     assert!(other.to_string().contains(&"07".repeat(32)), "{other}");
@@ -328,7 +338,7 @@ fn the_handshake_names_both_sides() {
         ..SHAPE
     };
     assert_eq!(
-        check_hello(&greeting, &[7; 32], &more),
+        greet(&greeting, [7; 32], &more),
         Ok(Err(Mismatch::ExpertsUsed {
             node: 6,
             coordinator: 2
@@ -341,7 +351,7 @@ fn the_handshake_names_both_sides() {
     greeting.protocol_version = newer.newest;
     greeting.oldest_version = newer.oldest;
     assert_eq!(
-        check_hello(&greeting, &[8; 32], &SHAPE),
+        greet(&greeting, [8; 32], &SHAPE),
         Ok(Err(Mismatch::Version {
             node: Versions::OURS,
             coordinator: newer
@@ -349,54 +359,148 @@ fn the_handshake_names_both_sides() {
     );
     let mut short = hello(&[7; 32], &SHAPE, PROTOCOL_VERSION);
     short.fingerprint = Bytes::from_static(b"short");
-    assert!(check_hello(&short, &[7; 32], &SHAPE).is_err());
+    assert!(greet(&short, [7; 32], &SHAPE).is_err());
 }
 
-/// A peer of the version before, which said just one version and knew no layers.
 #[test]
-fn the_version_before_is_understood_both_ways() {
-    let before = OLDEST_PROTOCOL_VERSION;
-    let old_coordinator = pb::Hello {
-        protocol_version: before,
-        oldest_version: 0,
-        ..hello(&[7; 32], &SHAPE, before)
+fn a_damaged_hello_is_no_other_model() {
+    let sent = request(pb::compute_request::Kind::Hello(hello(
+        &[7; 32],
+        &SHAPE,
+        PROTOCOL_VERSION,
+    )));
+    let damaged = hello(&[6; 32], &SHAPE, PROTOCOL_VERSION);
+    let first = pb::ComputeRequest {
+        kind: Some(pb::compute_request::Kind::Hello(damaged.clone())),
+        ..sent
     };
-    let version = check_hello(&old_coordinator, &[7; 32], &SHAPE);
-    assert_eq!(version, Ok(Ok(before)));
-    let answer = welcome(4, &held(), before).expect("one set for all layers");
-    assert_eq!(answer.held, encode_tiles(&whole()));
-    let mut rects = vec![vec![SHAPE.grid.whole()]; SHAPE.layers];
-    rects[1].clear();
-    let layered = Holdings::new(SHAPE.grid, rects).expect("holdings");
-    let refusal = welcome(4, &layered, before).expect_err("no words for it");
-    assert_eq!(refusal, Mismatch::LayeredHoldings { version: before });
-    let answer = welcome(4, &layered, PROTOCOL_VERSION).expect("layers");
-    assert_eq!(decode_welcome(&answer, &SHAPE), Ok((4, layered.clone())));
+    let refusal = check_hello(&first, &damaged, &[7; 32], &SHAPE);
+    assert_eq!(refusal, Err(WireError::Checksum("a request")));
+}
 
+/// Before version 4 nothing had a checksum, and the version before that stated no range.
+#[test]
+fn peers_without_checksums_are_refused_by_version() {
+    for before in [2, 3] {
+        let silent = pb::Hello {
+            protocol_version: before,
+            oldest_version: 0,
+            ..hello(&[7; 32], &SHAPE, before)
+        };
+        let first = pb::ComputeRequest {
+            kind: Some(pb::compute_request::Kind::Hello(silent.clone())),
+            checksum: 0,
+        };
+        let coordinator = Versions::of(0, before);
+        assert_eq!(
+            check_hello(&first, &silent, &[7; 32], &SHAPE),
+            Ok(Err(Mismatch::Version {
+                node: Versions::OURS,
+                coordinator
+            }))
+        );
+        let node = pb::DescribeReply {
+            protocol_version: before,
+            checksum: 0,
+            ..description()
+        };
+        let refusal = decode_node(&node).expect("well formed").expect_err("old");
+        assert_eq!(
+            refusal.to_string(),
+            format!(
+                "the node speaks protocol version {before}, the coordinator version \
+                 {PROTOCOL_VERSION}"
+            )
+        );
+    }
     let silent = pb::DescribeRequest::default();
-    assert_eq!(Versions::of_description(&silent, &held()), before);
-    let newest = Versions::of_description(&silent, &layered);
-    assert_eq!(newest, PROTOCOL_VERSION, "which that coordinator refuses");
-    let ours = Versions::request();
-    assert_eq!(Versions::of_description(&ours, &held()), PROTOCOL_VERSION);
+    assert_eq!(Versions::of_description(&silent), PROTOCOL_VERSION);
     let later = pb::DescribeRequest {
         newest_version: PROTOCOL_VERSION + 1,
         oldest_version: PROTOCOL_VERSION,
     };
-    assert_eq!(Versions::of_description(&later, &held()), PROTOCOL_VERSION);
+    assert_eq!(Versions::of_description(&later), PROTOCOL_VERSION);
+}
 
-    let old_node = pb::DescribeReply {
-        protocol_version: before,
-        held: encode_tiles(&whole()),
-        ..description()
+#[test]
+fn layers_that_differ_travel_in_a_welcome() {
+    let mut rects = vec![vec![SHAPE.grid.whole()]; SHAPE.layers];
+    rects[1].clear();
+    let layered = Holdings::new(SHAPE.grid, rects).expect("holdings");
+    let answer = welcome(4, &layered);
+    assert_eq!(decode_welcome(&answer, &SHAPE), Ok((4, layered)));
+    assert_eq!(welcome(4, &held()).held, encode_tiles(&whole()));
+}
+
+#[test]
+fn any_flipped_bit_of_work_shows_in_the_message_and_in_what_it_decodes_to() {
+    let work = some_work();
+    let bytes = work.encode_to_vec();
+    for bit in (0..bytes.len() * 8).step_by(3) {
+        let mut wrong = bytes.clone();
+        wrong[bit / 8] ^= 1 << (bit % 8);
+        let Ok(read) = pb::Work::decode(wrong.as_slice()) else {
+            continue;
+        };
+        if read == work {
+            continue;
+        }
+        assert!(!is_intact(&read), "bit {bit}");
+        if let Ok(call) = decode_work(&read, &SHAPE, &held()) {
+            assert!(!call.is_intact(), "bit {bit}");
+        }
+    }
+    let mut other = work.clone();
+    other.id += 1;
+    assert!(!is_intact(&other), "work is bound to its id");
+    other.checksum = checksum_of_work(&other);
+    assert!(is_intact(&other));
+}
+
+#[test]
+fn a_flip_in_the_memory_of_a_node_shows_in_decoded_work() {
+    let work = EncodedBatch::new(&q8k_batch(), 0..1).work(9, &whole(), Duration::from_secs(1));
+    let decoded = || decode_work(&work, &SHAPE, &held()).expect("valid");
+    assert!(decoded().is_intact());
+    let flips: [fn(&mut BatchFields); 4] = [
+        |fields| fields.routes[1].weight += 1e-3,
+        |fields| fields.routes[0].expert ^= 1,
+        |fields| q8k_blocks(fields)[1].q[17] ^= 1,
+        |fields| q8k_blocks(fields)[0].bsums[3] ^= 1,
+    ];
+    for (i, flip) in flips.iter().enumerate() {
+        let mut call = decoded();
+        let mut fields = BatchFields::clone(&call.batch);
+        flip(&mut fields);
+        call.batch = ExpertBatch::new(SHAPE, fields).expect("a legal batch");
+        assert!(!call.is_intact(), "flip {i}");
+    }
+}
+
+fn q8k_batch() -> ExpertBatch {
+    let mut blocks = vec![BlockQ8K::ZERO; SHAPE.hidden / 256];
+    let values: Vec<f32> = (0..SHAPE.hidden).map(|i| (i % 9) as f32 - 4.0).collect();
+    ds4_common::quant::quantize_q8_k(&values, &mut blocks);
+    let fields = BatchFields {
+        layer: 1,
+        tokens: 1,
+        routes: [0, 7]
+            .map(|expert| Route {
+                expert,
+                weight: 0.5,
+            })
+            .to_vec(),
+        input: ExpertInput::Q8K(blocks),
+        round: true,
     };
-    let info = decode_node(&old_node).expect("well formed").expect("fits");
-    assert_eq!((info.versions.newest, info.held), (before, held()));
-    let greeting = hello(&[7; 32], &SHAPE, info.versions.newest);
-    assert_eq!(
-        greeting.protocol_version, before,
-        "what that node insists on"
-    );
+    ExpertBatch::new(SHAPE, fields).expect("a legal batch")
+}
+
+fn q8k_blocks(fields: &mut BatchFields) -> &mut [BlockQ8K] {
+    match &mut fields.input {
+        ExpertInput::Q8K(blocks) => blocks,
+        _ => panic!("the batch has such blocks"),
+    }
 }
 
 fn description() -> pb::DescribeReply {
@@ -419,5 +523,7 @@ fn a_description_of_absurd_size_is_refused() {
         held: encode_tiles(&whole()),
         ..description()
     };
-    assert!(decode_node(&reply).is_err());
+    assert!(verify(&reply).is_err(), "it is not sealed");
+    let refusal = decode_node(&seal(reply)).expect_err("absurd");
+    assert!(refusal.to_string().contains("experts"), "{refusal}");
 }

@@ -7,6 +7,7 @@
 //! ```
 
 mod batch;
+mod checksum;
 mod compute;
 mod computer;
 mod layer;

@@ -2,10 +2,12 @@
 //!
 //! A mapping is read-only and shared with every other process that maps the file: resident memory
 //! is the page cache. The length is checked when the file is opened. A file that is shortened
-//! while it is mapped cannot be guarded against: touching a page that is gone ends the process with
-//! SIGBUS, and bytes that are rewritten in place change under the reader. Replace model files by
-//! renaming, never in place.
+//! while it is mapped cannot be guarded against: touching a page that is gone ends the process,
+//! with a line that names the file ([`bus_error`]). Bytes that are rewritten in place change under
+//! the reader, which [`super::FileWatch`] notices. Replace model files by renaming, never in place.
 #![allow(unsafe_code)]
+
+mod bus_error;
 
 use std::fs::File;
 use std::io;
@@ -18,12 +20,19 @@ use memmap2::{Advice, Mmap, MmapOptions};
 use rustix::io::Errno;
 
 use super::GgufError;
+use super::file_watch::FileStamp;
+use bus_error::NamedRange;
 
 /// A whole file, mapped read-only, with its handle kept for reads that must not touch the mapping.
 #[derive(Debug)]
 pub struct Mapping {
     path: PathBuf,
     file: File,
+    /// What the file was when it was opened.
+    opened: FileStamp,
+    /// Names the file in the last line of a process that touches a page that is gone; ahead of the
+    /// mapping, so that it is dropped before the addresses are free for others.
+    _named: NamedRange,
     map: Mmap,
 }
 
@@ -59,6 +68,8 @@ impl Mapping {
         Ok(Self {
             path: path.to_path_buf(),
             file: handle,
+            opened: FileStamp::of(&meta),
+            _named: NamedRange::new(&map, path),
             map,
         })
     }
@@ -67,6 +78,16 @@ impl Mapping {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the file was when it was opened.
+    pub(super) fn opened(&self) -> FileStamp {
+        self.opened
+    }
+
+    /// What the open file is at present, whatever its path leads to.
+    pub(super) fn stamp(&self) -> io::Result<FileStamp> {
+        Ok(FileStamp::of(&self.file.metadata()?))
     }
 
     /// The whole file.

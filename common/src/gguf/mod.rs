@@ -1,10 +1,12 @@
 //! GGUF files: the container that model weights come in.
 //!
 //! [`parse`] turns bytes into a header and trusts none of them, [`Mapping`] is the one place where
-//! files are mapped, [`GgufModel`] joins the files of a model, and [`GgufWriter`] writes them.
+//! files are mapped, [`GgufModel`] joins the files of a model, [`FileWatch`] notices when they change
+//! under their mappings, and [`GgufWriter`] writes them.
 
 mod cursor;
 mod error;
+mod file_watch;
 mod metadata;
 mod mmap;
 mod model_file;
@@ -18,6 +20,7 @@ mod write;
 mod robustness;
 
 pub use error::{FormatError, GgufError};
+pub use file_watch::{FileChange, FileChanged, FileEvent, FileStamp, FileWatch};
 pub use metadata::{Metadata, MetadataError, MetadataProblem};
 pub use mmap::Mapping;
 pub use model_file::GgufModel;

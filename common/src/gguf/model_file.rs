@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::file_watch::FileWatch;
 use super::mmap::Mapping;
 use super::parse::{Header, parse};
 use super::split::{self, SplitPart};
@@ -199,6 +200,12 @@ impl GgufModel {
             .iter()
             .map(|m| m.bytes().len() as u64)
             .sum()
+    }
+
+    /// Notices changes of the files since they were opened.
+    #[must_use]
+    pub fn watch(&self) -> FileWatch {
+        FileWatch::new(self.inner.mappings.clone())
     }
 
     /// The files, in the order that [`TensorInfo::file`] counts.

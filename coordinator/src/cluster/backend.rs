@@ -10,6 +10,7 @@ use ds4_proto::security::Security;
 use tokio::task::JoinSet;
 
 use super::dispatch::{DispatchSettings, Dispatcher, HealthState};
+use super::known_calls::KnownAnswers;
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
@@ -40,6 +41,11 @@ pub struct ClusterOptions {
     pub resolve_interval: Duration,
     /// How connections to the nodes are secured.
     pub security: Security,
+    /// Whether each node computes known calls before it is used.
+    pub known_calls: bool,
+    /// This process's own file, with which known calls are compared; without it, nodes are
+    /// compared with each other.
+    pub reference: Option<Arc<dyn FallbackExperts>>,
 }
 
 impl Default for ClusterOptions {
@@ -54,6 +60,8 @@ impl Default for ClusterOptions {
             // The records of a headless service follow its pods within seconds.
             resolve_interval: Duration::from_secs(3),
             security: Security::default(),
+            known_calls: true,
+            reference: None,
         }
     }
 }
@@ -73,6 +81,7 @@ struct Nodes {
     table: Arc<NodeTable>,
     expected: Expectation,
     security: Security,
+    known: Option<Arc<KnownAnswers>>,
     /// Aborted when this is dropped.
     tasks: Mutex<JoinSet<()>>,
 }
@@ -96,6 +105,9 @@ impl ClusterBackend {
             table: Arc::default(),
             expected: expected.clone(),
             security: options.security.clone(),
+            known: options
+                .known_calls
+                .then(|| Arc::new(KnownAnswers::new(options.reference.clone()))),
             tasks: Mutex::default(),
         });
         let mut resolving = false;
@@ -176,6 +188,7 @@ impl Nodes {
             table: Arc::clone(&self.table),
             entry,
             metrics,
+            known: self.known.clone(),
         }));
         Ok(entry)
     }

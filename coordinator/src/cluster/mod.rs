@@ -10,7 +10,7 @@
 //! ```
 //!
 //! From top to bottom: `backend` puts a cluster together; `link` keeps one connection to each
-//! node; `dispatch` chooses replicas and fails over; `membership` knows the nodes;
+//! node; `known_calls` are what it computes before it is used; `dispatch` chooses replicas and fails over; `membership` knows the nodes;
 //! `local` computes everything in this process and `local_fallback` what no node can;
 //! `tile_assignment` assigns tiles to replicas; `combine` adds the rows; `transport` is what
 //! the dispatcher needs from the world.
@@ -18,6 +18,7 @@
 mod backend;
 mod combine;
 pub mod dispatch;
+mod known_calls;
 mod link;
 mod local;
 mod local_fallback;

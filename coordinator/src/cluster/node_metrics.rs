@@ -13,6 +13,7 @@ const BYTES: &str = "ds4_node_bytes_total";
 const IN_FLIGHT: &str = "ds4_node_in_flight";
 const STATE: &str = "ds4_node_state";
 const HELD: &str = "ds4_node_weight_bytes";
+const FAULTS: &str = "ds4_node_faults_total";
 
 /// Whether a node accepts work, as a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +56,13 @@ pub const CALL_SECONDS: (&str, &[f64]) = (
 pub fn describe() {
     describe_counter!(
         CALLS,
-        "Calls to an expert node by outcome (ok, refused, deadline, malformed, cancelled, busy, \
-         draining, lost)."
+        "Calls to an expert node by outcome (ok, refused, deadline, malformed, corrupt, \
+         cancelled, busy, draining, lost)."
+    );
+    describe_counter!(
+        FAULTS,
+        "Wrong numbers of an expert node by reason (checksum: changed on the way to it or back, \
+         not_finite, audit: another computation differs, known_call)."
     );
     describe_gauge!(IN_FLIGHT, "Unanswered calls to an expert node.");
     describe_gauge!(
@@ -89,6 +95,8 @@ pub(super) enum CallOutcome {
     Refused,
     Deadline,
     Malformed,
+    /// The node received something else.
+    Corrupt,
     /// The caller withdrew it.
     Cancelled,
     Busy,
@@ -98,11 +106,12 @@ pub(super) enum CallOutcome {
 }
 
 impl CallOutcome {
-    const ALL: [CallOutcome; 8] = [
+    const ALL: [CallOutcome; 9] = [
         CallOutcome::Ok,
         CallOutcome::Refused,
         CallOutcome::Deadline,
         CallOutcome::Malformed,
+        CallOutcome::Corrupt,
         CallOutcome::Cancelled,
         CallOutcome::Busy,
         CallOutcome::Draining,
@@ -115,12 +124,38 @@ impl CallOutcome {
             CallOutcome::Refused => "refused",
             CallOutcome::Deadline => "deadline",
             CallOutcome::Malformed => "malformed",
+            CallOutcome::Corrupt => "corrupt",
             CallOutcome::Cancelled => "cancelled",
             CallOutcome::Busy => "busy",
             CallOutcome::Draining => "draining",
             CallOutcome::Lost => "lost",
         }
     }
+}
+
+/// What was wrong with a node's numbers, as a metric label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NumberFault {
+    Checksum,
+    NotFinite,
+    Audit,
+    KnownCall,
+}
+
+impl NumberFault {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            NumberFault::Checksum => "checksum",
+            NumberFault::NotFinite => "not_finite",
+            NumberFault::Audit => "audit",
+            NumberFault::KnownCall => "known_call",
+        }
+    }
+}
+
+/// Counts wrong numbers of the node with this address.
+pub(super) fn fault(node: &str, fault: NumberFault) {
+    counter!(FAULTS, "node" => node.to_owned(), "reason" => fault.name()).increment(1);
 }
 
 /// Handles of one node's metrics, looked up once. The process's recorder must be installed before.

@@ -7,9 +7,8 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use ds4_common::tiles::{Holdings, TileSet};
-use ds4_proto::wire::EncodedBatch;
+use ds4_proto::wire::{EncodedBatch, ReceivedRows, RowsFault};
 
 /// Identifies one connection to a node. A node that reconnects gets a new id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,8 +113,9 @@ pub struct CallReply {
     pub tag: u64,
     /// When the reply was received.
     pub received: Instant,
-    /// `rows x hidden` little-endian floats, of the length that the call expects.
-    pub rows: Result<Bytes, CallError>,
+    /// `rows x hidden` little-endian floats, of the length that the call expects. Their checksum
+    /// is still to be compared.
+    pub rows: Result<ReceivedRows, CallError>,
 }
 
 /// Why a call has no rows. The texts complete a sentence about the node.
@@ -139,13 +139,42 @@ pub enum CallError {
     /// The reply breaks the protocol; says how.
     #[error("it sent a malformed reply: {0}")]
     Malformed(String),
+    /// The numbers of the call or of its rows were changed between both machines.
+    #[error("{0}")]
+    Corrupt(Corruption),
+    /// The node computed infinity or NaN; holds a checksum of the rows' bits.
+    #[error("it computed rows that are infinite or NaN")]
+    NotFinite(u64),
+}
+
+/// In which direction numbers were changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Corruption {
+    /// The node found that the call does not have its checksum.
+    #[error("the call did not reach it as it was sent")]
+    Call,
+    /// The rows do not have the checksum that the node computed, or answer something else.
+    #[error("its rows did not arrive as it computed them")]
+    Rows,
+}
+
+impl From<RowsFault> for CallError {
+    fn from(fault: RowsFault) -> Self {
+        match fault {
+            RowsFault::Checksum => CallError::Corrupt(Corruption::Rows),
+            RowsFault::NotFinite(bits) => CallError::NotFinite(bits),
+        }
+    }
 }
 
 impl CallError {
     /// Whether the same call would fail in the same way on the same node.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, CallError::Refused(_) | CallError::Malformed(_))
+        matches!(
+            self,
+            CallError::Refused(_) | CallError::Malformed(_) | CallError::NotFinite(_)
+        )
     }
 }
 

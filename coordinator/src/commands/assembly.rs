@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use ds4_common::expert::{ExpertStore, MoeShape};
-use ds4_common::gguf::GgufModel;
+use ds4_common::gguf::{FileWatch, GgufModel};
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
@@ -51,6 +51,8 @@ pub struct Assembly {
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<NodeTable>>,
+    /// Notices changes of the model's files; the engine refuses to compute with changed ones.
+    pub files: Arc<FileWatch>,
 }
 
 impl OpenModel {
@@ -162,8 +164,10 @@ impl Assembly {
             let store = ExpertStore::new(&model.hp, &model.tensors)?;
             Arc::new(LocalBackend::new(store, kernels))
         } else {
+            let own = own_experts(&model, kernels)?;
             let options = ClusterOptions {
                 nodes,
+                reference: Some(Arc::clone(&own)),
                 cut: args.cluster.grid.map(|cut| (cut.groups, cut.strips)),
                 startup_timeout: Duration::from_secs(args.cluster.wait_for_nodes),
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
@@ -171,35 +175,34 @@ impl Assembly {
                 security,
                 ..ClusterOptions::default()
             };
-            let own = own_experts(args.cluster.local_fallback, &model, kernels)?;
-            let connected = ClusterBackend::connect(&options, &model.expectation()?, own).await?;
+            let fallback = match args.cluster.local_fallback {
+                LocalFallback::Never => None,
+                LocalFallback::Auto | LocalFallback::Always => Some(own),
+            };
+            let expected = model.expectation()?;
+            let connected = ClusterBackend::connect(&options, &expected, fallback).await?;
             cluster = Some(connected.table());
             Arc::new(connected)
         };
-        let engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
+        let mut engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;
+        let files = Arc::new(model.gguf.watch());
+        engine.watch(Arc::clone(&files));
         Ok(Assembly {
             model,
             engine,
             kernels,
             embedded,
             cluster,
+            files,
         })
     }
 }
 
-/// The local fallback of a cluster: the coordinator's own model file.
-fn own_experts(
-    fallback: LocalFallback,
-    model: &OpenModel,
-    kernels: Kernels,
-) -> Result<Option<Arc<dyn FallbackExperts>>> {
-    match fallback {
-        LocalFallback::Never => Ok(None),
-        LocalFallback::Auto | LocalFallback::Always => {
-            let store = ExpertStore::new(&model.hp, &model.tensors)?;
-            Ok(Some(Arc::new(LocalExperts::new(store, kernels))))
-        }
-    }
+/// The coordinator's own model file, whose pages are read only where they are needed: what nodes are
+/// compared with, and the local fallback of a cluster.
+fn own_experts(model: &OpenModel, kernels: Kernels) -> Result<Arc<dyn FallbackExperts>> {
+    let store = ExpertStore::new(&model.hp, &model.tensors)?;
+    Ok(Arc::new(LocalExperts::new(store, kernels)))
 }
 
 /// Embedded nodes have no certificate, and their connections do not leave the process.

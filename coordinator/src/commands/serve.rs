@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ds4_cli::{Signals, parse, print_line};
 use ds4_common::model::Fingerprint;
@@ -153,20 +153,24 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         // The server serves on: its output may have no reader.
         tracing::warn!(%error, "the address was not printed");
     }
-    let ended_by_itself = tokio::select! {
-        _ = signals.next() => false,
-        () = service.scheduler.stopped() => true,
+    // An end that nobody asked for is an error.
+    let fault = tokio::select! {
+        _ = signals.next() => None,
+        () = service.scheduler.stopped() => Some(anyhow!("the engine has stopped")),
+        changed = service.model_changed() => Some(changed.into()),
     };
-    tracing::info!(
-        "stopping: running requests have {} s to finish",
-        args.http.grace
-    );
+    // Without an engine or a model no request can be finished.
+    let grace = fault.as_ref().map_or(args.http.grace, |_| 0);
+    if let Some(fault) = &fault {
+        tracing::error!("{fault:#}");
+    }
+    tracing::info!("stopping: running requests have {grace} s to finish");
     drop(close);
     if let Some(sharing) = sharing {
         sharing.stop();
     }
     let finished = tokio::select! {
-        finished = service.scheduler.shut_down(Duration::from_secs(args.http.grace)) => finished,
+        finished = service.scheduler.shut_down(Duration::from_secs(grace)) => finished,
         // A second signal means that there is no time to wait.
         _ = signals.next() => service.scheduler.shut_down(Duration::ZERO).await,
     };
@@ -175,7 +179,9 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     for node in service.embedded {
         node.stop().await;
     }
-    anyhow::ensure!(!ended_by_itself, "the engine has stopped");
+    if let Some(fault) = fault {
+        return Err(fault);
+    }
     if !finished {
         tracing::warn!("the grace period ended before all requests were finished");
     }

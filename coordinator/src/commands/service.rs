@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ds4_cli::parse;
+use ds4_common::gguf::{FileChanged, FileEvent, FileWatch};
 use ds4_common::memory_limit;
 use ds4_common::quantity::Bytes;
 use ds4_expert_node::EmbeddedNode;
@@ -82,7 +83,13 @@ pub struct Service {
     pub embedded: Vec<EmbeddedNode>,
     /// The state of the expert nodes, if there are any.
     pub cluster: Option<Arc<NodeTable>>,
+    /// Notices changes of the model's files.
+    files: Arc<FileWatch>,
 }
+
+/// Time between two looks at the model's files. The engine looks at them after each step as well;
+/// this is for a server without work.
+const FILE_POLL: Duration = Duration::from_secs(1);
 
 impl Service {
     /// Opens the model, joins its experts, and starts the scheduler.
@@ -96,6 +103,7 @@ impl Service {
             kernels,
             embedded,
             cluster,
+            files,
         } = Assembly::open(&args.model).await?;
         let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
@@ -128,7 +136,21 @@ impl Service {
             kernels,
             embedded,
             cluster,
+            files,
         })
+    }
+
+    /// Waits until a file of the model changes in place, after which nothing can be computed with
+    /// it.
+    pub async fn model_changed(&self) -> FileChanged {
+        let mut polls = tokio::time::interval(FILE_POLL);
+        loop {
+            polls.tick().await;
+            match self.files.poll() {
+                Ok(events) => events.iter().for_each(tell),
+                Err(changed) => return changed,
+            }
+        }
     }
 
     /// Ends running requests after at most `grace`, then the embedded nodes: in this order, since a
@@ -138,6 +160,20 @@ impl Service {
         for node in self.embedded {
             node.stop().await;
         }
+    }
+}
+
+fn tell(event: &FileEvent) {
+    match event {
+        FileEvent::Replaced(file) => tracing::info!(
+            file = %file.display(),
+            "the model's file was deleted or replaced: this process goes on with the old one"
+        ),
+        FileEvent::Touched(file) => tracing::warn!(
+            file = %file.display(),
+            "something about the model's file changed, though neither its length nor its time of \
+             modification"
+        ),
     }
 }
 

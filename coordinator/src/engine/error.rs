@@ -1,5 +1,6 @@
 //! Why the engine refuses a step or fails in one.
 
+use ds4_common::gguf::FileChanged;
 use ds4_common::kernels::ShapeError;
 use ds4_common::model::ModelError;
 
@@ -63,6 +64,10 @@ pub enum EngineError {
     /// The routed experts of a layer could not be computed.
     #[error(transparent)]
     Experts(#[from] ExpertError),
+    /// A file of the model changed in place. Clients see this text, so it does not name the file;
+    /// its source does.
+    #[error("the model's file changed while it was in use")]
+    ModelChanged(#[source] FileChanged),
     /// The pool of compute threads could not be started.
     #[error("failed to start the engine's threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),

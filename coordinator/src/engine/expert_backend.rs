@@ -82,6 +82,28 @@ pub enum ExpertError {
         /// What is wrong with the reply.
         reason: String,
     },
+    /// What goes into the experts is not finite.
+    #[error(
+        "the activations of layer {layer} are infinite or NaN before its experts: the model's \
+         weights are damaged, or this machine's memory"
+    )]
+    InputNotFinite {
+        /// Index of the layer.
+        layer: usize,
+    },
+    /// What comes out of the experts is not finite, wherever they are computed.
+    #[error(
+        "{tiles} of layer {layer} gave infinity or NaN, computed by {computed_by}: the model's \
+         weights are damaged there"
+    )]
+    NotFinite {
+        /// Index of the layer.
+        layer: usize,
+        /// The tiles, as ranges of experts and blocks.
+        tiles: String,
+        /// Names of the nodes, or this process.
+        computed_by: String,
+    },
     /// A single token's call or reply exceeds the size limit of a message.
     #[error("a single token of this model exceeds the size limit of a message to a node")]
     TooLarge,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use ds4_common::checksum::all_finite;
 use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::math::{add_row, rms_norm, sigmoid};
 use ds4_common::model::HyperParams;
@@ -240,6 +241,9 @@ impl Forward<'_> {
             ..
         } = &mut *self.scratch;
         self.dense.linear(&ffn.router, normed, router_logits)?;
+        if !all_finite(normed.values()) {
+            return Err(ExpertError::InputNotFinite { layer: index }.into());
+        }
         let experts_used = self.hp.experts_used;
         let mut routes = vec![
             Route {

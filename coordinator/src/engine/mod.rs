@@ -25,6 +25,7 @@ mod weights;
 
 use std::sync::Arc;
 
+use ds4_common::gguf::FileWatch;
 use ds4_common::kernels::Kernels;
 use ds4_common::model::{HyperParams, ModelTensors};
 use ds4_common::threads::Threads;
@@ -95,6 +96,8 @@ pub struct Engine {
     scratch: StepScratch,
     outputs: Vec<ChunkOutput>,
     times: StageTimes,
+    /// The files of the weights, if their changes are to be noticed.
+    files: Option<Arc<FileWatch>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -143,7 +146,14 @@ impl Engine {
             scratch: StepScratch::default(),
             outputs: Vec::new(),
             times: StageTimes::default(),
+            files: None,
         })
+    }
+
+    /// Lets each step fail whose weights changed while it ran: nothing that was computed from them
+    /// is returned.
+    pub fn watch(&mut self, files: Arc<FileWatch>) {
+        self.files = Some(files);
     }
 
     /// Tokens of the vocabulary: the length of a row of logits.
@@ -207,9 +217,9 @@ impl Engine {
     /// # Errors
     /// A chunk is refused before any work if it is empty, has a token outside the vocabulary,
     /// exceeds the context, or its sequence is broken; no sequence has changed then. If the experts
-    /// of a layer cannot be computed, all sequences of the step are broken: [`Sequence::rewind`] to
-    /// where they were mends those whose chunk had no more tokens than [`EngineConfig::rewind`],
-    /// and a [`Sequence::fork`] from before the step replaces the others.
+    /// of a layer cannot be computed, or the model's file changed, all sequences of the step are
+    /// broken: [`Sequence::rewind`] to where they were mends those whose chunk had no more tokens
+    /// than [`EngineConfig::rewind`], and a [`Sequence::fork`] from before the step replaces others.
     pub fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<StepOutput<'_>, EngineError> {
         for chunk in chunks.iter() {
             self.check(chunk)?;
@@ -227,6 +237,14 @@ impl Engine {
         };
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;
+        if let Some(Err(changed)) = self.files.as_ref().map(|files| files.check()) {
+            for chunk in chunks.iter_mut().filter(|chunk| !chunk.sequence.broken) {
+                // What its tokens left behind was computed from other weights.
+                chunk.sequence.position -= chunk.tokens.len();
+                chunk.sequence.broken = true;
+            }
+            return Err(EngineError::ModelChanged(changed));
+        }
         Ok(StepOutput::new(&self.scratch.logits, &self.outputs))
     }
 

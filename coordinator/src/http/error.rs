@@ -320,6 +320,12 @@ mod tests {
                 deadline_ms: 100,
             },
             ExpertError::Malformed { node, reason },
+            ExpertError::InputNotFinite { layer: 3 },
+            ExpertError::NotFinite {
+                layer: 3,
+                tiles: "experts 0 to 7".to_owned(),
+                computed_by: "node-1:50052".to_owned(),
+            },
             ExpertError::TooLarge,
             ExpertError::GivenUp,
             ExpertError::Tiles(TileError::TooManyNodes {

@@ -8,7 +8,9 @@ use std::time::Duration;
 use ds4_proto::gate::Peer;
 use ds4_proto::limits::MAX_NAME_BYTES;
 use ds4_proto::pb::slice_source_server::SliceSource;
-use ds4_proto::wire::{SliceMismatch, Versions, check_offer_request, clip, decode_hash};
+use ds4_proto::wire::{
+    SliceMismatch, Versions, WireError, check_offer_request, clip, decode_hash, seal,
+};
 use ds4_proto::{channel, pb};
 use futures::stream::Stream;
 use tokio::sync::{Semaphore, mpsc};
@@ -100,6 +102,8 @@ impl SliceSource for SliceShare {
         check_offer_request(&request).map_err(|error| match error {
             // FAILED_PRECONDITION would mean that the node's slice has changed.
             SliceMismatch::Version { .. } => Status::unimplemented(error.to_string()),
+            // Damaged on its way: the node tries again.
+            SliceMismatch::Wire(WireError::Checksum(_)) => Status::data_loss(error.to_string()),
             _ => Status::invalid_argument(error.to_string()),
         })?;
         let (_, share) = self.find(&request.node)?;
@@ -110,7 +114,7 @@ impl SliceSource for SliceShare {
             "a node requested its slice"
         );
         let head = share.head.encode();
-        Ok(Response::new(pb::OfferReply {
+        Ok(Response::new(seal(pb::OfferReply {
             protocol_version: Versions::OURS.newest,
             oldest_version: Versions::OURS.oldest,
             software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -118,7 +122,8 @@ impl SliceSource for SliceShare {
                 .map_err(|error| Status::internal(error.to_string()))?
                 .into(),
             file_bytes: share.head.file_bytes(),
-        }))
+            checksum: 0,
+        })))
     }
 
     type FetchStream = ReceiverStream<FetchResult>;

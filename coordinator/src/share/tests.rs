@@ -10,7 +10,7 @@ use ds4_common::tiles::{Holdings, TileSet};
 use ds4_expert_node::pull::{PullConfig, PullError, ensure};
 use ds4_proto::pb::{self, fetch_reply};
 use ds4_proto::security::Security;
-use ds4_proto::wire::{decode_offer, offer_request};
+use ds4_proto::wire::{decode_offer, offer_request, seal};
 use ds4_proto::{channel, gate};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -216,7 +216,11 @@ async fn requests_out_of_bounds_are_refused_and_an_offset_keeps_the_hash() {
     let head = decode_offer(offer.get_ref(), Path::new("offer")).unwrap();
     let mut longer = offer.into_inner();
     longer.file_bytes += 1;
-    assert!(decode_offer(&longer, Path::new("offer")).is_err());
+    assert!(
+        decode_offer(&longer, Path::new("offer")).is_err(),
+        "its checksum"
+    );
+    assert!(decode_offer(&seal(longer), Path::new("offer")).is_err());
 
     let mut old = offer_request("node-0");
     old.protocol_version += 9;

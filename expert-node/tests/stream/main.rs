@@ -129,8 +129,10 @@ impl Talk {
     }
 
     async fn send(&self, kind: Kind) {
-        let message = pb::ComputeRequest { kind: Some(kind) };
-        self.to_node.send(message).await.expect("stream is open");
+        self.to_node
+            .send(wire::request(kind))
+            .await
+            .expect("stream is open");
     }
 
     async fn reply(&mut self) -> Result<Option<Reply>, Status> {
@@ -164,8 +166,7 @@ async fn begin(
     Status,
 > {
     let (to_node, requests) = mpsc::channel(16);
-    let message = pb::ComputeRequest { kind: Some(first) };
-    to_node.try_send(message).expect("room");
+    to_node.try_send(wire::request(first)).expect("room");
     let mut client = channel::compute_client(connect(address).await);
     let reply = client.compute(ReceiverStream::new(requests)).await?;
     Ok((to_node, reply.into_inner()))
@@ -241,7 +242,10 @@ async fn coordinators_that_do_not_fit_are_told_why() {
     for (greeting, parts) in [
         (
             other_version,
-            ["version 2 to 3", "version 4"].map(str::to_owned),
+            [
+                format!("version {PROTOCOL_VERSION}"),
+                format!("version {}", PROTOCOL_VERSION + 1),
+            ],
         ),
         (
             hello(&[4; 32], &SHAPE, PROTOCOL_VERSION),
@@ -292,17 +296,37 @@ async fn work_that_lies_is_refused_and_the_stream_goes_on() {
     for (id, lie) in (10..).zip(lies) {
         let mut work = work(id, 1.0);
         lie(&mut work);
-        talk.send(Kind::Work(work)).await;
-        let failure = talk.failure().await;
-        assert_eq!(
-            (failure.id, failure.kind()),
-            (id, FailureKind::Invalid),
-            "{failure:?}"
-        );
+        let damaged = work.clone();
+        work.checksum = wire::checksum_of_work(&work);
+        for (work, kind) in [
+            (work, FailureKind::Invalid),
+            (damaged, FailureKind::Corrupt),
+        ] {
+            talk.send(Kind::Work(work)).await;
+            let failure = talk.failure().await;
+            assert_eq!((failure.id, failure.kind()), (id, kind), "{failure:?}");
+        }
     }
     talk.send(Kind::Work(work(1, 7.0))).await;
     assert_eq!(floats(&talk.rows().await), [7.0; 4]);
-    assert_eq!(node.running.counters().refused, 7);
+    assert_eq!(node.running.counters().refused, 14);
+}
+
+#[tokio::test]
+async fn work_that_was_changed_on_its_way_is_not_computed() {
+    let node = node().await;
+    let mut talk = Talk::open(&node.address).await;
+    let mut changed = work(1, 7.0);
+    changed.routes = work(1, 7.5).routes;
+    talk.send(Kind::Work(changed)).await;
+    let failure = talk.failure().await;
+    assert_eq!((failure.id, failure.kind()), (1, FailureKind::Corrupt));
+    assert_eq!(node.running.counters().calls, 0);
+    let sent = work(2, 7.0);
+    let checksum = sent.checksum;
+    talk.send(Kind::Work(sent)).await;
+    let rows = wire::ReceivedRows::new(talk.rows().await, checksum);
+    assert_eq!(rows.check(), Ok(wire::bytes_from_floats(&[7.0; 4])));
 }
 
 #[tokio::test]
@@ -338,6 +362,7 @@ async fn expired_and_cancelled_work_is_answered_as_such() {
     let mut talk = Talk::open(&node.address).await;
     let mut hasty = work(3, 1.0);
     hasty.deadline_ms = 20;
+    hasty.checksum = wire::checksum_of_work(&hasty);
     for message in [
         Kind::Work(work(1, 1.0)),
         Kind::Work(work(2, 1.0)),
@@ -421,8 +446,7 @@ async fn a_coordinator_that_reads_nothing_does_not_hold_up_the_stop() {
     let mut messages = vec![Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))];
     messages.extend(vec![Kind::Work(invalid); 200]);
     for kind in messages {
-        let message = pb::ComputeRequest { kind: Some(kind) };
-        to_node.try_send(message).expect("room");
+        to_node.try_send(wire::request(kind)).expect("room");
     }
     let answer = client.compute(ReceiverStream::new(requests)).await;
     let _unread = answer.expect("stream").into_inner();

@@ -81,18 +81,14 @@ async fn garbage_and_oversize_end_one_stream_only() {
     let oversize = Bytes::from(vec![0; wire::request_bytes(&SHAPE) + 1]);
     let status = refusal_of(&node.address, vec![garbage]).await;
     assert_ne!(status.code(), Code::Ok, "{status:?}");
-    let greeting = pb::ComputeRequest {
-        kind: Some(Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION))),
-    };
+    let greeting = wire::request(Kind::Hello(hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION)));
     let greeting = Bytes::from(prost::Message::encode_to_vec(&greeting));
     let status = refusal_of(&node.address, vec![greeting, oversize]).await;
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
-    let long_hello = pb::ComputeRequest {
-        kind: Some(Kind::Work(pb::Work {
-            input: vec![0; 2000].into(),
-            ..work(1, 1.0)
-        })),
-    };
+    let long_hello = wire::request(Kind::Work(pb::Work {
+        input: vec![0; 2000].into(),
+        ..work(1, 1.0)
+    }));
     let long_hello = Bytes::from(prost::Message::encode_to_vec(&long_hello));
     let status = refusal_of(&node.address, vec![long_hello]).await;
     assert_eq!(status.code(), Code::OutOfRange, "{status:?}");

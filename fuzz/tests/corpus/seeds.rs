@@ -8,10 +8,13 @@ use ds4_common::gguf::{Array, GgufWriter, Value};
 use ds4_common::quant::{BlockQ8, BlockQ8K, GgmlType, Layout, quantize_q8, quantize_q8_k};
 use ds4_common::tiles::{Holdings, TileSet};
 use ds4_fuzz::slice::valid_head;
+use ds4_fuzz::wire_reply::WORK;
 use ds4_fuzz::wire_request::{FINGERPRINT, SHAPE};
 use ds4_proto::limits::PROTOCOL_VERSION;
 use ds4_proto::pb::{self, FailureKind, compute_reply, compute_request};
-use ds4_proto::wire::{EncodedBatch, bytes_from_floats, encode_tiles, hello, welcome};
+use ds4_proto::wire::{
+    EncodedBatch, encode_tiles, hello, reply, request, rows_checksum, rows_message, seal, welcome,
+};
 use prost::Message;
 
 /// A file of the corpus.
@@ -152,7 +155,7 @@ fn activations() -> Vec<f32> {
 }
 
 fn requests() -> Files {
-    let message = |kind| pb::ComputeRequest { kind: Some(kind) }.encode_to_vec();
+    let message = |kind| request(kind).encode_to_vec();
     let greeting = pb::Hello {
         software: "seed".into(),
         ..hello(&FINGERPRINT, &SHAPE, PROTOCOL_VERSION)
@@ -197,21 +200,17 @@ fn requests() -> Files {
 }
 
 fn replies() -> Files {
-    let message = |kind| pb::ComputeReply { kind: Some(kind) }.encode_to_vec();
+    let message = |kind| reply(kind).encode_to_vec();
     let held = Holdings::uniform(SHAPE.grid, SHAPE.layers, TileSet::whole(SHAPE.grid));
-    let accepted = welcome(8, &held, PROTOCOL_VERSION).expect("words for uniform tiles");
-    let rows = pb::Rows {
-        id: 9,
-        rows: bytes_from_floats(&activations()),
-        queue_us: 20,
-        compute_us: 300,
-    };
+    let accepted = welcome(8, &held);
+    let rows = activations();
+    let rows = rows_message(9, &rows, rows_checksum(&rows, WORK), 20, 300);
     let failure = pb::Failure {
         id: 9,
         kind: FailureKind::Busy.into(),
         message: "the queue is full".into(),
     };
-    let description = pb::DescribeReply {
+    let description = seal(pb::DescribeReply {
         protocol_version: PROTOCOL_VERSION,
         software: "seed".into(),
         model: "tiny".into(),
@@ -226,7 +225,7 @@ fn replies() -> Files {
         threads: 2,
         weight_bytes: 1 << 20,
         ..pb::DescribeReply::default()
-    };
+    });
     vec![
         (
             "welcome.reply",

@@ -8,9 +8,6 @@ use super::{WireError, bound, decode_tiles, encode_tiles};
 use crate::limits::{MAX_HELD_RECTS, RECT_BYTES};
 use crate::pb;
 
-/// Protocol version from which on layers may differ.
-pub(super) const LAYERED_HOLDINGS: u32 = 3;
-
 /// The fields `held` and `held_layers` of a message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncodedHoldings {

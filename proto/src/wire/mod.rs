@@ -3,14 +3,18 @@
 //! model's shape. What comes out cannot lead to an index out of bounds or to an allocation of the
 //! peer's choice.
 //!
-//! Floats are not inspected: the arithmetic is total on NaN and infinity, no index or size is
-//! derived from a float, and an in-process computation would not refuse them either, so both ways
-//! give the same bits.
+//! Activations are not inspected: the arithmetic is total on NaN and infinity, and no index or size
+//! is derived from a float. Rows must be finite: nothing that a model can use comes of others.
+//!
+//! Every message has a checksum. That of work and of rows is made from the numbers themselves and
+//! compared with the numbers that are used, so that it also covers the buffers of both processes.
 
 mod blocks;
 mod held;
 mod node;
 mod probe;
+mod rows;
+mod seal;
 mod slice;
 mod tile_set;
 mod version;
@@ -26,10 +30,12 @@ pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hel
 pub use probe::{
     check_measure, check_source, count_probe_bytes, decode_rates, encode_rates, probe_noise,
 };
+pub use rows::{ReceivedRows, RowsFault, rows_checksum, rows_message};
+pub use seal::{Sealed, open_reply, open_request, reply, request, seal, verify};
 pub use slice::{SliceMismatch, check_offer_request, decode_hash, decode_offer, offer_request};
 pub use tile_set::{decode_tiles, encode_tiles};
 pub use version::Versions;
-pub use work::{DecodedWork, EncodedBatch, decode_work};
+pub use work::{DecodedWork, EncodedBatch, checksum_of_work, decode_work, is_intact};
 
 use crate::limits::{
     FINGERPRINT_BYTES, MAX_MESSAGE_BYTES, MAX_PAYLOAD_BYTES, MAX_TOKENS, RECT_BYTES,
@@ -132,6 +138,9 @@ pub enum WireError {
     /// The batch does not fit the model.
     #[error(transparent)]
     Batch(#[from] BatchError),
+    /// A message was changed on its way; holds what it is.
+    #[error("{0} does not have its checksum: it was changed on its way")]
+    Checksum(&'static str),
     /// A fingerprint of another length; holds that length in bytes.
     #[error("the fingerprint has {0} bytes, expected {FINGERPRINT_BYTES}")]
     Fingerprint(usize),

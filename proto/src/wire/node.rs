@@ -5,8 +5,8 @@ use std::fmt::Write;
 use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{Grid, Holdings};
 
-use super::held::{EncodedHoldings, LAYERED_HOLDINGS, decode_held, encode_held};
-use super::{FingerprintBytes, Versions, WireError, bound, clip};
+use super::held::{EncodedHoldings, decode_held, encode_held};
+use super::{FingerprintBytes, Versions, WireError, bound, clip, verify};
 use crate::limits::{
     MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES,
 };
@@ -22,15 +22,6 @@ pub enum Mismatch {
         node: Versions,
         /// The coordinator's versions.
         coordinator: Versions,
-    },
-    /// The node's layers hold different tiles, which came with a later version.
-    #[error(
-        "the node holds different tiles in different layers, which protocol version {version} \
-         cannot express"
-    )]
-    LayeredHoldings {
-        /// The version that both speak.
-        version: u32,
     },
     /// The node serves another model.
     #[error(
@@ -77,11 +68,13 @@ pub fn hello(fingerprint: &FingerprintBytes, shape: &MoeShape, version: u32) -> 
     }
 }
 
-/// The node's check of a coordinator's hello: the version that the stream speaks.
+/// The node's check of `first`, a stream's first message, which holds `hello`: the version that the
+/// stream speaks.
 ///
 /// # Errors
-/// The outer error is a malformed message, the inner one a peer that does not fit.
+/// The outer error is a malformed or damaged message, the inner one a peer that does not fit.
 pub fn check_hello(
+    first: &pb::ComputeRequest,
     hello: &pb::Hello,
     ours: &FingerprintBytes,
     shape: &MoeShape,
@@ -93,6 +86,8 @@ pub fn check_hello(
             coordinator: theirs,
         }));
     };
+    // A message that was damaged on its way would be called another model.
+    verify(first)?;
     bound(
         "the software name's length",
         hello.software.len() as u64,
@@ -115,20 +110,15 @@ pub fn check_hello(
     Ok(Ok(version))
 }
 
-/// The node's answer to a hello that speaks `version`.
-///
-/// # Errors
-/// The version cannot express what the node holds.
-pub fn welcome(max_in_flight: u32, held: &Holdings, version: u32) -> Result<pb::Welcome, Mismatch> {
+/// The node's answer to a hello.
+#[must_use]
+pub fn welcome(max_in_flight: u32, held: &Holdings) -> pb::Welcome {
     let EncodedHoldings { held, held_layers } = encode_held(held);
-    if !held_layers.is_empty() && version < LAYERED_HOLDINGS {
-        return Err(Mismatch::LayeredHoldings { version });
-    }
-    Ok(pb::Welcome {
+    pb::Welcome {
         max_in_flight,
         held,
         held_layers,
-    })
+    }
 }
 
 /// The coordinator's check of a node's welcome: the window and the tiles held.
@@ -194,6 +184,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
             coordinator: Versions::OURS,
         }));
     }
+    verify(reply)?;
     bound("layers", reply.layers.into(), 1, MAX_LAYERS.into())?;
     bound("hidden", reply.hidden.into(), 1, MAX_HIDDEN.into())?;
     bound("used", reply.used.into(), 1, MAX_EXPERTS_USED as u64)?;

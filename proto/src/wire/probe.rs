@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ds4_common::measure::MachineRates;
 
-use super::{WireError, bound, clip};
+use super::{WireError, bound, clip, seal, verify};
 use crate::limits::{
     MAX_CORES, MAX_NAME_BYTES, MAX_PROBE_BUDGET, MAX_PROBE_BYTES, PROBE_CHUNK_BYTES,
 };
@@ -15,13 +15,14 @@ use crate::pb;
 /// The message with a node's measurement.
 #[must_use]
 pub fn encode_rates(rates: &MachineRates) -> pb::MeasureReply {
-    pb::MeasureReply {
+    seal(pb::MeasureReply {
         read_rate: rates.read,
         operation_rate: rates.operations.unwrap_or(0),
         memory: rates.memory.unwrap_or(0),
         cores: rates.cores.min(MAX_CORES),
         kernels: rates.kernels.clone(),
-    }
+        checksum: 0,
+    })
 }
 
 /// The coordinator's check of a node's measurement.
@@ -29,6 +30,7 @@ pub fn encode_rates(rates: &MachineRates) -> pb::MeasureReply {
 /// # Errors
 /// A value is outside of its bounds.
 pub fn decode_rates(reply: &pb::MeasureReply) -> Result<MachineRates, WireError> {
+    verify(reply)?;
     bound("the rate of reading", reply.read_rate, 1, u64::MAX)?;
     bound("cores", reply.cores.into(), 1, MAX_CORES.into())?;
     Ok(MachineRates {
@@ -105,13 +107,14 @@ mod tests {
         assert_eq!(decode_rates(&encode_rates(&rates)), Ok(rates.clone()));
         let mut reply = encode_rates(&rates);
         reply.read_rate = 0;
-        assert!(decode_rates(&reply).is_err());
+        assert!(decode_rates(&reply).is_err(), "another checksum");
+        assert!(decode_rates(&seal(reply)).is_err());
         let mut reply = encode_rates(&rates);
         reply.cores = MAX_CORES + 1;
-        assert!(decode_rates(&reply).is_err());
+        assert!(decode_rates(&seal(reply)).is_err());
         let mut reply = encode_rates(&rates);
         reply.kernels = "\u{1b}[2J".repeat(MAX_NAME_BYTES);
-        let found = decode_rates(&reply).expect("rates").kernels;
+        let found = decode_rates(&seal(reply)).expect("rates").kernels;
         assert!(found.len() <= MAX_NAME_BYTES + 3 && !found.contains('\u{1b}'));
     }
 

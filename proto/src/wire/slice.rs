@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ds4_common::slice::{Hash, SliceError, SliceHead, file_name};
 
-use super::{Versions, WireError, bound};
+use super::{Versions, WireError, bound, seal, verify};
 use crate::limits::{MAX_NAME_BYTES, MAX_SLICE_HEAD_BYTES};
 use crate::pb;
 
@@ -36,12 +36,13 @@ pub enum SliceMismatch {
 /// A node's first request.
 #[must_use]
 pub fn offer_request(node: &str) -> pb::OfferRequest {
-    pb::OfferRequest {
+    seal(pb::OfferRequest {
         protocol_version: Versions::OURS.newest,
         oldest_version: Versions::OURS.oldest,
         node: node.to_owned(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
-    }
+        checksum: 0,
+    })
 }
 
 /// The coordinator's check of a node's first request.
@@ -56,6 +57,7 @@ pub fn check_offer_request(request: &pb::OfferRequest) -> Result<(), SliceMismat
             coordinator: Versions::OURS,
         });
     }
+    verify(request)?;
     let software = request.software.len() as u64;
     let most = MAX_NAME_BYTES as u64;
     bound("the software name's length", software, 0, most)?;
@@ -76,6 +78,7 @@ pub fn decode_offer(reply: &pb::OfferReply, from: &Path) -> Result<SliceHead, Sl
             coordinator,
         });
     }
+    verify(reply)?;
     let most = MAX_SLICE_HEAD_BYTES as u64;
     bound("the head's length", reply.head.len() as u64, 1, most)?;
     let head = SliceHead::parse(from.to_path_buf(), &reply.head, reply.file_bytes)?;

@@ -2,9 +2,6 @@
 
 use std::fmt;
 
-use ds4_common::tiles::Holdings;
-
-use super::held::LAYERED_HOLDINGS;
 use crate::limits::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use crate::pb;
 
@@ -49,14 +46,12 @@ impl Versions {
         }
     }
 
-    /// The version in which a node that holds `held` describes itself: the newest that both speak and
-    /// that can express it, else this software's newest.
+    /// The version in which a node describes itself: the newest that both speak, else this
+    /// software's newest.
     #[must_use]
-    pub fn of_description(request: &pb::DescribeRequest, held: &Holdings) -> u32 {
+    pub fn of_description(request: &pb::DescribeRequest) -> u32 {
         let common = Self::OURS.common(Self::of_request(request));
-        let fits =
-            |version: &u32| *version >= LAYERED_HOLDINGS || held.same_in_all_layers().is_some();
-        common.filter(fits).unwrap_or(Self::OURS.newest)
+        common.unwrap_or(Self::OURS.newest)
     }
 
     /// The newest version that both speak.

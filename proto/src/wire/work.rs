@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use ds4_common::checksum::Checksum;
 use ds4_common::expert::{BatchFields, ExpertBatch, MoeShape};
 use ds4_common::quant::ActivationFormat;
 use ds4_common::tiles::{Holdings, TileSet};
@@ -24,6 +25,8 @@ pub struct EncodedBatch {
     format: pb::InputFormat,
     routes: Bytes,
     input: Bytes,
+    /// Of the numbers that were encoded, see [`ExpertBatch::checksum`].
+    checksum: u64,
 }
 
 impl EncodedBatch {
@@ -41,23 +44,27 @@ impl EncodedBatch {
                 ActivationFormat::Q8K => pb::InputFormat::Q8k,
             },
             routes: encode_routes(batch.routes_of_all(range.clone())),
-            input: encode_input(&batch.input, range, batch.tokens),
+            input: encode_input(&batch.input, range.clone(), batch.tokens),
+            checksum: batch.checksum(range),
         }
     }
 
     /// The message for one node.
     #[must_use]
     pub fn work(&self, id: u64, rects: &TileSet, deadline: Duration) -> pb::Work {
+        let rects = encode_tiles(rects);
+        let deadline_ms = deadline.min(MAX_DEADLINE).as_millis().max(1) as u32;
         pb::Work {
             id,
+            checksum: work_checksum(self.checksum, id, deadline_ms, &rects),
             layer: self.layer,
             tokens: self.tokens,
             used: self.experts_used,
             routes: self.routes.clone(),
             format: self.format.into(),
             round: self.round,
-            rects: encode_tiles(rects),
-            deadline_ms: deadline.min(MAX_DEADLINE).as_millis().max(1) as u32,
+            rects,
+            deadline_ms,
             input: self.input.clone(),
         }
     }
@@ -74,6 +81,64 @@ pub struct DecodedWork {
     pub rects: TileSet,
     /// Time from receipt after which the answer is useless.
     pub deadline: Duration,
+    /// What the coordinator computed over all of this.
+    pub checksum: u64,
+}
+
+impl DecodedWork {
+    /// Whether this is still what the coordinator sent, bit for bit.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        self.checksum == self.own_checksum() && self.batch.sums_agree()
+    }
+
+    /// This work with the checksum of what it is, as a coordinator would have sent it.
+    #[must_use]
+    pub fn sealed(self) -> Self {
+        DecodedWork {
+            checksum: self.own_checksum(),
+            ..self
+        }
+    }
+
+    fn own_checksum(&self) -> u64 {
+        let batch = self.batch.checksum(0..self.batch.tokens);
+        let deadline_ms = self.deadline.as_millis() as u32;
+        work_checksum(batch, self.id, deadline_ms, &encode_tiles(&self.rects))
+    }
+}
+
+/// Whether a message with work, which may contradict the model, is what the coordinator sent.
+#[must_use]
+pub fn is_intact(work: &pb::Work) -> bool {
+    work.checksum == checksum_of_work(work)
+}
+
+/// The checksum that a message with work should have.
+#[must_use]
+pub fn checksum_of_work(work: &pb::Work) -> u64 {
+    let mut sum = Checksum::new(0);
+    for number in [
+        u64::from(work.layer),
+        u64::from(work.tokens),
+        u64::from(work.used),
+        u64::from(work.round),
+        i64::from(work.format).cast_unsigned(),
+    ] {
+        sum.number(number);
+    }
+    sum.bytes(&work.routes);
+    sum.bytes(&work.input);
+    work_checksum(sum.finish(), work.id, work.deadline_ms, &work.rects)
+}
+
+/// The checksum of a call, from that of its batch.
+fn work_checksum(batch: u64, id: u64, deadline_ms: u32, rects: &[u8]) -> u64 {
+    let mut sum = Checksum::new(batch);
+    sum.number(id);
+    sum.number(deadline_ms.into());
+    sum.bytes(rects);
+    sum.finish()
 }
 
 /// Checks one work item against the model and the tiles held.
@@ -134,6 +199,7 @@ pub fn decode_work(
         batch: ExpertBatch::new(*shape, fields)?,
         rects,
         deadline: Duration::from_millis(work.deadline_ms.into()),
+        checksum: work.checksum,
     })
 }
 

@@ -12,6 +12,9 @@ const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// A node that is demoted again within this time after its recovery waits longer for its probe.
 const RELAPSE: Duration = Duration::from_secs(10);
 
+/// Damaged calls in a row after which a node is relied on no more.
+const CORRUPT_CALLS: u32 = 3;
+
 /// Weight of the fastest nodes.
 pub(super) const FULL_WEIGHT: u32 = 8;
 
@@ -44,6 +47,8 @@ pub(super) struct NodeHealth {
     pause: Duration,
     probing: bool,
     recovered: Option<Instant>,
+    /// Damaged calls since the last good one.
+    corrupt: u32,
 }
 
 impl NodeHealth {
@@ -59,6 +64,7 @@ impl NodeHealth {
             pause: FIRST_PAUSE,
             probing: false,
             recovered: None,
+            corrupt: 0,
         }
     }
 
@@ -103,6 +109,13 @@ impl NodeHealth {
         self.outstanding = self.outstanding.saturating_sub(ops);
     }
 
+    /// The numbers of a call were damaged on their way. Returns whether that has happened too
+    /// often in a row.
+    pub(super) fn corrupt(&mut self) -> bool {
+        self.corrupt += 1;
+        self.corrupt >= CORRUPT_CALLS
+    }
+
     /// Rows came after `took`; `fair` is the longest time that is acceptable beside the other
     /// nodes. Returns whether the health state changed.
     pub(super) fn answered(
@@ -113,6 +126,7 @@ impl NodeHealth {
         limits: &LatenessLimits,
         now: Instant,
     ) -> bool {
+        self.corrupt = 0;
         let in_time = took <= self.latency.late_after(ops, limits).min(fair);
         if in_time && self.state != HealthState::Healthy {
             // Times measured while something was wrong with the node say nothing about it now.

@@ -26,7 +26,7 @@ pub fn describe() {
     describe_counter!(
         FAILOVERS,
         "Calls whose work went to another replica, by reason (lost, busy, draining, expired, \
-         refused, malformed, silent)."
+         refused, malformed, corrupt, not_finite, silent)."
     );
     describe_counter!(
         FALLBACKS,
@@ -84,6 +84,8 @@ pub(super) fn failover(error: Option<&CallError>) {
         Some(CallError::Expired) => "expired",
         Some(CallError::Refused(_)) => "refused",
         Some(CallError::Malformed(_)) => "malformed",
+        Some(CallError::Corrupt(_)) => "corrupt",
+        Some(CallError::NotFinite(_)) => "not_finite",
     };
     counter!(FAILOVERS, "reason" => reason).increment(1);
 }

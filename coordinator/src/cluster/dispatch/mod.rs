@@ -23,6 +23,7 @@
 //! division of a layer is [`super::tile_assignment`]'s),
 //! `health` and `latency` what is known about a node, `probe` how a node recovers.
 
+mod faults;
 mod health;
 mod hedge_budget;
 mod latency;
@@ -111,6 +112,7 @@ struct LogThrottles {
     failover: LogThrottle,
     fallback: LogThrottle,
     stranded: LogThrottle,
+    wrong_numbers: LogThrottle,
 }
 
 impl Dispatcher {
@@ -139,6 +141,7 @@ impl Dispatcher {
                 failover: throttle(),
                 fallback: throttle(),
                 stranded: throttle(),
+                wrong_numbers: throttle(),
             },
             settings,
             transport,
@@ -191,6 +194,9 @@ impl Dispatcher {
 impl ExpertBackend for Dispatcher {
     fn begin(&self, batch: Arc<ExpertBatch>) -> Result<Box<dyn PendingExperts + '_>, ExpertError> {
         batch.expect_shape(&self.settings.shape)?;
+        if !batch.is_finite() {
+            return Err(ExpertError::InputNotFinite { layer: batch.layer });
+        }
         self.refresh_view();
         self.probe(&batch);
         Ok(Box::new(PendingLayer::start(self, batch)?))

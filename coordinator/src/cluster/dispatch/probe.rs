@@ -31,6 +31,7 @@ pub(super) struct Probes {
 struct OpenProbe {
     node: LiveNode,
     call: CallId,
+    layer: usize,
     sent: Instant,
     expert_block_ops: u64,
 }
@@ -58,10 +59,14 @@ impl Dispatcher {
             let Some(probe) = self.probes().open.remove(&reply.tag) else {
                 continue;
             };
-            metrics::probe(reply.rows.is_ok());
+            let rows = reply.rows.and_then(|rows| Ok(rows.check()?));
+            if let Err(error) = &rows {
+                self.note_wrong_numbers(&probe.node, probe.layer, error, now);
+            }
+            metrics::probe(rows.is_ok());
             let mut selector = self.selector();
             selector.probed(probe.node.id, now);
-            if reply.rows.is_ok() {
+            if rows.is_ok() {
                 let took = reply.received.saturating_duration_since(probe.sent);
                 selector.answered(probe.node.id, probe.expert_block_ops, took, now);
             } else {
@@ -122,6 +127,7 @@ impl Dispatcher {
         let probe = OpenProbe {
             node: node.clone(),
             call,
+            layer: batch.layer,
             sent: now,
             expert_block_ops: ops,
         };

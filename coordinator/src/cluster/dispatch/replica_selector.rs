@@ -133,7 +133,7 @@ impl ReplicaSelector {
         self.view.nodes.iter().position(|node| node.id == id)
     }
 
-    fn health(&mut self, id: NodeId) -> Option<&mut NodeHealth> {
+    pub(super) fn health(&mut self, id: NodeId) -> Option<&mut NodeHealth> {
         let at = self.position(id)?;
         self.health.get_mut(at)
     }

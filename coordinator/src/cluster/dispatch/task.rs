@@ -34,6 +34,8 @@ pub(super) struct TileTask {
     pub(super) failed: Vec<NodeId>,
     /// The last failure.
     pub(super) failure: Option<TaskFailure>,
+    /// Nodes that computed infinity or NaN, each with a checksum of its rows.
+    pub(super) not_finite: Vec<(LiveNode, u64)>,
     /// Whether all failures were final since replicas were last sought among all nodes; `None`
     /// without a failure.
     all_final: Option<bool>,
@@ -137,6 +139,7 @@ impl TileTask {
             attempts: Vec::new(),
             failed: Vec::new(),
             failure: None,
+            not_finite: Vec::new(),
             all_final: None,
             state: match rows {
                 0 => TaskState::Empty,
@@ -152,6 +155,11 @@ impl TileTask {
     }
 
     pub(super) fn failed_at(&mut self, node: &LiveNode, error: CallError) {
+        if let CallError::NotFinite(bits) = error
+            && self.not_finite.iter().all(|(known, _)| known.id != node.id)
+        {
+            self.not_finite.push((node.clone(), bits));
+        }
         self.all_final = Some(self.all_final.unwrap_or(true) && error.is_final());
         self.failed.push(node.id);
         self.failure = Some(TaskFailure {
@@ -168,10 +176,18 @@ impl TileTask {
             .filter(|_| self.all_final == Some(true))
     }
 
+    /// Whether two nodes computed the same infinities and NaNs: neither is to blame for them.
+    pub(super) fn agreed_not_finite(&self) -> bool {
+        let mut known = self.not_finite.iter().map(|(_, bits)| *bits);
+        let last = known.next_back();
+        last.is_some_and(|last| known.any(|bits| bits == last))
+    }
+
     /// Takes over the failures of `whole`, of which this task is a part.
     pub(super) fn inherit_failures(&mut self, whole: &TileTask) {
         self.failed.clone_from(&whole.failed);
         self.failure.clone_from(&whole.failure);
+        self.not_finite.clone_from(&whole.not_finite);
         self.all_final = whole.all_final;
     }
 

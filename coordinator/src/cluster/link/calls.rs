@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use ds4_proto::limits::MAX_TEXT_BYTES;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::clip;
+use ds4_proto::wire::{ReceivedRows, clip, request};
 use tokio::sync::mpsc;
 
 use crate::cluster::node_metrics::{CallOutcome, NodeMetrics};
 use crate::cluster::transport::{
-    CallError, CallId, CallReply, CancelReason, Clock, ExpertCall, NodeLink,
+    CallError, CallId, CallReply, CancelReason, Clock, Corruption, ExpertCall, NodeLink,
 };
 
 /// Most unanswered calls. A coordinator has a handful; this many mean that the node accepts none,
@@ -26,6 +26,8 @@ struct UnansweredCall {
     began: Instant,
     /// Whether it has been written to the connection.
     on_wire: bool,
+    /// Checksum of the message, once it is written.
+    checksum: u64,
 }
 
 /// What the link's task has to do after a reply.
@@ -109,15 +111,14 @@ impl ConnectionCalls {
             let call = &entry.call;
             let left = call.deadline.saturating_duration_since(now);
             let work = call.encoded.work(id, &call.tiles, left);
-            let bytes = work.routes.len() + work.input.len();
-            let message = pb::ComputeRequest {
-                kind: Some(compute_request::Kind::Work(work)),
-            };
+            let (bytes, checksum) = (work.routes.len() + work.input.len(), work.checksum);
+            let message = request(compute_request::Kind::Work(work));
             if state.outbound.try_send(message).is_err() {
                 return;
             }
             self.metrics.sent(bytes);
             entry.on_wire = true;
+            entry.checksum = checksum;
             state.on_wire.insert(id);
         }
     }
@@ -163,7 +164,7 @@ impl ConnectionCalls {
                     self.pump(state);
                     state.useful = true;
                     if let Some(entry) = entry {
-                        self.rows(entry, rows.rows, at);
+                        self.rows(entry, rows, at);
                     }
                     Ok(state.next())
                 })
@@ -188,15 +189,16 @@ impl ConnectionCalls {
         }
     }
 
-    fn rows(&self, entry: UnansweredCall, rows: bytes::Bytes, at: Instant) {
-        let expected = entry.call.reply_bytes;
-        if rows.len() == expected {
+    fn rows(&self, entry: UnansweredCall, rows: pb::Rows, at: Instant) {
+        let (expected, found) = (entry.call.reply_bytes, rows.rows.len());
+        if found == expected {
             self.metrics
                 .answered(at.saturating_duration_since(entry.began));
+            let rows = ReceivedRows::new(rows, entry.checksum);
             return entry.call.deliver(Ok(rows), at);
         }
         self.metrics.count(CallOutcome::Malformed);
-        let reason = format!("{} bytes of rows instead of {expected}", rows.len());
+        let reason = format!("{found} bytes of rows instead of {expected}");
         entry.fail(CallError::Malformed(reason), at);
     }
 
@@ -206,6 +208,9 @@ impl ConnectionCalls {
             pb::FailureKind::Draining => (CallOutcome::Draining, CallError::Draining),
             pb::FailureKind::Expired => (CallOutcome::Deadline, CallError::Expired),
             pb::FailureKind::Cancelled => (CallOutcome::Cancelled, CallError::Expired),
+            pb::FailureKind::Corrupt => {
+                (CallOutcome::Corrupt, CallError::Corrupt(Corruption::Call))
+            }
             _ => {
                 let text = clip(&failure.message, MAX_TEXT_BYTES);
                 (CallOutcome::Refused, CallError::Refused(text))
@@ -237,6 +242,7 @@ impl NodeLink for ConnectionCalls {
                 call,
                 began: self.clock.now(),
                 on_wire: false,
+                checksum: 0,
             };
             state.unanswered.insert(id, entry);
             self.pump(state);
@@ -256,9 +262,7 @@ impl NodeLink for ConnectionCalls {
             if entry.on_wire {
                 let cancel = compute_request::Kind::Cancel(pb::Cancel { id });
                 // A cancel is only a hint, so it may be lost when the channel is full.
-                let _ = state
-                    .outbound
-                    .try_send(pb::ComputeRequest { kind: Some(cancel) });
+                let _ = state.outbound.try_send(request(cancel));
             }
         });
     }
@@ -304,7 +308,7 @@ impl UnansweredCall {
 }
 
 impl ExpertCall {
-    fn deliver(self, rows: Result<bytes::Bytes, CallError>, at: Instant) {
+    fn deliver(self, rows: Result<ReceivedRows, CallError>, at: Instant) {
         let tag = self.tag;
         self.reply_to.put(CallReply {
             tag,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ds4_proto::error_text::status_text;
 use ds4_proto::limits::{HANDSHAKE_TIMEOUT, MAX_DESCRIPTION_BYTES};
 use ds4_proto::pb::node_control_client::NodeControlClient;
-use ds4_proto::wire::{Mismatch, NodeInfo, Versions, decode_node};
+use ds4_proto::wire::{Mismatch, NodeInfo, Versions, WireError, decode_node};
 use tonic::transport::Channel;
 
 use super::LinkFault;
@@ -20,6 +20,10 @@ pub(super) async fn describe(
     let node = || name.to_owned();
     let info = ask(channel).await.map_err(|error| match error {
         DescribeError::Unreachable(text) => LinkFault::Lost(text),
+        // Damaged on its way: another try may do.
+        DescribeError::Malformed(problem @ WireError::Checksum(_)) => {
+            LinkFault::Lost(problem.to_string())
+        }
         DescribeError::Malformed(problem) => LinkFault::mismatch(ClusterError::Malformed {
             node: node(),
             problem,
@@ -52,7 +56,7 @@ pub(super) async fn describe(
 
 enum DescribeError {
     Unreachable(String),
-    Malformed(ds4_proto::wire::WireError),
+    Malformed(WireError),
     Mismatch(Mismatch),
 }
 

@@ -4,21 +4,23 @@
 
 pub(super) mod calls;
 mod describe;
+mod known;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_common::tiles::Holdings;
 use ds4_proto::channel;
 use ds4_proto::error_text::{error_text, status_text};
 use ds4_proto::limits::HANDSHAKE_TIMEOUT;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{NodeInfo, decode_welcome, hello};
+use ds4_proto::wire::{NodeInfo, decode_welcome, hello, open_reply, request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
+use super::known_calls::KnownAnswers;
 use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
 use super::node_metrics::NodeMetrics;
 use super::transport::SystemClock;
@@ -53,6 +55,8 @@ pub(super) struct LinkTarget {
     pub(super) table: Arc<NodeTable>,
     pub(super) entry: EntryId,
     pub(super) metrics: Arc<NodeMetrics>,
+    /// What the node's known calls have to give; `None` asks none.
+    pub(super) known: Option<Arc<KnownAnswers>>,
 }
 
 /// Why there is no connection.
@@ -146,7 +150,7 @@ struct OpenStream {
     weight_bytes: u64,
 }
 
-/// Connects, asks what the node is, and shakes hands.
+/// Connects, asks what the node is, shakes hands, and has the known calls computed.
 async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
     let connected = target.endpoint.connect().await;
     let channel = connected.map_err(|e| LinkFault::Lost(error_text(&e)))?;
@@ -155,11 +159,19 @@ async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
         return Err(LinkFault::Draining);
     }
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(target, channel, &info)).await;
-    shaken.unwrap_or_else(|_| {
+    let shaken = shaken.unwrap_or_else(|_| {
         let seconds = HANDSHAKE_TIMEOUT.as_secs();
         let text = format!("it sent no welcome within {seconds} s");
         Err(LinkFault::Lost(text))
-    })
+    });
+    let mut stream = shaken?;
+    if let Some(answers) = &target.known {
+        let start = Instant::now();
+        known::check(target, answers, &mut stream).await?;
+        let took_ms = start.elapsed().as_millis() as u64;
+        tracing::debug!(node = %target.name, took_ms, "an expert node's known calls are right");
+    }
+    Ok(stream)
 }
 
 async fn handshake(
@@ -172,14 +184,14 @@ async fn handshake(
     let (outbound, requests) = mpsc::channel(OUTBOUND);
     let greeting = hello(fingerprint, shape, info.versions.newest);
     // The channel is new and has room.
-    let _ = outbound.try_send(pb::ComputeRequest {
-        kind: Some(compute_request::Kind::Hello(greeting)),
-    });
+    let _ = outbound.try_send(request(compute_request::Kind::Hello(greeting)));
     let mut client = channel::compute_client(channel);
     let reply = client.compute(ReceiverStream::new(requests)).await;
     let mut inbound = reply.map_err(lost)?.into_inner();
     let first = inbound.message().await.map_err(lost)?;
-    let Some(compute_reply::Kind::Welcome(welcome)) = first.and_then(|message| message.kind) else {
+    let first = open_reply(first.unwrap_or_default());
+    let first = first.map_err(|e| LinkFault::Lost(e.to_string()))?;
+    let Some(compute_reply::Kind::Welcome(welcome)) = first else {
         let text = "expected a welcome as the first reply";
         return Err(LinkFault::Lost(text.to_owned()));
     };
@@ -246,7 +258,11 @@ async fn read(
             Ok(None) => return LinkFault::Lost("the node closed the stream".to_owned()),
             Err(status) => return LinkFault::Lost(status_text(&status)),
         };
-        match calls.on_reply(message.kind) {
+        let kind = match open_reply(message) {
+            Ok(kind) => kind,
+            Err(error) => return LinkFault::Lost(error.to_string()),
+        };
+        match calls.on_reply(kind) {
             Ok(StreamAction::Read) => {}
             Ok(StreamAction::Drain) => target.table.draining(target.entry),
             Ok(StreamAction::Close) => return LinkFault::Draining,

@@ -7,7 +7,7 @@ use ds4_proto::limits::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use ds4_proto::pb::expert_compute_server::ExpertCompute;
 use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{Mismatch, Versions};
+use ds4_proto::wire::{self, Mismatch, Versions};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -40,7 +40,7 @@ impl Impostor {
     }
 
     fn honest() -> Self {
-        Self::new(|work| rows(work.id, work.tokens as usize * SHAPE.row_bytes()))
+        Self::new(|work| rows(&work, work.tokens as usize * SHAPE.hidden))
     }
 
     /// Serves until the runtime ends; returns the address.
@@ -57,12 +57,17 @@ impl Impostor {
     }
 }
 
-fn rows(id: u64, bytes: usize) -> compute_reply::Kind {
-    compute_reply::Kind::Rows(pb::Rows {
-        id,
-        rows: vec![0; bytes].into(),
-        ..Default::default()
-    })
+/// So many zeros, with the right checksum.
+fn rows(work: &pb::Work, floats: usize) -> compute_reply::Kind {
+    let values = vec![0.0; floats];
+    let checksum = wire::rows_checksum(&values, work.checksum);
+    compute_reply::Kind::Rows(wire::rows_message(work.id, &values, checksum, 0, 0))
+}
+
+/// Rows for a call that was never made.
+fn confused(mut work: pb::Work) -> compute_reply::Kind {
+    work.id += 77;
+    rows(&work, 8)
 }
 
 #[tonic::async_trait]
@@ -71,7 +76,7 @@ impl NodeControl for Impostor {
         &self,
         _: Request<pb::DescribeRequest>,
     ) -> Result<Response<pb::DescribeReply>, Status> {
-        Ok(Response::new(self.describe.clone()))
+        Ok(Response::new(wire::seal(self.describe.clone())))
     }
 }
 
@@ -99,7 +104,7 @@ impl ExpertCompute for Impostor {
                     return Err(Status::cancelled("done"));
                 }
             };
-            Ok(pb::ComputeReply { kind: Some(kind) })
+            Ok(wire::reply(kind))
         });
         Ok(Response::new(Box::pin(replies)))
     }
@@ -218,12 +223,12 @@ fn bad_lists_are_refused() {
 #[test]
 fn rows_of_another_length_are_malformed() {
     let cluster = Cluster::new();
-    let liar = Impostor::new(|work| rows(work.id, 3));
+    let liar = Impostor::new(|work| rows(&work, 3));
     let backend = connect_to(&cluster, liar).expect("cluster");
     let error = compute(&backend, &batch(0, 2)).expect_err("short rows");
     assert!(matches!(error, ExpertError::Malformed { .. }), "{error}");
     assert!(
-        error.to_string().contains("3 bytes of rows instead of 64"),
+        error.to_string().contains("12 bytes of rows instead of 64"),
         "{error}"
     );
 }
@@ -231,7 +236,7 @@ fn rows_of_another_length_are_malformed() {
 #[test]
 fn answers_to_calls_that_were_never_made_end_the_stream() {
     let cluster = Cluster::new();
-    let confused = Impostor::new(|work| rows(work.id + 77, 32));
+    let confused = Impostor::new(confused);
     let backend = connect_to(&cluster, confused).expect("cluster");
     let error = compute(&backend, &batch(0, 1)).expect_err("no answer");
     assert!(
@@ -249,7 +254,7 @@ fn a_node_that_breaks_every_stream_is_tried_ever_less_often() {
     let cluster = Cluster::new();
     let confused = Impostor::new(|work| {
         CALLS.fetch_add(1, Ordering::SeqCst);
-        rows(work.id + 77, 32)
+        confused(work)
     });
     let backend = connect_to(&cluster, confused).expect("cluster");
     compute(&backend, &batch(0, 1)).expect_err("no answer");
@@ -313,8 +318,8 @@ fn beside_an_honest_node(
 #[test]
 fn a_node_that_answers_with_garbage_is_replaced_within_the_layer() {
     let answers: [fn(pb::Work) -> compute_reply::Kind; 3] = [
-        |work| rows(work.id, 3),
-        |work| rows(work.id + 77, 32),
+        |work| rows(&work, 3),
+        confused,
         |work| {
             compute_reply::Kind::Failure(pb::Failure {
                 id: work.id,
@@ -341,7 +346,7 @@ fn a_node_that_answers_with_garbage_is_replaced_within_the_layer() {
 fn the_local_fallback_replaces_the_only_node_that_answers_with_garbage() {
     let cluster = Cluster::new();
     let options = ClusterOptions {
-        nodes: vec![Impostor::new(|work| rows(work.id, 3)).serve(&cluster.runtime)],
+        nodes: vec![Impostor::new(|work| rows(&work, 3)).serve(&cluster.runtime)],
         ..quick()
     };
     let (backend, fallback) = cluster.connect_with_fallback(&options);

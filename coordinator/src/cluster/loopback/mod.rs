@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 mod figures;
 mod foreign;
+mod known;
 mod members;
 mod real;
 mod relay;
@@ -161,6 +162,8 @@ fn quick() -> ClusterOptions {
     ClusterOptions {
         startup_timeout: Duration::from_secs(10),
         deadline: Duration::from_secs(20),
+        // Tests count calls, and what misbehaves should do so when it is called.
+        known_calls: false,
         ..ClusterOptions::default()
     }
 }

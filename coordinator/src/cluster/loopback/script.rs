@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ds4_common::expert::{BatchError, ExpertBatch};
@@ -18,6 +18,8 @@ use crate::engine::ExpertError;
 pub(super) struct Knobs {
     /// Milliseconds that each call takes.
     pub(super) delay_ms: AtomicU64,
+    /// Whether the lowest bit of each first float is wrong.
+    pub(super) wrong: AtomicBool,
     /// Number of calls that have been begun.
     pub(super) begun: AtomicU64,
 }
@@ -47,7 +49,10 @@ impl Compute for Script {
         while self.knobs.iter().any(delays) {
             std::thread::sleep(Duration::from_millis(1));
         }
-        let (rows, expert_block_ops) = rows(self.grid, batch, rects);
+        let (mut rows, expert_block_ops) = rows(self.grid, batch, rects);
+        if self.knobs.iter().any(|k| k.wrong.load(Ordering::SeqCst)) {
+            rows[0] = f32::from_bits(rows[0].to_bits() ^ 1);
+        }
         *out = rows;
         Ok(expert_block_ops)
     }

@@ -67,6 +67,23 @@ pub enum ClusterError {
         /// What is wrong with it.
         problem: WireError,
     },
+    /// A node's numbers are not those of this model.
+    #[error(
+        "expert node {node} computes wrong numbers: {tile} of layer {layer} gave {found:016x} \
+         instead of {expected}; check its slice with `ds4-expert verify`"
+    )]
+    WrongNumbers {
+        /// Its address.
+        node: String,
+        /// The layer of the known call.
+        layer: usize,
+        /// The tile that it computed.
+        tile: TileRect,
+        /// Checksum of its rows.
+        found: u64,
+        /// What it should have been, and who computed that.
+        expected: String,
+    },
     /// Some tiles have no replica, and no node that could bring them is awaited.
     #[error("layer {layer}: no expert node holds {}", list(tiles))]
     Uncovered {

@@ -65,6 +65,8 @@ pub(in crate::cluster) async fn wait_ready(
 
 fn refusal(node: &NodeStatus) -> Option<ClusterError> {
     match &node.state {
+        // Others may hold the same tiles, and the node may be given another slice.
+        NodeState::Refused(error) if matches!(**error, ClusterError::WrongNumbers { .. }) => None,
         NodeState::Refused(error) => Some((**error).clone()),
         _ => None,
     }

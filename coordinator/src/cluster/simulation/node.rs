@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ds4_common::tiles::Holdings;
 use ds4_proto::pb::{self, compute_reply};
-use ds4_proto::wire::{bytes_from_floats, decode_work};
+use ds4_proto::wire::{decode_work, rows_checksum, rows_message};
 
 use super::random::Random;
 use crate::cluster::scripted::{GRID, SHAPE, rows};
@@ -134,23 +134,22 @@ impl SimNode {
         if now > job.received + call.deadline {
             return vec![failure(id, pb::FailureKind::Expired)];
         }
-        let bytes = bytes_from_floats(&rows(GRID, &call.batch, call.rects.rects()).0);
-        let answer = |id, rows| {
-            Some(compute_reply::Kind::Rows(pb::Rows {
-                id,
-                rows,
-                ..Default::default()
-            }))
+        let values = rows(GRID, &call.batch, call.rects.rects()).0;
+        let answer = |id, rows: &[f32]| {
+            let checksum = rows_checksum(rows, call.checksum);
+            Some(compute_reply::Kind::Rows(rows_message(
+                id, rows, checksum, 0, 0,
+            )))
         };
-        let right = answer(id, bytes.clone());
+        let right = answer(id, &values);
         if random.chance(50) {
             return vec![right];
         }
         match self.manners {
             Manners::Good | Manners::Late => vec![right],
             Manners::Duplicates => vec![right.clone(), right],
-            Manners::WrongLength => vec![answer(id, bytes.slice(..bytes.len().saturating_sub(3)))],
-            Manners::UnknownCall => vec![answer(id + 1_000_000, bytes)],
+            Manners::WrongLength => vec![answer(id, &values[..values.len() - 1])],
+            Manners::UnknownCall => vec![answer(id + 1_000_000, &values)],
             Manners::Nonsense => vec![None],
             Manners::Welcomes => vec![Some(compute_reply::Kind::Welcome(pb::Welcome::default()))],
             Manners::Refuses => vec![failure(id, pb::FailureKind::Internal)],

@@ -28,7 +28,8 @@ pub(crate) type LayerCache = LayerStreams<RowStream>;
 /// sequence that holds it is dropped.
 #[derive(Debug)]
 pub struct Sequence {
-    /// Tokens in the caches; the position of the next token.
+    /// Tokens in the caches; the position of the next token. Of a broken sequence, of the first
+    /// token of the step that broke it.
     pub(crate) position: usize,
     pub(crate) broken: bool,
     /// One for each layer of the model.
@@ -174,7 +175,8 @@ impl Sequence {
         self.streams().map(RowStream::own_bytes).sum()
     }
 
-    /// Tokens in the caches, which is the position of the next token.
+    /// Tokens in the caches, which is the position of the next token; of a broken sequence, those
+    /// before the step that broke it.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position

@@ -9,6 +9,7 @@ use super::{LayerContext, SubBatch};
 use crate::cluster::dispatch::metrics;
 use crate::cluster::dispatch::replica_selector::{Reach, Replica};
 use crate::cluster::dispatch::task::{Execution, TaskFailure, TaskId, TileTask, expert_block_ops};
+use crate::cluster::tile_assignment::list;
 use crate::cluster::transport::{CallError, NodeId};
 use crate::engine::ExpertError;
 
@@ -133,7 +134,10 @@ impl SubBatch {
         let awaited = self.is_awaited(id) || context.dispatcher.selector().awaits_nodes();
         let task = &mut self.tasks[id];
         if let Some(failure) = task.final_failure().filter(|_| !awaited) {
-            return Err(final_error(failure));
+            return Err(match failure.error {
+                CallError::NotFinite(_) => not_finite_error(context.batch.layer, task),
+                _ => final_error(failure),
+            });
         }
         metrics::stranded();
         task.strand(now);
@@ -150,6 +154,20 @@ impl SubBatch {
             );
         }
         Ok(())
+    }
+}
+
+/// The error for tiles whose rows are infinite or NaN wherever they are computed.
+pub(super) fn not_finite_error(layer: usize, task: &TileTask) -> ExpertError {
+    let names: Vec<&str> = task
+        .not_finite
+        .iter()
+        .map(|(node, _)| &*node.name)
+        .collect();
+    ExpertError::NotFinite {
+        layer,
+        tiles: list(task.tiles.rects()),
+        computed_by: names.join(", "),
     }
 }
 

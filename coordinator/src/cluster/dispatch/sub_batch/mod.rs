@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ds4_common::checksum::all_finite;
 use ds4_common::expert::ExpertBatch;
 use ds4_common::tiles::{Span, TileRect, TileSet};
 use ds4_proto::wire::EncodedBatch;
@@ -25,6 +26,7 @@ use super::task::{
 };
 use super::{Dispatcher, metrics};
 use crate::cluster::combine::RowMap;
+use crate::cluster::tile_assignment::list;
 use crate::cluster::transport::{ExpertCall, LiveNode, Mailbox};
 use crate::engine::ExpertError;
 
@@ -231,6 +233,13 @@ impl SubBatch {
         };
         let mut rows = Vec::new();
         fallback.compute(&context.batch, self.tokens.clone(), rect, &mut rows)?;
+        if !all_finite(&rows) {
+            return Err(ExpertError::NotFinite {
+                layer: context.batch.layer,
+                tiles: list(&[rect]),
+                computed_by: "the coordinator's own file".to_owned(),
+            });
+        }
         done.push((rect, rows));
         if pending.is_empty() {
             self.complete(context, attempt);

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::failover::not_finite_error;
 use super::{LayerContext, SubBatch};
 use crate::cluster::combine::ReplyRows;
 use crate::cluster::dispatch::health::HealthState;
@@ -28,7 +29,9 @@ impl SubBatch {
         };
         let node = call.node.clone();
         let ops = self.tasks[id].expert_block_ops;
-        match reply.rows {
+        // Whatever happened between the node's computation and this thread shows here.
+        let rows = reply.rows.and_then(|rows| Ok(rows.check()?));
+        match rows {
             Ok(rows) => {
                 let took = reply.received.saturating_duration_since(call.sent);
                 call.rows = Some(ReplyRows::Wire(rows));
@@ -58,12 +61,15 @@ impl SubBatch {
         now: Instant,
     ) -> Result<(), ExpertError> {
         metrics::failover(Some(&error));
+        let layer = context.batch.layer;
+        let wrong = (context.dispatcher).note_wrong_numbers(node, layer, &error, now);
         // A busy node is normal; one that breaks calls is not.
-        if !matches!(error, CallError::Busy)
+        if !wrong
+            && !matches!(error, CallError::Busy)
             && let Some(suppressed) = context.dispatcher.log_throttles.failover.pass(now)
         {
             tracing::warn!(
-                node = %node.name, layer = context.batch.layer, reason = %error, suppressed,
+                node = %node.name, layer, reason = %error, suppressed,
                 "an expert node failed a call; another replica takes over its work"
             );
         }
@@ -73,6 +79,9 @@ impl SubBatch {
             selector.demote(node.id, HealthState::Unresponsive, now);
         }
         self.tasks[id].failed_at(node, error);
+        if self.tasks[id].agreed_not_finite() {
+            return Err(not_finite_error(layer, &self.tasks[id]));
+        }
         if self.is_in_progress(id) {
             return Ok(());
         }
