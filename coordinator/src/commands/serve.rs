@@ -245,9 +245,10 @@ fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Resul
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(args, service)?,
-        args.http.settings(),
+        args.http.settings()?,
         recorder,
-    );
+    )
+    .context("cannot start the threads that read requests")?;
     let Some(cluster) = service.cluster.clone() else {
         return Ok(app);
     };

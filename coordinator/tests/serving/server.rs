@@ -98,6 +98,7 @@ impl Server {
             settings,
             metrics.clone(),
         )
+        .unwrap()
         .with_experts(move || *report.lock().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
