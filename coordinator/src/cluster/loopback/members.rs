@@ -205,6 +205,8 @@ fn a_node_with_two_addresses_is_one_member_and_its_second_address_a_spare() {
     });
     // Two replicas of everything, not three, of which one node would have two thirds.
     let begun = |node: usize| cluster.node_knobs[node].begun.load(Ordering::SeqCst);
+    // The dispatcher looks at the nodes at a call.
+    check(&backend, &batch(0, 2));
     assert_eq!(backend.health_states().len(), 2);
     let before = [begun(0), begun(1)];
     for i in 0..30 {
@@ -232,6 +234,7 @@ fn a_node_with_two_addresses_is_one_member_and_its_second_address_a_spare() {
         let up: Vec<String> = up.collect();
         up.len() == 2 && !up.contains(&kept_address)
     });
+    check(&backend, &batch(0, 2));
     assert_eq!(backend.health_states().len(), 2);
 }
 
