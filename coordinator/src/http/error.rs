@@ -349,6 +349,11 @@ mod tests {
                 tiles: "experts 0 to 7".to_owned(),
                 computed_by: "node-1:50052".to_owned(),
             },
+            ExpertError::Contradiction {
+                layer: 3,
+                tiles: "experts 0 to 7".to_owned(),
+                computed_by: "node-1:50052 (07)".to_owned(),
+            },
             ExpertError::TooLarge,
             ExpertError::GivenUp,
             ExpertError::Tiles(TileError::TooManyNodes {

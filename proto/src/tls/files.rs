@@ -9,8 +9,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::der::private_key_kind;
-use super::facts::CertificateFacts;
-use super::peers::{Anchors, Purpose};
+use super::facts::{CertificateFacts, Purpose};
+use super::peers::Anchors;
 
 /// Keys that work, for messages about those that do not.
 const SUPPORTED_KEYS: &str = "P-256, P-384, Ed25519 and RSA from 2048 bits on work";
