@@ -103,7 +103,6 @@ pub(super) fn text(bytes: &[u8]) -> Result<&str, ApiError> {
 fn map(limit: usize) -> std::io::Result<MmapMut> {
     let pages = MmapOptions::new().len(limit).no_reserve_swap().map_anon()?;
     // A huge page would take 2 MiB for the first byte. A kernel without huge pages refuses.
-    #[cfg(target_os = "linux")]
     let _ = pages.advise(Advice::NoHugePage);
     Ok(pages)
 }
