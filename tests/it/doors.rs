@@ -63,7 +63,7 @@ fn without_nodes_nothing_is_healthy_and_nobody_waits_in_vain() {
         let url = url.to_owned();
         std::thread::spawn(move || complete(&url, tokens))
     };
-    let running = ask(3000);
+    let running = ask(600);
     let load = |key: &str| get(url, "/health").1[key].as_u64();
     wait_for("nothing runs", || load("running") == Some(1));
     let waiting = ask(2);

@@ -32,7 +32,7 @@ const HEAD_BYTES_MAX: usize = 128 << 10;
 
 /// Times between two looks at a connection with a request, and at one without.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-const IDLE_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// A client that has closed its direction and whose answer has not begun after this time is asked
 /// whether it is still there.
