@@ -78,7 +78,7 @@ async fn a_new_certificate_is_used_by_new_connections_and_silence_holds_up_nobod
     write(&files);
     let identity = files.load().unwrap();
     let limits = ConnectionLimits {
-        header_timeout: Duration::from_millis(300),
+        header_timeout: Duration::from_secs(3),
         ..ConnectionLimits::default()
     };
     let server = Server::over_tls(identity.clone(), limits).await;
