@@ -10,6 +10,7 @@ use clap::Args;
 use ds4_cli::{
     IsaArg, LogFilter, Reloaders, ServiceManager, Signals, ThreadArgs, TlsArgs, parse, print_line,
 };
+use ds4_common::open_files;
 use ds4_common::quantity::Bytes;
 use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
@@ -20,6 +21,9 @@ use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::pull;
 use crate::weight_args::WeightArgs;
+
+/// Files that a node may want to have open: connections of coordinators and probes, and its own.
+const WANTED_FILES: u64 = 512;
 
 /// The least memory for calls: the largest call fits into it.
 const LEAST_CALL_MEMORY: Bytes = Bytes(256 << 20);
@@ -166,6 +170,8 @@ pub async fn serve(args: &ServeArgs, log: LogFilter) -> Result<()> {
         });
     }
     let pull = args.weights.pull(&security)?;
+    // A lack of them later would keep coordinators out.
+    open_files::raise_to(WANTED_FILES);
     // The port is taken before minutes of loading, so that a clash is seen at once. Connections
     // that arrive meanwhile wait in the listener's backlog.
     let listener = bind(args.listen).await?;

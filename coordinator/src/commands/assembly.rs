@@ -143,6 +143,7 @@ impl Assembly {
             threads: args.engine.threads.threads,
             pin: args.engine.threads.pin,
             context: args.engine.context,
+            rewind: 0,
         };
         // Checked before anything slow happens.
         config.context_of(&model.hp).context("--context")?;

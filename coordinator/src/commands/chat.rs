@@ -80,7 +80,7 @@ async fn converse(service: &Service, args: &ChatArgs) -> Result<()> {
         print_line!("{}: /help lists the commands", service.model.name)?;
     }
     let mut chat = Chat::new(service, args);
-    let (want_line, mut lines) = line_reader(interactive);
+    let (want_line, mut lines) = line_reader(interactive)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive signals")?;
     loop {
         // The reader asks for input only when the last answer is out.
@@ -133,10 +133,10 @@ fn is_final(error: &anyhow::Error) -> bool {
 }
 
 /// A thread that reads one line for each request: terminals have no asynchronous input.
-fn line_reader(prompt: bool) -> (mpsc::Sender<()>, mpsc::Receiver<String>) {
+fn line_reader(prompt: bool) -> Result<(mpsc::Sender<()>, mpsc::Receiver<String>)> {
     let (want, mut wanted) = mpsc::channel::<()>(1);
     let (send, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
+    let read = move || {
         let mut input = std::io::stdin().lock().lines();
         while wanted.blocking_recv().is_some() {
             if prompt {
@@ -148,8 +148,12 @@ fn line_reader(prompt: bool) -> (mpsc::Sender<()>, mpsc::Receiver<String>) {
                 break;
             }
         }
-    });
-    (want, lines)
+    };
+    let thread = std::thread::Builder::new().name("ds4-input".to_owned());
+    thread
+        .spawn(read)
+        .context("cannot start the thread that reads lines")?;
+    Ok((want, lines))
 }
 
 struct Chat<'a> {

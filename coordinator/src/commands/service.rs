@@ -16,7 +16,7 @@ use super::assembly::{Assembly, OpenModel};
 use super::model_args::ModelArgs;
 use crate::cluster::ClusterStatus;
 use crate::prompt::Dialect;
-use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
+use crate::scheduler::{Scheduler, SchedulerLimits, StartError, Vocabulary};
 
 /// Nodes may be away for this long before requests are refused for it: a node that restarts, or a
 /// connection that breaks, is not worth an error.
@@ -123,8 +123,13 @@ impl Service {
             ..SchedulerLimits::default()
         };
         let context = engine.context();
-        let scheduler = Scheduler::start(engine, Arc::clone(&vocabulary), limits)
-            .with_context(|| format!("--kv-memory {kv_memory} is too small for any request"))?;
+        let scheduler = match Scheduler::start(engine, Arc::clone(&vocabulary), limits) {
+            Err(error @ StartError::KvMemory { .. }) => {
+                let too_small = format!("--kv-memory {kv_memory} is too small for any request");
+                return Err(error).context(too_small);
+            }
+            started => started?,
+        };
         if scheduler.context() < context {
             tracing::warn!(
                 %kv_memory,

@@ -19,6 +19,9 @@ use super::site::Site;
 /// files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The same if a connection was ended, whose file is free in a moment.
+const EVICTION_PAUSE: Duration = Duration::from_millis(10);
+
 /// Shortest time between two log lines about connections that could not be accepted.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -70,8 +73,10 @@ pub async fn serve(
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
-                    if complaints.refused(&error) && !places.evict_idle() {
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    if complaints.refused(&error) {
+                        let evicted = places.evict_idle();
+                        let pause = if evicted { EVICTION_PAUSE } else { ACCEPT_PAUSE };
+                        tokio::time::sleep(pause).await;
                     }
                     continue;
                 }
