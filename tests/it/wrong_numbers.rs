@@ -35,7 +35,7 @@ fn logits_and_log(nodes: &[&str], args: &[&str]) -> (Vec<u8>, String) {
         &nodes,
         "--chunk=1",
     ];
-    let output = run(COORD, &[&fixed, args].concat()).expect("run");
+    let output = run(COORD, &[&fixed[..], args].concat()).expect("run");
     let log = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{log}");
     (std::fs::read(&out).expect("logits"), log)
@@ -78,7 +78,7 @@ fn a_damaged_slice_changes_no_logit_and_its_node_is_named() {
     let direct = logits(MODEL, &["--embedded", "0", "--chunk=1"]);
     let folder = TempDir::new().expect("folder");
     let model = MODEL.model();
-    let [model, out] = [&model, folder.path()].map(|p| p.to_str().expect("utf-8"));
+    let [model, out] = [model.as_path(), folder.path()].map(|p| p.to_str().expect("utf-8"));
     let cut = ["slice", "-m", model, "--out", out, "--nodes", "1"];
     assert!(run(COORD, &cut).expect("run").status.success());
     let slice = folder.path().join("node-0.gguf");
