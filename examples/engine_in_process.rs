@@ -84,6 +84,7 @@ fn open(model: &std::path::Path) -> Result<Engine> {
         threads: 0, // one for each core
         pin: false,
         context: 0, // the model's own limit
+        rewind: 0,  // the sequence only grows
     };
     Ok(Engine::new(hp, &tensors, experts, &config)?)
 }

@@ -21,7 +21,7 @@ const MODEL: Reference = Reference("tiny-w");
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Validity of the certificate that ends: long enough for both programs to start.
-const SHORT: Duration = Duration::from_secs(12);
+const SHORT: Duration = Duration::from_secs(16);
 
 struct Authority(Issuer<'static, KeyPair>);
 

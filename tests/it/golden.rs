@@ -33,6 +33,7 @@ fn engine_with(reference: Reference, numerics: Numerics, kernels: Kernels) -> En
         threads: 0,
         pin: false,
         context: 0,
+        rewind: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")
 }
@@ -51,6 +52,7 @@ pub(crate) fn engine_on(
         threads: 0,
         pin: false,
         context: 0,
+        rewind: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")
 }

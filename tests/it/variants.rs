@@ -32,6 +32,7 @@ pub(crate) fn open(paths: &[PathBuf], numerics: Numerics, kernels: Kernels) -> E
         threads: 0,
         pin: false,
         context: 0,
+        rewind: 0,
     };
     Engine::new(hp, &tensors, backend, &config).expect("engine")
 }

@@ -1,7 +1,9 @@
 //! A cluster over sockets: membership, links and dispatcher, put together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +43,8 @@ pub struct ClusterOptions {
     pub resolve_interval: Duration,
     /// How connections to the nodes are secured.
     pub security: Security,
+    /// One call in so many is computed a second time elsewhere and compared; `None` for none.
+    pub audit: Option<NonZeroU32>,
     /// Whether each node computes known calls before it is used.
     pub known_calls: bool,
     /// This process's own file, with which known calls are compared; without it, nodes are
@@ -60,6 +64,7 @@ impl Default for ClusterOptions {
             // The records of a headless service follow its pods within seconds.
             resolve_interval: Duration::from_secs(3),
             security: Security::default(),
+            audit: NonZeroU32::new(10_000),
             known_calls: true,
             reference: None,
         }
@@ -130,6 +135,9 @@ impl ClusterBackend {
         let settings = DispatchSettings {
             cut: options.cut,
             deadline: options.deadline,
+            audit: options.audit,
+            // Which calls are audited should not be known beforehand, and decides no token.
+            audit_seed: RandomState::new().hash_one(()),
             ..DispatchSettings::new(shape)
         };
         let transport: Arc<dyn Transport> = Arc::clone(&nodes.table) as _;

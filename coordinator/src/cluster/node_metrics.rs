@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use super::dispatch::HealthState;
+
 const CALLS: &str = "ds4_node_calls_total";
 const CALL_TIME: &str = "ds4_node_call_seconds";
 const BYTES: &str = "ds4_node_bytes_total";
@@ -15,6 +17,7 @@ const IN_FLIGHT: &str = "ds4_node_in_flight";
 const STATE: &str = "ds4_node_state";
 const HELD: &str = "ds4_node_weight_bytes";
 const FAULTS: &str = "ds4_node_faults_total";
+const HEALTH: &str = "ds4_node_health";
 const CERTIFICATE: &str = "ds4_node_certificate_expiry_timestamp_seconds";
 const CERTIFICATE_FAULTS: &str = "ds4_node_certificate_faults_total";
 
@@ -135,6 +138,24 @@ pub(super) fn fault(node: &str, fault: NumberFault) {
     }
 }
 
+/// Sets how far the node with this address is relied on, if it has not left.
+pub(super) fn health(node: &str, health: HealthState) {
+    for known in nodes().iter().filter(|known| known.node == node) {
+        known.health.store(health as u64, Ordering::Relaxed);
+    }
+}
+
+/// Health states with their labels.
+const HEALTH_STATES: [(HealthState, &str); 4] = [
+    (HealthState::Healthy, "healthy"),
+    (HealthState::Slow, "slow"),
+    (HealthState::Unresponsive, "unresponsive"),
+    (HealthState::Quarantined, "quarantined"),
+];
+
+/// The health of a node that is not connected.
+const NO_HEALTH: u64 = u64::MAX;
+
 /// Figures of one node. Those that only tell how far something has come are counters; they begin at
 /// zero when the node joins.
 #[derive(Debug)]
@@ -152,6 +173,8 @@ pub(super) struct NodeMetrics {
     in_flight: AtomicU64,
     /// Index in [`StateLabel::ALL`].
     state: AtomicU64,
+    /// A [`HealthState`] as a number, or [`NO_HEALTH`].
+    health: AtomicU64,
     held: AtomicU64,
     /// Last second of the certificate's validity, since 1970; 0 if none was shown.
     certificate: AtomicU64,
@@ -196,6 +219,7 @@ impl NodeMetrics {
             received: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             state: AtomicU64::new(StateLabel::Absent as u64),
+            health: AtomicU64::new(NO_HEALTH),
             held: AtomicU64::new(0),
             certificate: AtomicU64::new(0),
             certificate_faults: AtomicU64::new(0),
@@ -224,6 +248,9 @@ impl NodeMetrics {
     /// Sets the state, and the bytes of weights held if they are known.
     pub(super) fn state(&self, state: StateLabel, held: Option<u64>) {
         self.state.store(state as u64, Ordering::Relaxed);
+        if state != StateLabel::Up {
+            self.health.store(NO_HEALTH, Ordering::Relaxed);
+        }
         if let Some(held) = held {
             self.held.store(held, Ordering::Relaxed);
         }
@@ -310,6 +337,15 @@ fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
             sample("", &format!(",reason=\"{}\"", fault.name()), load(count));
         }
     });
+    let help = "1 for how far the dispatcher relies on a connected expert node (healthy, slow, \
+                unresponsive, quarantined), 0 for the others.";
+    family(out, nodes, (HEALTH, "gauge", help), |node, sample| {
+        let health = node.health.load(Ordering::Relaxed);
+        for (state, label) in HEALTH_STATES.iter().filter(|_| health != NO_HEALTH) {
+            let is = f64::from(u8::from(*state as u64 == health));
+            sample("", &format!(",state=\"{label}\""), is);
+        }
+    });
     let help = "Bytes of activations and rows exchanged with an expert node, by direction (sent, \
                 received).";
     family(out, nodes, (BYTES, "counter", help), |node, sample| {
@@ -360,7 +396,7 @@ fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
             }
             let all: f64 = counts.iter().sum();
             sample("_bucket", ",le=\"+Inf\"", all);
-            sample("_sum", "", load(&node.nanoseconds) * 1e-9);
+            sample("_sum", "", load(&node.nanoseconds) / 1e9);
             sample("_count", "", all);
         },
     );

@@ -143,6 +143,7 @@ impl Assembly {
             threads: args.engine.threads.threads,
             pin: args.engine.threads.pin,
             context: args.engine.context,
+            rewind: 0,
         };
         // Checked before anything slow happens.
         config.context_of(&model.hp).context("--context")?;
@@ -172,6 +173,7 @@ impl Assembly {
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
+                audit: args.cluster.audit.one_in(),
                 ..ClusterOptions::default()
             };
             let fallback = match args.cluster.local_fallback {

@@ -1,14 +1,18 @@
 //! The flags of the HTTP side, and the limits that follow from them.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use clap::Args;
 use ds4_cli::parse;
+use ds4_common::memory_limit;
 use ds4_common::open_files;
 use ds4_common::quantity::Bytes;
+use ds4_proto::tls::{ServerFiles, ServerIdentity, TlsError};
 
-use crate::http::{ConnectionLimits, HttpSettings};
+use crate::http::{ConnectionLimits, HttpSettings, default_body_memory, least_body_memory};
 
 /// Files that the process has open besides connections of clients and nodes: standard streams, the
 /// runtime's, listeners, a file that is being read, with some to spare.
@@ -33,6 +37,25 @@ pub struct HttpArgs {
         value_name = "IP:PORT"
     )]
     pub listen: SocketAddr,
+
+    /// Certificate for the API over TLS (PEM), intermediate ones behind it; read again when it
+    /// changes [default: none, plain text]
+    #[arg(
+        long,
+        env = "DS4_HTTP_TLS_CERT",
+        value_name = "FILE",
+        requires = "http_tls_key"
+    )]
+    pub http_tls_cert: Option<PathBuf>,
+
+    /// Private key of --http-tls-cert (PEM) [default: none]
+    #[arg(
+        long,
+        env = "DS4_HTTP_TLS_KEY",
+        value_name = "FILE",
+        requires = "http_tls_cert"
+    )]
+    pub http_tls_key: Option<PathBuf>,
 
     /// Name of the model in the API [default: the name in its file]
     #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
@@ -65,6 +88,11 @@ pub struct HttpArgs {
         value_name = "SIZE"
     )]
     pub body_limit: Bytes,
+
+    /// Memory for the bodies of all requests together, and for reading them, until they are queued
+    /// [default: 8 bodies and 32MiB, or less where memory is scarce]
+    #[arg(long, env = "DS4_BODY_MEMORY", value_name = "SIZE")]
+    pub body_memory: Option<Bytes>,
 
     /// Connections at the same time; a further one takes the place of one without a request, or may
     /// ask for health and metrics only
@@ -106,6 +134,22 @@ pub struct HttpArgs {
         value_parser = parse::seconds(0..=86_400)
     )]
     pub grace: u64,
+}
+
+impl HttpArgs {
+    /// The certificate of the API, if it is served over TLS.
+    ///
+    /// # Errors
+    /// Names the file that cannot be used.
+    pub(super) fn tls(&self) -> Result<Option<ServerIdentity>, TlsError> {
+        match (&self.http_tls_cert, &self.http_tls_key) {
+            (Some(cert), Some(key)) => {
+                let (cert, key) = (cert.clone(), key.clone());
+                Ok(Some(ServerFiles { cert, key }.load()?))
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 /// What else needs files.
@@ -155,12 +199,27 @@ impl HttpArgs {
     }
 
     /// The settings of the API.
-    pub(super) fn settings(&self) -> HttpSettings {
-        HttpSettings {
+    pub(super) fn settings(&self) -> Result<HttpSettings> {
+        Ok(HttpSettings {
             body_limit: usize::try_from(self.body_limit.0).unwrap_or(usize::MAX),
+            body_memory: self.body_memory()?,
             cors: self.cors.clone(),
             keep_alive: Duration::from_secs(self.keep_alive),
-        }
+        })
+    }
+
+    /// The budget for bodies: what was asked for, if a body fits into it.
+    fn body_memory(&self) -> Result<u64> {
+        let limit = self.body_limit;
+        let least = Bytes(least_body_memory(limit.0));
+        let Some(bytes) = self.body_memory else {
+            return Ok(default_body_memory(limit.0, memory_limit::available()));
+        };
+        ensure!(
+            bytes.0 >= least.0,
+            "--body-memory {bytes} is too small: a body of --body-limit {limit} needs {least}"
+        );
+        Ok(bytes.0)
     }
 }
 

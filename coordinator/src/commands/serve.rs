@@ -65,9 +65,9 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     reloaders.add("log filter", move || log.reload());
     let recorder = metrics::install_recorder()?;
     // Bound before the model is loaded: a port in use should not cost a load.
-    let doors = Doors::open(&args, &recorder).await?;
-    let (address, site) = (doors.address, doors.site.clone());
-    tracing::info!("listening on http://{address}, loading the model");
+    let doors = Doors::open(&args, &recorder, &reloaders).await?;
+    let (url, site) = (doors.url(), doors.site.clone());
+    tracing::info!("listening on {url}, loading the model");
     let security = args.service.model.security()?;
     certificates::follow(&security, &reloaders);
     // Started before the wait for nodes: they may have to fetch their slices first.
@@ -92,7 +92,7 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
         "serving"
     );
     site.open(Arc::new(app));
-    if let Err(error) = print_line!("http://{address}") {
+    if let Err(error) = print_line!("{url}") {
         // The server serves on: its output may have no reader.
         tracing::warn!(%error, "the address was not printed");
     }
@@ -142,8 +142,9 @@ async fn stay_alive(manager: &ServiceManager, scheduler: &Scheduler) -> Infallib
 
 /// The sockets of the HTTP side and their servers.
 struct Doors {
-    /// Where the API listens.
+    /// Where the API listens, and how.
     address: SocketAddr,
+    scheme: &'static str,
     site: Site,
     /// Ends the servers when it is dropped.
     open: watch::Sender<()>,
@@ -152,14 +153,22 @@ struct Doors {
 
 impl Doors {
     /// Binds the addresses and answers on them that the model is loading.
-    async fn open(args: &ServeArgs, recorder: &PrometheusHandle) -> Result<Self> {
+    async fn open(
+        args: &ServeArgs,
+        recorder: &PrometheusHandle,
+        reloaders: &Reloaders,
+    ) -> Result<Self> {
         let http = &args.http;
+        let identity = http.tls()?;
         let (listener, address) = bind(http.listen, "--listen").await?;
         if !address.ip().to_canonical().is_loopback() {
-            tracing::warn!(
-                "the API on {address} has neither a password nor encryption: expose it only to a \
-                 proxy that adds both, or to a private network"
-            );
+            let lacks = match identity {
+                None => {
+                    "neither a password nor encryption: expose it only to a proxy that adds both"
+                }
+                Some(_) => "no password: expose it only to a proxy that adds one",
+            };
+            tracing::warn!("the API on {address} has {lacks}, or to a private network");
         }
         let model = &args.service.model;
         let limits = http.connection_limits(OtherFiles {
@@ -168,9 +177,18 @@ impl Doors {
             join: args.join.join_listen.is_some(),
         });
         let hosts = HostRule::new(address.ip(), &http.allowed_hosts);
-        let site = Site::new(recorder.clone(), hosts);
+        let mut site = Site::new(recorder.clone(), hosts);
+        if let Some(identity) = identity {
+            certificates::follow_http(&identity, reloaders);
+            site = site.over_tls(identity);
+        }
         let mut doors = Doors {
             address,
+            scheme: if http.http_tls_cert.is_some() {
+                "https"
+            } else {
+                "http"
+            },
             site: site.clone(),
             open: watch::channel(()).0,
             servers: JoinSet::new(),
@@ -187,6 +205,10 @@ impl Doors {
             doors.serve(listener, site, limits);
         }
         Ok(doors)
+    }
+
+    fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
     }
 
     fn serve(&mut self, listener: TcpListener, site: Site, limits: ConnectionLimits) {
@@ -223,9 +245,10 @@ fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Resul
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(args, service)?,
-        args.http.settings(),
+        args.http.settings()?,
         recorder,
-    );
+    )
+    .context("cannot start the threads that read requests")?;
     let Some(cluster) = service.cluster.clone() else {
         return Ok(app);
     };

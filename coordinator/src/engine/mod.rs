@@ -32,7 +32,7 @@ use ds4_common::threads::Threads;
 
 pub use error::EngineError;
 pub use expert_backend::{ExpertBackend, ExpertError, PendingExperts};
-pub use kv_cache::Sequence;
+pub use kv_cache::{RewindError, Sequence};
 pub use numerics::Numerics;
 pub use stage::{Stage, StageTimes};
 pub use stage_work::StageWork;
@@ -41,6 +41,7 @@ pub use step::{Chunk, ChunkOutput, LogitsWanted, StepOutput};
 use batch::Ropes;
 use dense::DenseOps;
 use forward::{Forward, StepScratch};
+use kv_cache::{BlockMeter, CacheLayout};
 use rope::Rope;
 use weights::EngineWeights;
 
@@ -57,7 +58,12 @@ pub struct EngineConfig {
     pub pin: bool,
     /// Longest sequence in tokens; 0 means the model's own limit.
     pub context: usize,
+    /// Tokens by which every sequence can be rewound; 0 keeps no memory for it.
+    pub rewind: usize,
 }
+
+/// Tokens by which the sequences of an engine can be rewound where something rewinds them.
+pub const DEFAULT_REWIND: usize = 64;
 
 impl EngineConfig {
     /// Longest sequence in tokens of an engine for this model.
@@ -83,6 +89,8 @@ pub struct Engine {
     ropes: Ropes,
     dense: DenseOps,
     context: usize,
+    cache: CacheLayout,
+    cache_bytes: BlockMeter,
     experts: Arc<dyn ExpertBackend>,
     pool: rayon::ThreadPool,
     scratch: StepScratch,
@@ -128,6 +136,8 @@ impl Engine {
                 kernels: config.kernels,
                 numerics: config.numerics,
             },
+            cache: CacheLayout::new(&hp, config.numerics, config.rewind),
+            cache_bytes: BlockMeter::default(),
             hp,
             weights,
             context,
@@ -161,14 +171,21 @@ impl Engine {
     /// An empty sequence, to be passed to this engine's steps only.
     #[must_use]
     pub fn new_sequence(&self) -> Sequence {
-        Sequence::new(&self.hp, self.dense.numerics)
+        Sequence::new(&self.cache, &self.cache_bytes)
     }
 
-    /// The most bytes that a sequence occupies, as a function of its length in tokens, if no step
-    /// appends more than `chunk` of them.
+    /// The most bytes that a sequence holds, as a function of the most tokens that it had, if no
+    /// step appends more than `chunk` of them. Exact but for parts of blocks.
     pub fn sequence_bytes(&self, chunk: usize) -> impl Fn(usize) -> u64 + Send + Sync + 'static {
-        let (hp, numerics) = (self.hp.clone(), self.dense.numerics);
-        move |tokens| Sequence::most_bytes(&hp, numerics, tokens, chunk)
+        let cache = self.cache.clone();
+        move |tokens| cache.most_bytes(tokens, chunk)
+    }
+
+    /// Bytes of the blocks of all sequences of this engine, wherever they are: what several share
+    /// counts once.
+    #[must_use]
+    pub fn kv_bytes(&self) -> u64 {
+        self.cache_bytes.bytes()
     }
 
     /// Time spent in each stage since the engine was built.
@@ -201,7 +218,8 @@ impl Engine {
     /// A chunk is refused before any work if it is empty, has a token outside the vocabulary,
     /// exceeds the context, or its sequence is broken; no sequence has changed then. If the experts
     /// of a layer cannot be computed, or the model's file changed, all sequences of the step are
-    /// broken.
+    /// broken: [`Sequence::rewind`] to where they were mends those whose chunk had no more tokens
+    /// than [`EngineConfig::rewind`], and a [`Sequence::fork`] from before the step replaces others.
     pub fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<StepOutput<'_>, EngineError> {
         for chunk in chunks.iter() {
             self.check(chunk)?;
@@ -220,7 +238,9 @@ impl Engine {
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;
         if let Some(Err(changed)) = self.files.as_ref().map(|files| files.check()) {
-            for chunk in chunks {
+            for chunk in chunks.iter_mut().filter(|chunk| !chunk.sequence.broken) {
+                // What its tokens left behind was computed from other weights.
+                chunk.sequence.position -= chunk.tokens.len();
                 chunk.sequence.broken = true;
             }
             return Err(EngineError::ModelChanged(changed));
@@ -251,3 +271,6 @@ impl Engine {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::{StatusCode, Version};
+use ds4_proto::tls::MaybeTls;
 use futures::FutureExt;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
@@ -83,8 +84,22 @@ impl Connection {
             mut closing,
         } = self;
         let stream = Arc::new(stream);
-        let io = GuardedIo::new(SharedStream(Arc::clone(&stream)), Arc::clone(&state));
         let kind = place.kind;
+        let limit = head_timeout(kind, &limits);
+        let shaken = tokio::select! {
+            biased;
+            shaken = tokio::time::timeout(limit, shake(&site, &stream)) => shaken,
+            () = place.evicted.notified() => return Some(EndReason::Evicted),
+            _ = closing.wait_for(|closing| *closing) => return None,
+        };
+        let io = match shaken {
+            Ok(Ok(io)) => GuardedIo::new(io, Arc::clone(&state)),
+            Ok(Err(reason)) => {
+                tracing::debug!(%peer, reason, "a TLS handshake failed");
+                return Some(EndReason::Malformed);
+            }
+            Err(_) => return Some(EndReason::HeadTimeout),
+        };
         let answer_state = Arc::clone(&state);
         let service = service_fn(move |mut request: hyper::Request<Incoming>| {
             let state = Arc::clone(&answer_state);
@@ -144,14 +159,30 @@ impl Connection {
     }
 }
 
-fn protocol(kind: PlaceKind, limits: &ConnectionLimits) -> http1::Builder {
-    let mut http = http1::Builder::new();
-    let head = match kind {
+/// What HTTP runs over.
+type HttpStream = MaybeTls<SharedStream>;
+
+/// Shakes hands if the site has a certificate.
+async fn shake(site: &Site, stream: &Arc<TcpStream>) -> Result<HttpStream, String> {
+    let shared = SharedStream(Arc::clone(stream));
+    match site.tls() {
+        None => Ok(HttpStream::Left(shared)),
+        Some(identity) => identity.accept(shared).await,
+    }
+}
+
+/// Longest time for a TLS handshake, and for the head of a request.
+fn head_timeout(kind: PlaceKind, limits: &ConnectionLimits) -> Duration {
+    match kind {
         PlaceKind::Api => limits.header_timeout,
         PlaceKind::Probe => limits.header_timeout.min(PROBE_HEAD_TIMEOUT),
-    };
+    }
+}
+
+fn protocol(kind: PlaceKind, limits: &ConnectionLimits) -> http1::Builder {
+    let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(head)
+        .header_read_timeout(head_timeout(kind, limits))
         .max_buf_size(HEAD_BYTES_MAX)
         .half_close(true)
         .keep_alive(kind == PlaceKind::Api);
@@ -161,7 +192,7 @@ fn protocol(kind: PlaceKind, limits: &ConnectionLimits) -> http1::Builder {
 /// The end of a connection on which the HTTP library failed: some errors it leaves unanswered.
 async fn conclude(
     error: &hyper::Error,
-    mut io: GuardedIo<SharedStream>,
+    mut io: GuardedIo<HttpStream>,
     state: &ConnectionState,
 ) -> Option<EndReason> {
     let (status, reason) = if error.is_timeout() {

@@ -7,6 +7,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderValue, Request, Response, StatusCode, header};
 use axum::response::IntoResponse;
+use ds4_proto::tls::ServerIdentity;
 use hyper::body::Incoming;
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -26,6 +27,8 @@ pub struct Site {
     hosts: Arc<HostRule>,
     /// Whether only probes are answered.
     probes_only: bool,
+    /// The certificate of the listener; `None` for plain text.
+    tls: Option<ServerIdentity>,
 }
 
 impl Site {
@@ -37,15 +40,30 @@ impl Site {
             app: Arc::default(),
             hosts: Arc::new(hosts),
             probes_only: false,
+            tls: None,
         }
     }
 
-    /// The same site on a listener that answers health and metrics only.
+    /// The same site for clients that come over TLS.
+    #[must_use]
+    pub fn over_tls(self, identity: ServerIdentity) -> Self {
+        Site {
+            tls: Some(identity),
+            ..self
+        }
+    }
+
+    pub(super) fn tls(&self) -> Option<&ServerIdentity> {
+        self.tls.as_ref()
+    }
+
+    /// The same site on a listener that answers health and metrics only, in plain text.
     #[must_use]
     pub fn probes(&self, hosts: HostRule) -> Self {
         Site {
             hosts: Arc::new(hosts),
             probes_only: true,
+            tls: None,
             ..self.clone()
         }
     }

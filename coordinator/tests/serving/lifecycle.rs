@@ -138,6 +138,51 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn one_client_cannot_hold_all_places() {
+    let server = Arc::new(Server::limited(one_place(4)).await);
+    server.controls.hold();
+    let ask = |key: &'static str, text: String| {
+        let request = server
+            .client
+            .post(format!("{}{CHAT}", server.url))
+            .bearer_auth(key)
+            .json(&say(&text));
+        tokio::spawn(async move { request.send().await.unwrap() })
+    };
+    let mut greedy = Vec::new();
+    for i in 0..5 {
+        greedy.push(ask("greedy", format!("mine {i}")));
+        server.wait_counts(1, i).await;
+    }
+    // The queue is full: the newest request of the client with the most gives way.
+    let newcomer = ask("newcomer", "a short word".into());
+    let refused = greedy.pop().unwrap().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(
+        refused.json::<Value>().await.unwrap()["error"]["code"],
+        "queue_full"
+    );
+    server.wait_counts(1, 4).await;
+    server.controls.release();
+    assert_eq!(newcomer.await.unwrap().status(), StatusCode::OK);
+    for answer in greedy {
+        assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+    }
+    // The newcomer got the first place that was free, before three that had come earlier: its
+    // prompt is the only one of its length.
+    let steps = server.controls.steps.lock().unwrap();
+    let prompts: Vec<usize> = steps
+        .iter()
+        .flatten()
+        .map(|chunk| chunk.0)
+        .filter(|tokens| *tokens > 1)
+        .collect();
+    let longest = prompts.iter().max();
+    assert_eq!((prompts.len(), prompts.get(1)), (5, longest), "{prompts:?}");
+}
+
+#[tokio::test]
 async fn requests_at_the_same_time_get_their_own_answers() {
     let server = Server::limited(SchedulerLimits {
         max_sequences: 5,

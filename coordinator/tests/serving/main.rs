@@ -7,6 +7,7 @@ mod completions;
 mod connections;
 mod errors;
 mod health;
+mod https;
 mod lifecycle;
 mod metrics;
 mod property;

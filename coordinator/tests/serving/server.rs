@@ -8,6 +8,7 @@ use ds4_coordinator::http::{
 };
 use ds4_coordinator::prompt::Dialect;
 use ds4_coordinator::scheduler::{Scheduler, SchedulerLimits};
+use ds4_proto::tls::ServerIdentity;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -62,6 +63,21 @@ impl Server {
         settings: HttpSettings,
         connections: ConnectionLimits,
     ) -> Self {
+        Self::build(limits, settings, connections, None).await
+    }
+
+    /// A server over TLS, for clients of their own.
+    pub(crate) async fn over_tls(identity: ServerIdentity, connections: ConnectionLimits) -> Self {
+        let (limits, settings) = (SchedulerLimits::default(), HttpSettings::default());
+        Self::build(limits, settings, connections, Some(identity)).await
+    }
+
+    async fn build(
+        limits: SchedulerLimits,
+        settings: HttpSettings,
+        connections: ConnectionLimits,
+        tls: Option<ServerIdentity>,
+    ) -> Self {
         let metrics = ds4_coordinator::commands::metrics::install_recorder().unwrap();
         let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
         let model = Scripted::new(Arc::clone(&vocabulary), Arc::clone(&controls));
@@ -82,12 +98,17 @@ impl Server {
             settings,
             metrics.clone(),
         )
+        .unwrap()
         .with_experts(move || *report.lock().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("http://{address}");
         let (close, closing) = oneshot::channel::<()>();
         let site = Site::new(metrics, HostRule::new(address.ip(), &[]));
+        let site = match tls {
+            Some(identity) => site.over_tls(identity),
+            None => site,
+        };
         site.open(Arc::new(app));
         tokio::spawn(http::serve(listener, site, connections, async {
             let _ = closing.await;

@@ -11,9 +11,9 @@ use rustls::sign::SingleCertAndKey;
 use rustls::version::TLS13;
 use tonic::transport::{ClientTlsConfig, Endpoint, Identity as ClientIdentity};
 
-use super::facts::{CertificateFacts, SeenCertificate};
+use super::facts::{CertificateFacts, Purpose, SeenCertificate};
 use super::files::{Authorities, Identity, Role, TlsError, TlsFiles};
-use super::peers::{Anchors, NodeVerifier, PeerVerifier, Peers, Purpose};
+use super::peers::{Anchors, NodeVerifier, PeerVerifier, Peers};
 use super::watch::Watched;
 use crate::limits::HANDSHAKE_TIMEOUT;
 

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use webpki::KeyUsage;
 
 use super::der::{BIT_STRING, Der, INTEGER, OCTET_STRING, OID, SEQUENCE, SET, key_kind};
-use super::peers::Purpose;
 
 /// Encoded object identifiers.
 const COMMON_NAME: &[u8] = &[0x55, 4, 3];
@@ -50,6 +50,32 @@ pub struct CertificateFacts {
     pub public_key: Vec<u8>,
     /// The kind of its key, if TLS cannot use it here.
     pub(super) unsupported_key: Option<&'static str>,
+}
+
+/// An extended key usage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Client,
+    Server,
+}
+
+impl Purpose {
+    /// Its object identifier.
+    pub(super) fn oid(self) -> &'static [usize] {
+        match self {
+            Purpose::Client => KeyUsage::CLIENT_AUTH_REPR,
+            Purpose::Server => KeyUsage::SERVER_AUTH_REPR,
+        }
+    }
+}
+
+impl std::fmt::Display for Purpose {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Purpose::Client => "clientAuth",
+            Purpose::Server => "serverAuth",
+        })
+    }
 }
 
 /// The certificate that a peer showed last.

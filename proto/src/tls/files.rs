@@ -9,8 +9,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::sign::CertifiedKey;
 
 use super::der::private_key_kind;
-use super::facts::CertificateFacts;
-use super::peers::{Anchors, Purpose};
+use super::explain::{ended, not_begun};
+use super::facts::{CertificateFacts, Purpose, now};
+use super::peers::Anchors;
 
 /// Keys that work, for messages about those that do not.
 const SUPPORTED_KEYS: &str = "P-256, P-384, Ed25519 and RSA from 2048 bits on work";
@@ -202,6 +203,22 @@ impl Identity {
             facts,
             cert_pem,
             key_pem,
+        })
+    }
+}
+
+impl Identity {
+    /// Refuses a certificate that has ended or has not begun.
+    pub(super) fn check_dates(&self, file: &Path) -> Result<(), TlsError> {
+        let (now, facts) = (now(), &self.facts);
+        let reason = match () {
+            () if now > facts.not_after => ended(facts.not_after, now),
+            () if now < facts.not_before => not_begun(facts.not_before, now),
+            () => return Ok(()),
+        };
+        Err(TlsError::Certificate {
+            file: file.to_owned(),
+            reason,
         })
     }
 }

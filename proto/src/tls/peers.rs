@@ -14,7 +14,7 @@ use rustls::{
 };
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
 
-use super::facts::{CertificateFacts, SeenCertificate};
+use super::facts::{CertificateFacts, Purpose, SeenCertificate};
 
 /// Which members may connect to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,31 +31,6 @@ impl Peers {
             Peers::Coordinators => &[Purpose::Client],
             Peers::Members => &[Purpose::Client, Purpose::Server],
         }
-    }
-}
-
-/// An extended key usage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Client,
-    Server,
-}
-
-impl Purpose {
-    fn oid(self) -> &'static [usize] {
-        match self {
-            Purpose::Client => KeyUsage::CLIENT_AUTH_REPR,
-            Purpose::Server => KeyUsage::SERVER_AUTH_REPR,
-        }
-    }
-}
-
-impl std::fmt::Display for Purpose {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Purpose::Client => "clientAuth",
-            Purpose::Server => "serverAuth",
-        })
     }
 }
 

@@ -18,7 +18,13 @@ pub(super) async fn describe(
     expected: &Expectation,
 ) -> Result<NodeInfo, LinkFault> {
     let node = || name.to_owned();
-    let info = ask(channel).await.map_err(|error| match error {
+    let first = ask(channel.clone()).await;
+    // A flipped bit of the version should not pass for another version.
+    let asked = match first {
+        Err(DescribeError::Mismatch(_)) => ask(channel).await,
+        other => other,
+    };
+    let info = asked.map_err(|error| match error {
         DescribeError::Silent => LinkFault::Lost(no_answer(HANDSHAKE_TIMEOUT)),
         DescribeError::Failed(status) => LinkFault::lost(status_text(&status), &*status),
         // Damaged on its way: another try may do.

@@ -66,6 +66,7 @@ fn a_cancelled_step_does_not_wait_for_a_hanging_node() {
         threads: 1,
         pin: false,
         context: 0,
+        rewind: 0,
     };
     let mut engine =
         Engine::new(model.hp, &model.tensors, Arc::new(backend), &config).expect("engine");

@@ -14,8 +14,9 @@ pub(super) const CA: &str = "ca";
 
 /// The authority whose key is in the folder.
 pub(super) fn read_authority(folder: &Path) -> Result<Authority> {
+    let certificates = trusted(folder)?;
     let key = read(&path(folder, CA, "key"))?;
-    let authority = Authority::from_pem(&trusted(folder)?, &key);
+    let authority = Authority::from_pem(&certificates, &key);
     authority.with_context(|| format!("cannot use the authority in {}", folder.display()))
 }
 

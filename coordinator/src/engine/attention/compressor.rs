@@ -3,8 +3,9 @@
 use ds4_common::math::{hadamard, rms_norm, round_e4m3_blocks, round_fp4_blocks};
 
 use super::AttentionLayer;
+use super::pool::pool;
 use crate::engine::batch::{Batch, ChunkRows};
-use crate::engine::kv_cache::Compressed;
+use crate::engine::kv_cache::{Compressed, RowStream};
 use crate::engine::rope::rotate;
 use crate::engine::weights::{CompressorWeights, Linear};
 
@@ -36,43 +37,50 @@ impl CompressorScratch {
         ]
     }
 
-    /// Feeds the projected rows of one chunk to its state and appends the rows whose windows close.
+    /// Adds the projected rows of one chunk to what the compressor pools, and appends the rows whose
+    /// windows close.
     pub(super) fn push(
         &self,
         layer: &AttentionLayer<'_>,
         weights: &CompressorWeights,
         batch: &Batch,
         rows: ChunkRows,
-        target: &mut Compressed,
+        target: &mut Compressed<RowStream>,
         rounding: RowRounding,
     ) {
-        let width = weights.kv.rows();
-        let ratio = target.state.ratio();
+        let (width, dim) = (weights.kv.rows(), weights.norm.len());
+        let ratio = target.rows.ratio();
         let rope = &layer.ropes.compressing;
-        let mut entry = vec![0.0; 2 * weights.norm.len()];
-        let (pooled, entry) = entry.split_at_mut(weights.norm.len());
+        let mut entry = vec![0.0; 2 * dim];
+        let (pooled, entry) = entry.split_at_mut(dim);
+        let mut input = Vec::with_capacity(2 * width);
         let mut angles = Vec::new();
         for row in rows.first..rows.first + rows.len {
             let position = batch.positions[row];
             let span = row * width..(row + 1) * width;
             let bias = &weights.position_bias[position % ratio * width..][..width];
-            let (values, scores) = (&self.values[span.clone()], &self.scores[span]);
-            target.state.take(position, values, scores, bias);
-            if !target.state.closes(position) {
-                continue;
+            let scores = self.scores[span.clone()].iter().zip(bias);
+            input.clear();
+            input.extend_from_slice(&self.values[span]);
+            input.extend(scores.map(|(score, bias)| score + bias));
+            target.inputs.extend(&input);
+            if (position + 1).is_multiple_of(ratio) {
+                let first = target.inputs.first_needed(position);
+                let inputs = (first..=position).filter_map(|row| target.inputs.stored(row));
+                let inputs: Vec<&[f32]> = inputs.collect();
+                // A row stands at the position of its window's first token.
+                rope.angles(position + 1 - ratio, &mut angles);
+                layer.dense.kernels.vectorised(|| {
+                    pool(&inputs, ratio, pooled);
+                    rms_norm(pooled, &weights.norm, layer.hp.rms_eps, entry);
+                    rotate(entry, &angles);
+                    if layer.dense.numerics.rounds_cache() {
+                        round_entry(entry, rounding, rope.dims());
+                    }
+                });
+                target.rows.extend(entry);
             }
-            // A row stands at the position of its window's first token.
-            rope.angles(position + 1 - ratio, &mut angles);
-            layer.dense.kernels.vectorised(|| {
-                target.state.pool(pooled);
-                rms_norm(pooled, &weights.norm, layer.hp.rms_eps, entry);
-                rotate(entry, &angles);
-                if layer.dense.numerics.rounds_cache() {
-                    round_entry(entry, rounding, rope.dims());
-                }
-            });
-            target.state.slide();
-            target.rows.push(entry);
+            target.inputs.trim();
         }
     }
 }

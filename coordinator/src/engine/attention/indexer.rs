@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{AttentionLayer, HEADS_AT_ONCE};
 use crate::engine::batch::Batch;
-use crate::engine::kv_cache::{Compressed, LayerCache};
+use crate::engine::kv_cache::{LayerCache, RowStream};
 use crate::engine::moe::top_k;
 use crate::engine::rope::rotate;
 use crate::engine::weights::{IndexerWeights, Linear};
@@ -119,7 +119,7 @@ pub(super) fn select(
         let few = (rows.first..end).take_while(|&row| visible(row) <= hp.index_top_k);
         for start in (rows.first + few.count()..end).step_by(TOKENS_AT_ONCE) {
             let group = start..(start + TOKENS_AT_ONCE).min(end);
-            score_group(layer, index, group, &visible, scratch);
+            score_group(layer, &index.rows, group, &visible, scratch);
         }
     }
 }
@@ -127,7 +127,7 @@ pub(super) fn select(
 /// Scores all visible rows for a few tokens of one sequence and keeps the best.
 fn score_group(
     layer: &AttentionLayer<'_>,
-    index: &Compressed,
+    index_keys: &RowStream,
     group: Range<usize>,
     visible: &(impl Fn(usize) -> usize + Sync),
     scratch: &mut IndexerScratch,
@@ -147,7 +147,7 @@ fn score_group(
             let first = span * SCORE_SPAN % stride;
             let count = visible(row).saturating_sub(first).min(SCORE_SPAN);
             keys.resize(count * hp.index_dim, 0.0);
-            index.rows.read(first, keys);
+            index_keys.read(first, keys);
             let query = &queries[row * width..(row + 1) * width];
             let weights = &head_weights[row * hp.index_heads..(row + 1) * hp.index_heads];
             let heads: Vec<&[f32]> = query.chunks_exact(hp.index_dim).collect();

@@ -5,6 +5,7 @@
 
 mod compressor;
 mod indexer;
+mod pool;
 mod softmax;
 
 use ds4_common::math::{rms_norm, rms_scale, round_e4m3_blocks};
@@ -96,7 +97,7 @@ impl AttentionLayer<'_> {
             scratch.heads.values_mut(width, batch.rows()),
         );
         for cache in caches {
-            cache.trim_window(self.hp.window);
+            cache.window.trim();
         }
         lap(Stage::Attention);
         self.project_out(batch.rows(), scratch, out)?;
@@ -187,8 +188,7 @@ impl AttentionLayer<'_> {
         });
         for (rows, cache) in batch.chunks.iter().zip(caches) {
             let keys = &scratch.keys[rows.first * hp.head_dim..][..rows.len * hp.head_dim];
-            keys.chunks_exact(hp.head_dim)
-                .for_each(|key| cache.window.push(key));
+            cache.window.extend(keys);
         }
     }
 

@@ -17,7 +17,7 @@ const ROWS_AT_ONCE: usize = 32;
 /// Rows that one batch row attends to: window rows in order, then compressed rows in order.
 struct Visible<'a> {
     cache: &'a LayerCache,
-    /// Index of the first window row in the cache.
+    /// Position of the first window row.
     window_first: usize,
     window_count: usize,
     compressed_count: usize,
@@ -97,7 +97,7 @@ fn visible<'a>(
     let first = (position + 1).saturating_sub(layer.hp.window);
     Visible {
         cache,
-        window_first: first - cache.window_start,
+        window_first: first,
         window_count: position + 1 - first,
         compressed_count: match (layer.ratio, chosen.len()) {
             (0, _) => 0,

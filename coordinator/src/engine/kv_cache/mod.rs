@@ -1,163 +1,211 @@
-//! The cache of a sequence: per layer the last window of key/value rows, the compressed rows of all
-//! that came before, the indexer's keys, and the open window of each compressor.
+//! What a sequence remembers: per layer the keys of the last window, the compressed rows of all
+//! that came before, the indexer's keys, and the inputs of the compressors' open windows.
+//!
+//! Each is a stream of rows in blocks that sequences share ([`RowStream`]), described by data
+//! ([`CacheLayout`]). So a sequence can be forked and rewound without computing or copying rows.
 
-mod cache_rows;
-mod compressor_state;
+mod block;
+mod layout;
+mod row_stream;
+mod stream_spec;
 
 use ds4_common::model::HyperParams;
 
-pub(crate) use cache_rows::CacheRows;
-pub(crate) use compressor_state::CompressorState;
+pub(crate) use block::BlockMeter;
+pub(crate) use layout::{CacheLayout, Compressed};
+pub(crate) use row_stream::RowStream;
 
 use super::numerics::Numerics;
+use layout::LayerStreams;
 
-/// A sequence of tokens and its caches. A failed or cancelled step leaves it broken, since its
-/// layers then stand at different positions.
+/// One layer's rows of a sequence.
+pub(crate) type LayerCache = LayerStreams<RowStream>;
+
+/// A sequence of tokens and what the model remembers of them. A failed or cancelled step leaves it
+/// broken, since its layers then stand at different positions; a rewind may mend it.
+///
+/// Sequences share the blocks of rows that they have in common. A block is freed when the last
+/// sequence that holds it is dropped.
 #[derive(Debug)]
 pub struct Sequence {
-    /// Tokens in the caches; the position of the next token.
+    /// Tokens in the caches; the position of the next token. Of a broken sequence, of the first
+    /// token of the step that broke it.
     pub(crate) position: usize,
     pub(crate) broken: bool,
     /// One for each layer of the model.
     pub(crate) layers: Vec<LayerCache>,
 }
 
-/// One layer's cache of a sequence.
-#[derive(Debug)]
-pub(crate) struct LayerCache {
-    /// Key/value rows `(tokens x head_dim)` of positions `window_start..`, at least the last
-    /// `window - 1`.
-    pub(crate) window: CacheRows,
-    /// Position of the first row of `window`.
-    pub(crate) window_start: usize,
-    /// Present on compressing layers.
-    pub(crate) compressed: Option<Compressed>,
-    /// Present where an indexer selects among compressed rows.
-    pub(crate) index: Option<Compressed>,
-}
-
-/// Rows that each pool `ratio` tokens, and the state of the open window.
-#[derive(Debug)]
-pub(crate) struct Compressed {
-    /// `(tokens/ratio x head_dim)`, or `index_dim` wide for the indexer.
-    pub(crate) rows: CacheRows,
-    pub(crate) state: CompressorState,
+/// Why a sequence cannot be rewound; it has not changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RewindError {
+    /// The position lies behind the end of the sequence.
+    #[error(
+        "a sequence at position {position} cannot be rewound to position {wanted}, which is later"
+    )]
+    Later {
+        /// Position of the sequence.
+        position: usize,
+        /// The wanted position.
+        wanted: usize,
+    },
+    /// Rows that the wanted position needs are no longer kept.
+    #[error(
+        "a sequence at position {position} cannot be rewound to position {wanted}: {earliest} is \
+         the earliest position whose rows it still has"
+    )]
+    TooFar {
+        /// Position of the sequence.
+        position: usize,
+        /// The wanted position.
+        wanted: usize,
+        /// The earliest position to which the sequence can be rewound.
+        earliest: usize,
+    },
+    /// The step that broke the sequence has dropped rows that every position up to that step needs.
+    #[error(
+        "a sequence that a step broke at position {position} cannot be rewound to position \
+         {wanted}: the step has dropped rows that all earlier positions need"
+    )]
+    Lost {
+        /// Position of the sequence.
+        position: usize,
+        /// The wanted position.
+        wanted: usize,
+    },
 }
 
 impl Sequence {
-    pub(crate) fn new(hp: &HyperParams, numerics: Numerics) -> Self {
-        let rows = |width| CacheRows::new(width, numerics.rounds_cache());
-        let layers = hp
-            .compress_ratios
-            .iter()
-            .map(|&ratio| LayerCache {
-                window: rows(hp.head_dim),
-                window_start: 0,
-                compressed: (ratio != 0).then(|| Compressed {
-                    rows: rows(hp.head_dim),
-                    state: CompressorState::new(hp.head_dim, ratio),
-                }),
-                index: (ratio == 4).then(|| Compressed {
-                    rows: rows(hp.index_dim),
-                    state: CompressorState::new(hp.index_dim, ratio),
-                }),
-            })
-            .collect();
+    /// An empty sequence of a model. Its blocks are counted by `meter`.
+    pub(crate) fn new(layout: &CacheLayout, meter: &BlockMeter) -> Self {
+        let layers = layout.layers.iter();
         Sequence {
             position: 0,
             broken: false,
-            layers,
+            layers: layers
+                .map(|layer| layer.map(|&spec| RowStream::new(spec, meter)))
+                .collect(),
         }
     }
 
-    /// The most bytes that a sequence of `tokens` tokens holds, which is during a step, if no step
-    /// appends more than `chunk` of them. Counts the rows, not the capacity that their lists
-    /// reserve without touching it.
-    pub(crate) fn most_bytes(
-        hp: &HyperParams,
-        numerics: Numerics,
-        tokens: usize,
-        chunk: usize,
-    ) -> u64 {
-        let half = numerics.rounds_cache();
-        let rows = |count: usize, width| (count as u64) * CacheRows::row_bytes(width, half) as u64;
-        let compressed = |width, ratio| {
-            rows(tokens / ratio, width) + CompressorState::bytes(width, ratio) as u64
-        };
-        // The rows that trimming leaves and those of the next chunk.
-        let window = tokens.min((2 * hp.window).saturating_sub(1).saturating_add(chunk));
-        let layers = hp.compress_ratios.iter().map(|&ratio| {
-            let keys = if ratio == 0 {
-                0
-            } else {
-                compressed(hp.head_dim, ratio)
-            };
-            let index = if ratio == 4 {
-                compressed(hp.index_dim, ratio)
-            } else {
-                0
-            };
-            rows(window, hp.head_dim) + keys + index
-        });
-        layers.fold(0, u64::saturating_add)
+    fn streams(&self) -> impl Iterator<Item = &RowStream> {
+        self.layers.iter().flat_map(LayerCache::iter)
     }
 
-    /// Bytes that the caches hold.
+    fn streams_mut(&mut self) -> impl Iterator<Item = &mut RowStream> {
+        self.layers.iter_mut().flat_map(LayerCache::iter_mut)
+    }
+
+    /// A sequence with the same past, which goes on by itself. Shares all blocks: time and memory
+    /// do not depend on the length. The first tokens that either of the two appends afterwards
+    /// copy the last block of each stream, if it is not full.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Sequence {
+            position: self.position,
+            broken: self.broken,
+            layers: self.layers.clone(),
+        }
+    }
+
+    /// A fork to be kept: it lets go of what the sequence holds only in order to be rewound, so
+    /// that it can go on from its position but not be rewound before it. It holds the least at
+    /// positions at which no compressor has an open window, which are multiples of 128. A fork of a
+    /// broken sequence lets go of nothing.
+    #[must_use]
+    pub fn checkpoint(&self) -> Self {
+        let mut fork = self.fork();
+        if !fork.broken {
+            fork.streams_mut().for_each(RowStream::trim_to_needs);
+        }
+        fork
+    }
+
+    /// Makes the sequence what it was when it had `position` tokens, to the bit. A broken sequence
+    /// is whole afterwards.
+    ///
+    /// It succeeds for the last [`rewind`](super::EngineConfig::rewind) positions, and for
+    /// earlier ones whose rows happen to be held still. What was forked or made a checkpoint has
+    /// fewer at first, and what was rewound has fewer until it has grown again.
+    ///
+    /// # Errors
+    /// The position is later than the sequence's, or rows that it needs are gone.
+    pub fn rewind(&mut self, position: usize) -> Result<(), RewindError> {
+        let wanted = position;
+        let position = self.position;
+        if wanted > position {
+            return Err(RewindError::Later { position, wanted });
+        }
+        match self.oldest_reachable() {
+            None => return Err(RewindError::Lost { position, wanted }),
+            Some(earliest) if wanted < earliest => {
+                return Err(RewindError::TooFar {
+                    position,
+                    wanted,
+                    earliest,
+                });
+            }
+            Some(_) => {}
+        }
+        self.streams_mut().for_each(|stream| stream.rewind(wanted));
+        self.position = wanted;
+        self.broken = false;
+        Ok(())
+    }
+
+    /// The earliest position to which [`Self::rewind`] succeeds; it does for all from there to the
+    /// sequence's own. `None` if a step that broke the sequence has dropped rows that were needed:
+    /// a chunk of no more tokens than [`rewind`](super::EngineConfig::rewind) never does.
+    #[must_use]
+    pub fn oldest_reachable(&self) -> Option<usize> {
+        let earliest = self.streams().map(RowStream::earliest).max().unwrap_or(0);
+        (earliest <= self.position).then_some(earliest)
+    }
+
+    /// Bytes of the blocks that the sequence holds, shared ones included.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let compressed = |c: &Option<Compressed>| c.as_ref().map_or(0, Compressed::bytes);
-        let layer = |layer: &LayerCache| {
-            layer.window.bytes() + compressed(&layer.compressed) + compressed(&layer.index)
-        };
-        self.layers.iter().map(|l| layer(l) as u64).sum()
+        self.streams().map(RowStream::bytes).sum()
     }
 
-    /// Tokens in the caches, which is the position of the next token.
+    /// Bytes of the blocks that no other sequence holds: what dropping this one frees. Time grows
+    /// with the number of blocks.
+    #[must_use]
+    pub fn own_bytes(&self) -> u64 {
+        self.streams().map(RowStream::own_bytes).sum()
+    }
+
+    /// Tokens in the caches, which is the position of the next token; of a broken sequence, those
+    /// before the step that broke it.
     #[must_use]
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Whether a failed or cancelled step left the sequence unusable.
+    /// Whether a failed or cancelled step left the sequence unusable, unless it can be rewound.
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 }
 
-impl Compressed {
-    fn bytes(&self) -> usize {
-        self.rows.bytes() + self.state.held_bytes()
+/// For benches, which measure sequences without a model.
+#[doc(hidden)]
+impl Sequence {
+    /// An empty sequence of a model of this shape, as an engine makes it.
+    #[must_use]
+    pub fn of_shape(hp: &HyperParams, numerics: Numerics, rewind: usize) -> Self {
+        let layout = CacheLayout::new(hp, numerics, rewind);
+        Sequence::new(&layout, &BlockMeter::default())
     }
-}
 
-impl LayerCache {
-    /// Drops window rows that no later token can see. Moves memory at most once per window.
-    pub(crate) fn trim_window(&mut self, window: usize) {
-        let held = self.window.len();
-        if held >= 2 * window {
-            let drop = held - (window - 1);
-            self.window.drop_front(drop);
-            self.window_start += drop;
-            self.window.shrink_to(4 * window);
-        }
+    /// Appends the rows of `tokens` tokens, all zero.
+    pub fn append_zeros(&mut self, tokens: usize) {
+        self.position += tokens;
+        let position = self.position;
+        self.streams_mut().for_each(|stream| stream.grow(position));
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use ds4_common::model::synthetic::presets;
-
-    /// The figures that operators plan with.
-    #[test]
-    fn a_full_context_of_flash_takes_about_seven_gigabytes() {
-        let hp = presets::flash(43);
-        let bytes = |tokens| Sequence::most_bytes(&hp, Numerics::Full, tokens, 512);
-        // 21 layers of ratio 4 and 20 of ratio 128, half floats.
-        let of_tokens = 21 * (512 + 128) * 2 / 4 + 20 * 512 * 2 / 128;
-        assert_eq!((bytes(1 << 20) - bytes(1 << 19)) >> 19, of_tokens);
-        assert!((7_200_000_000..7_300_000_000).contains(&bytes(1 << 20)));
-        assert_eq!(bytes(0), Sequence::new(&hp, Numerics::Full).bytes());
-    }
-}
+mod tests;
