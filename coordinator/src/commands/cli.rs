@@ -44,7 +44,7 @@ fn log_help(flag: clap::Arg) -> clap::Arg {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the OpenAI-style API and a chat page
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Chat with the model in the terminal
     Chat(chat::ChatArgs),
     /// Write the logits at every position of a list of tokens
@@ -83,7 +83,7 @@ fn run(cli: Cli) -> Result<()> {
     let log = cli.log.start(default)?;
     block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, log).await,
+            Command::Serve(args) => serve::run(*args, log).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
