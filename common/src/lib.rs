@@ -18,6 +18,7 @@
 //! random         pseudo-random numbers that a seed determines
 //! quantity       sizes and rates, as text
 //! memory_limit   memory that the process may still allocate
+//! open_files     how many files and sockets the process may have open
 //! threads        compute threads and their cores
 //! ```
 
@@ -30,6 +31,7 @@ pub mod math;
 pub mod measure;
 pub mod memory_limit;
 pub mod model;
+pub mod open_files;
 pub mod quant;
 pub mod quantity;
 pub mod random;

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use ds4_cli::{LogArg, exit_code, long_version};
+use ds4_cli::{LogArg, block_on, exit_code, long_version};
 
 use crate::bench::{self, BenchArgs};
 use crate::inspect::{self, InspectArgs};
@@ -46,18 +46,11 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<()> {
-    cli.log.start("info")?;
+    let log = cli.log.start("info")?;
     match &cli.command {
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
-        Command::Serve(args) => {
-            let runtime =
-                tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-            let result = runtime.block_on(lifecycle::serve(args));
-            // Loading may still run on a blocking thread; the process does not wait for it.
-            runtime.shutdown_background();
-            result
-        }
+        Command::Serve(args) => block_on(lifecycle::serve(args, log)),
     }
 }
 

@@ -22,7 +22,7 @@ pub enum StartError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// Threads, socket or certificates cannot be used.
+    /// Threads or socket cannot be used.
     #[error(transparent)]
     Node(#[from] NodeError),
     /// The loading thread panicked, or the runtime is shutting down.

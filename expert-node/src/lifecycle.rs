@@ -1,11 +1,16 @@
 //! A node as a process: load, ready, drain, stop.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use ds4_cli::{IsaArg, Signals, ThreadArgs, TlsArgs, parse, print_line};
+use ds4_cli::{
+    IsaArg, LogFilter, Reloaders, ServiceManager, Signals, ThreadArgs, TlsArgs, parse, print_line,
+};
+use ds4_common::open_files;
 use ds4_common::quantity::Bytes;
 use ds4_proto::security::Security;
 use ds4_proto::tls::Role;
@@ -16,6 +21,9 @@ use crate::load::ModelConfig;
 use crate::node::NodeSettings;
 use crate::pull;
 use crate::weight_args::WeightArgs;
+
+/// Files that a node may want to have open: connections of coordinators and probes, and its own.
+const WANTED_FILES: u64 = 512;
 
 /// The least memory for calls: the largest call fits into it.
 const LEAST_CALL_MEMORY: Bytes = Bytes(256 << 20);
@@ -143,15 +151,27 @@ impl ServeArgs {
     }
 }
 
-/// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once.
+/// Serves until SIGTERM or ctrl-c, then drains; a second signal stops at once. SIGHUP has the filter
+/// of `log` and the certificates read again.
 ///
 /// # Errors
 /// The address is taken, the model cannot be loaded, or the server fails.
-pub async fn serve(args: &ServeArgs) -> Result<()> {
+pub async fn serve(args: &ServeArgs, log: LogFilter) -> Result<()> {
     let mut signals = Signals::new()?;
+    let manager = Arc::new(ServiceManager::from_env());
+    let reloaders = Reloaders::new(Arc::clone(&manager));
+    reloaders.add("log filter", move || log.reload());
     let security = args.tls.security(Role::Node)?;
     let config = args.config(security.clone())?;
+    if let Some(watch) = security.watch(|_| {}) {
+        reloaders.add("certificates", move || {
+            watch.reload();
+            Ok("their files are being read".to_owned())
+        });
+    }
     let pull = args.weights.pull(&security)?;
+    // A lack of them later would keep coordinators out.
+    open_files::raise_to(WANTED_FILES);
     // The port is taken before minutes of loading, so that a clash is seen at once. Connections
     // that arrive meanwhile wait in the listener's backlog.
     let listener = bind(args.listen).await?;
@@ -167,7 +187,9 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
     };
     let mut node = tokio::select! {
         node = starting => node?,
-        name = signals.next() => bail!("stopped by {name} while the model was loading"),
+        name = signals.termination(&reloaders) => {
+            bail!("stopped by {name} while the model was loading")
+        }
     };
     if let Some(listener) = health {
         node.serve_health(listener);
@@ -185,19 +207,33 @@ pub async fn serve(args: &ServeArgs) -> Result<()> {
         // The node serves on: its output may have no reader.
         tracing::warn!(%error, "the ready line was not printed");
     }
+    manager.ready();
     tokio::select! {
-        name = signals.next() => tracing::info!("{name}: finishing accepted work, then stopping"),
+        name = signals.termination(&reloaders) => {
+            tracing::info!("{name}: finishing accepted work, then stopping");
+        }
         reason = node.failed() => bail!("the server failed: {reason}"),
+        never = stay_alive(&manager) => match never {},
     }
+    manager.stopping();
     tokio::select! {
         finished = node.stop() => {
             if !finished {
                 tracing::warn!("the drain timeout ended before all accepted work was finished");
             }
         }
-        name = signals.next() => tracing::warn!("second signal ({name}): stopping at once"),
+        name = signals.termination(&reloaders) => {
+            tracing::warn!("second signal ({name}): stopping at once");
+        }
     }
     Ok(())
+}
+
+/// Signs of life for the watchdog, from an async thread that still takes turns. A server that fails
+/// ends the process by itself.
+async fn stay_alive(manager: &ServiceManager) -> Infallible {
+    manager.keep_alive(|| true).await;
+    std::future::pending().await
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener> {

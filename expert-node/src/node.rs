@@ -9,9 +9,10 @@ use ds4_proto::limits::MAX_HELLO_BYTES;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_server::NodeControlServer;
 use ds4_proto::security::Security;
-use ds4_proto::tls::{Peers, TlsError};
-use ds4_proto::wire::request_bytes;
+use ds4_proto::tls::Peers;
+use ds4_proto::wire::{InstanceId, request_bytes};
 use ds4_proto::{channel, gate};
+use rustix::rand::GetRandomFlags;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -78,9 +79,9 @@ pub enum NodeError {
     /// The operating system refused a thread.
     #[error("cannot start the compute threads: {0}")]
     Threads(std::io::Error),
-    /// The certificates cannot be served with.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    /// The operating system provides no random numbers.
+    #[error("cannot make a random id for this node: {0}")]
+    Random(std::io::Error),
 }
 
 /// A running node. Dropping it without [`RunningNode::stop`] ends its streams at once.
@@ -107,7 +108,7 @@ impl RunningNode {
     /// Serves `compute` on `listener`, on the current Tokio runtime; ready when it returns.
     ///
     /// # Errors
-    /// The threads cannot be started, or the socket or the certificates cannot be used.
+    /// The threads cannot be started, or the socket cannot be used.
     pub async fn start(
         compute: Box<dyn Compute>,
         identity: Identity,
@@ -115,7 +116,8 @@ impl RunningNode {
         listener: TcpListener,
     ) -> Result<Self, NodeError> {
         let address = listener.local_addr().map_err(NodeError::Address)?;
-        let incoming = settings.security.incoming(listener, Peers::Coordinators)?;
+        let incoming = settings.security.incoming(listener, Peers::Coordinators);
+        let instance = random_id().map_err(NodeError::Random)?;
         let pool = Threads::new(settings.threads, settings.pin);
         let threads = pool.count();
         let stats = Arc::new(Stats::default());
@@ -127,6 +129,7 @@ impl RunningNode {
         let identity = Arc::new(identity);
         let service = NodeService(Arc::new(NodeState {
             identity: Arc::clone(&identity),
+            instance,
             threads,
             max_in_flight: settings.in_flight.clamp(1, 1024),
             queue,
@@ -245,6 +248,16 @@ impl RunningNode {
         let ended = tokio::task::spawn_blocking(move || worker.wait(CLOSE_TIMEOUT));
         finished && ended.await.unwrap_or(false)
     }
+}
+
+/// A number that no other process has, by which coordinators know a node at each of its addresses.
+fn random_id() -> std::io::Result<InstanceId> {
+    let mut id = InstanceId::default();
+    let mut filled = 0;
+    while filled < id.len() {
+        filled += rustix::rand::getrandom(&mut id[filled..], GetRandomFlags::empty())?;
+    }
+    Ok(id)
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use ds4_common::slice::{ByteProgress, Slice, SliceHead, SliceWriter, ensure_room, part_path};
 use ds4_proto::channel;
+use ds4_proto::error_text::error_text;
 use ds4_proto::limits::HANDSHAKE_TIMEOUT;
-use ds4_proto::security::{DialError, Security};
+use ds4_proto::security::{Dial, DialError, Security};
 use ds4_proto::wire::{SliceMismatch, WireError, decode_offer, offer_request};
 use tonic::transport::Channel;
 
@@ -60,20 +61,19 @@ pub async fn ensure(config: &PullConfig) -> Result<(), PullError> {
             }),
         };
     };
-    let endpoint = config.security.endpoint(coordinator);
-    let channel = endpoint
-        .map_err(|error| match error {
-            DialError::Address { address, reason } => PullError::Address {
-                address,
-                reason: reason.to_string(),
-            },
-            DialError::PlainText(error) => PullError::PlainText(error),
-        })?
-        .connect_lazy();
+    let dial = config.security.endpoint(coordinator);
+    let dial = dial.map_err(|error| match error {
+        DialError::Address { address, reason } => PullError::Address {
+            address,
+            reason: reason.to_string(),
+        },
+        DialError::PlainText(error) => PullError::PlainText(error),
+    })?;
     let mut pull = Pull {
         config,
         coordinator,
-        channel,
+        channel: open_channel(&dial)?,
+        dial,
         setbacks: Setbacks::new(config.timeout),
     };
     if let Some(on_disk) = on_disk {
@@ -106,9 +106,15 @@ fn open(path: &Path) -> Option<SliceHead> {
     }
 }
 
+fn open_channel(dial: &Dial) -> Result<Channel, PullError> {
+    let channel = dial.connect_lazy();
+    channel.map_err(|error| PullError::Settings(error_text(&error)))
+}
+
 struct Pull<'a> {
     config: &'a PullConfig,
     coordinator: &'a str,
+    dial: Dial,
     channel: Channel,
     setbacks: Setbacks,
 }
@@ -119,7 +125,7 @@ impl Pull<'_> {
             let offer = match self.offer().await {
                 Ok(offer) => offer,
                 Err(error) => {
-                    self.setbacks.wait(error, self.coordinator).await?;
+                    self.wait(error).await?;
                     continue;
                 }
             };
@@ -131,10 +137,17 @@ impl Pull<'_> {
                 }
                 None => {
                     let reason = Setback::passing("it has another slice for this node");
-                    self.setbacks.wait(reason, self.coordinator).await?;
+                    self.wait(reason).await?;
                 }
             }
         }
+    }
+
+    /// Waits before the next attempt, which uses the certificates of then.
+    async fn wait(&mut self, setback: Setback) -> Result<(), PullError> {
+        self.setbacks.wait(setback, self.coordinator).await?;
+        self.channel = open_channel(&self.dial)?;
+        Ok(())
     }
 
     async fn offer(&self) -> Result<SliceHead, Setback> {
@@ -207,7 +220,7 @@ impl Pull<'_> {
                     }
                     tracing::warn!(reason, "fetching the tensor again");
                 }
-                Err(error) => self.setbacks.wait(error, self.coordinator).await?,
+                Err(error) => self.wait(error).await?,
             }
         }
         tracing::info!("pulled the slice: {}", progress.summary());

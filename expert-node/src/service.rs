@@ -58,6 +58,7 @@ impl NodeControl for NodeService {
             draining: *node.phase.borrow() != Phase::Serving,
             counters: Some(node.stats.snapshot()),
             used: identity.shape.experts_used as u32,
+            instance_id: node.instance.to_vec().into(),
             checksum: 0,
         })))
     }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ds4_proto::wire::InstanceId;
 use tokio::sync::{Semaphore, watch};
 
 use crate::compute::Identity;
@@ -27,6 +28,8 @@ pub(crate) enum Phase {
 #[derive(Debug)]
 pub(crate) struct NodeState {
     pub(crate) identity: Arc<Identity>,
+    /// Tells this process from all others.
+    pub(crate) instance: InstanceId,
     /// Compute threads.
     pub(crate) threads: usize,
     /// Calls in flight on one stream.

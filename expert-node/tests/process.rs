@@ -112,6 +112,49 @@ fn serve_is_ready_with_one_line_and_sigterm_stops_it() {
 }
 
 #[test]
+fn a_node_tells_systemd_its_state_and_survives_signals_that_are_no_end() {
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("notify");
+    let heard = std::os::unix::net::UnixDatagram::bind(&path).expect("socket");
+    let limit = Some(Duration::from_secs(60));
+    heard.set_read_timeout(limit).expect("time limit");
+    let next = || loop {
+        let mut buffer = [0; 256];
+        let length = heard.recv(&mut buffer).expect("message");
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if text != "WATCHDOG=1" {
+            return text;
+        }
+    };
+    let mut child = binary()
+        .args(["serve", "--listen", "127.0.0.1:0", "--threads", "1"])
+        .args(["--tiles", "blocks=0..1", "-m"])
+        .arg(model())
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", "100000")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map(Running)
+        .expect("the binary runs");
+    let signal = |name: &str| {
+        let kill = format!("kill -{name} {}", child.0.id());
+        let status = Command::new("sh").args(["-c", &kill]).status();
+        assert!(status.expect("kill").success(), "{name}");
+    };
+    assert_eq!(next(), "READY=1");
+    signal("USR1");
+    signal("USR2");
+    signal("HUP");
+    let reloading = next();
+    assert!(reloading.starts_with("RELOADING=1\n"), "{reloading}");
+    assert_eq!(next(), "READY=1");
+    signal("TERM");
+    assert_eq!(next(), "STOPPING=1");
+    assert_eq!(child.0.wait().expect("status").code(), Some(0));
+}
+
+#[test]
 fn errors_are_one_line_and_one_status() {
     let model = model();
     let model = model.to_str().expect("path");

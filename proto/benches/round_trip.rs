@@ -71,7 +71,7 @@ impl Talk {
         let address = listener.local_addr()?.to_string();
         let service = channel::compute_server(Mirror, MAX_MESSAGE_BYTES);
         let server = channel::server().add_service(service);
-        let incoming = node.incoming(listener, Peers::Coordinators)?;
+        let incoming = node.incoming(listener, Peers::Coordinators);
         tokio::spawn(server.serve_with_incoming(incoming));
         let (out, requests) = mpsc::channel(4);
         out.send(message(Kind::Hello(pb::Hello::default()))).await?;
@@ -158,7 +158,7 @@ async fn main() -> anyhow::Result<()> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let service = channel::compute_server(Mirror, MAX_MESSAGE_BYTES);
-        let incoming = node.incoming(listener, Peers::Coordinators)?;
+        let incoming = node.incoming(listener, Peers::Coordinators);
         tokio::spawn(
             channel::server()
                 .add_service(service)

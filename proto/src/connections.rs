@@ -4,24 +4,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Pause after a connection could not be accepted, which happens when the process has too many
 /// files open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
-/// A listener that leaves further connections in its backlog while it has as many as it takes.
-#[derive(Debug)]
-pub struct BoundedListener {
-    listener: TcpListener,
-    permits: Arc<Semaphore>,
-}
+/// Shortest time between two log lines about that.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A connection; its permit is free again when it is dropped.
 #[derive(Debug)]
@@ -30,24 +26,6 @@ pub struct Connection<S = TcpStream> {
     /// Bytes that were read off the stream and are to be read once more, before the rest.
     replay: &'static [u8],
     _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl BoundedListener {
-    /// Takes at most `most` connections at the same time from `listener`.
-    #[must_use]
-    pub fn new(listener: TcpListener, most: usize) -> Self {
-        let permits = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        BoundedListener { listener, permits }
-    }
-
-    /// The next connection, once there is a permit for it. An error of one connection, or a lack of
-    /// file descriptors, does not end a server: accepting is tried again.
-    pub async fn accept(&self) -> Connection {
-        // The semaphore is never closed.
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-        let (stream, _) = accept(&self.listener).await;
-        Connection::new(stream, &[], permit)
-    }
 }
 
 /// The next connection. After an error of one connection, or a lack of file descriptors, accepting
@@ -63,10 +41,21 @@ pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
             }
             Err(error) if peer_left(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept a connection");
+                complain(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Logs that no connection can be accepted, but not for every try.
+fn complain(error: &io::Error) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    // An instant is an instant, whoever panicked.
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL) {
+        *last = Some(Instant::now());
+        tracing::error!(%error, "cannot accept connections");
     }
 }
 
@@ -149,27 +138,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[tokio::test]
-    async fn a_connection_beyond_the_bound_waits_for_a_permit() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let bounded = BoundedListener::new(listener, 1);
-        let mut clients = Vec::new();
-        for _ in 0..2 {
-            clients.push(TcpStream::connect(address).await.expect("connected"));
-        }
-        let mut first = bounded.accept().await;
-        first.write_all(b"x").await.expect("written");
-        assert_eq!(clients[0].read_u8().await.expect("read"), b'x');
-        let early = tokio::time::timeout(Duration::from_millis(50), bounded.accept()).await;
-        assert!(early.is_err(), "the bound does not hold");
-        drop(first);
-        let mut second = bounded.accept().await;
-        clients[1].write_all(b"y").await.expect("written");
-        assert_eq!(second.read_u8().await.expect("read"), b'y');
-    }
+    use tokio::io::AsyncReadExt;
 
     #[tokio::test]
     async fn replayed_bytes_come_before_the_stream() {

@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream;
-use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,7 +22,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::connections::{Connection, accept};
 use crate::limits::{HANDSHAKE_TIMEOUT, MAX_CONNECTIONS, MAX_HANDSHAKES};
-use crate::tls;
+use crate::tls::{self, Credentials, Peers};
 
 /// The first bytes of every HTTP/2 connection.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -51,14 +50,15 @@ const MAX_DRAINED: u64 = 64 << 10;
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Connections whose handshake is done, at most [`MAX_CONNECTIONS`] at the same time, over TLS or,
-/// without settings for it, in plain text. No item is an error, which would end a server.
+/// without credentials for it, in plain text. Each handshake uses the credentials as they are at its
+/// start. No item is an error, which would end a server.
 pub fn incoming(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<(Credentials, Peers)>,
 ) -> impl futures::Stream<Item = io::Result<Peer>> {
     let gate = Gate {
         listener,
-        tls: tls.map(TlsAcceptor::from),
+        tls,
         permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         handshakes: JoinSet::new(),
         oldest_first: VecDeque::new(),
@@ -72,7 +72,7 @@ pub fn incoming(
 
 struct Gate {
     listener: TcpListener,
-    tls: Option<TlsAcceptor>,
+    tls: Option<(Credentials, Peers)>,
     permits: Arc<Semaphore>,
     handshakes: JoinSet<Result<Peer, Refused>>,
     oldest_first: VecDeque<AbortHandle>,
@@ -108,7 +108,9 @@ impl Gate {
         {
             oldest.abort();
         }
-        let (tls, permits) = (self.tls.clone(), Arc::clone(&self.permits));
+        let permits = Arc::clone(&self.permits);
+        let tls = self.tls.as_ref();
+        let tls = tls.map(|(credentials, peers)| TlsAcceptor::from(credentials.server(*peers)));
         let handshake = async move {
             let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake(stream, tls, permits)).await;
             let late = || "its handshake timed out".to_owned();

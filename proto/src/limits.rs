@@ -15,6 +15,9 @@ pub const OLDEST_PROTOCOL_VERSION: u32 = 4;
 /// Bytes of a model fingerprint.
 pub const FINGERPRINT_BYTES: usize = 32;
 
+/// Bytes of the random number by which a node's process is known.
+pub const INSTANCE_ID_BYTES: usize = 16;
+
 /// Tokens of one call; a larger batch travels as several calls.
 pub const MAX_TOKENS: usize = 512;
 

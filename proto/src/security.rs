@@ -3,14 +3,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::PoisonError;
 
 use futures::stream::Stream;
 use tokio::net::TcpListener;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::channel::{self, AddressError};
 use crate::gate::{self, Peer};
-use crate::tls::{Credentials, Peers, TlsError};
+use crate::tls::{
+    CertificateFacts, CertificateReport, CertificateWatch, Credentials, Peers, SeenCertificate,
+    WATCH_INTERVAL,
+};
 
 /// What protects connections between coordinators and nodes.
 #[derive(Clone, Debug, Default)]
@@ -63,27 +67,45 @@ impl Security {
     }
 
     /// The connections that `listener` accepts: over TLS those of `peers`, in plain text all.
-    ///
-    /// # Errors
-    /// The TLS library refuses the settings.
     pub fn incoming(
         &self,
         listener: TcpListener,
         peers: Peers,
-    ) -> Result<impl Stream<Item = io::Result<Peer>> + use<>, TlsError> {
+    ) -> impl Stream<Item = io::Result<Peer>> + use<> {
         let tls = match self {
-            Security::Tls(credentials) => Some(credentials.server(peers)?),
+            Security::Tls(credentials) => Some((credentials.clone(), peers)),
             Security::Loopback | Security::Insecure => None,
         };
-        Ok(gate::incoming(listener, tls))
+        gate::incoming(listener, tls)
     }
 
-    /// The endpoint of the peer at `address`, a `host:port`. `http://host:port` means plain text
+    /// Logs the certificates and follows their files, if there are any, until the result is
+    /// dropped. `observe` gets a report at once and every [`WATCH_INTERVAL`].
+    ///
+    /// # Panics
+    /// There is no Tokio runtime.
+    #[must_use]
+    pub fn watch(
+        &self,
+        observe: impl Fn(&CertificateReport) + Send + 'static,
+    ) -> Option<CertificateWatch> {
+        let Security::Tls(credentials) = self else {
+            return None;
+        };
+        let credentials = credentials.clone();
+        Some(CertificateWatch::start(
+            credentials,
+            WATCH_INTERVAL,
+            observe,
+        ))
+    }
+
+    /// How to reach the peer at `address`, a `host:port`. `http://host:port` means plain text
     /// even where other nodes are reached over TLS, for nodes on the same machine.
     ///
     /// # Errors
     /// The address is not valid, or plain text would leave the machine.
-    pub fn endpoint(&self, address: &str) -> Result<Endpoint, DialError> {
+    pub fn endpoint(&self, address: &str) -> Result<Dial, DialError> {
         self.dial(address, None)
     }
 
@@ -92,34 +114,84 @@ impl Security {
     ///
     /// # Errors
     /// The address is not valid, or plain text would leave the machine.
-    pub fn endpoint_as(&self, address: &str, name: &str) -> Result<Endpoint, DialError> {
+    pub fn endpoint_as(&self, address: &str, name: &str) -> Result<Dial, DialError> {
         self.dial(address, Some(name))
     }
 
-    fn dial(&self, address: &str, name: Option<&str>) -> Result<Endpoint, DialError> {
+    fn dial(&self, address: &str, name: Option<&str>) -> Result<Dial, DialError> {
         let named_plain = address.starts_with("http://");
         let no_address = |reason| DialError::Address {
             address: address.to_owned(),
             reason,
         };
-        let endpoint = match self {
-            Security::Tls(credentials) if !named_plain => {
-                let client = credentials.client();
-                let client = match name {
-                    Some(name) => client.domain_name(name),
-                    None => client,
-                };
-                channel::tls_endpoint(address, client)
-            }
-            _ => channel::endpoint(address),
+        let credentials = match self {
+            Security::Tls(credentials) if !named_plain => Some(credentials.clone()),
+            _ => None,
+        };
+        let plain = credentials.is_none();
+        let endpoint = match plain {
+            true => channel::endpoint(address),
+            false => channel::tls_endpoint(address),
         };
         let endpoint = endpoint.map_err(no_address)?;
-        let plain = named_plain || !matches!(self, Security::Tls(_));
         let local = endpoint.uri().host().is_some_and(is_this_machine);
         if plain && !local && !matches!(self, Security::Insecure) {
             return Err(PlainText(address.to_owned()).into());
         }
-        Ok(endpoint)
+        let dial = Dial {
+            endpoint,
+            name: name.map(str::to_owned),
+            credentials,
+            seen: SeenCertificate::default(),
+        };
+        // The credentials were checked when they were read; what is left is the name.
+        dial.ready().map_err(|_| no_address(AddressError::Form))?;
+        Ok(dial)
+    }
+}
+
+/// How to reach one peer. Each connection uses the credentials as they are at its start.
+#[derive(Clone, Debug)]
+pub struct Dial {
+    endpoint: Endpoint,
+    /// The name that the peer's certificate must be for, if it is not the host in the address.
+    name: Option<String>,
+    /// `None` for plain text.
+    credentials: Option<Credentials>,
+    seen: SeenCertificate,
+}
+
+impl Dial {
+    /// Connects.
+    ///
+    /// # Errors
+    /// The peer cannot be reached, or one side refuses the other's certificate.
+    pub async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        self.ready()?.connect().await
+    }
+
+    /// A channel that connects when it is first used, and again when the connection was lost, with
+    /// the credentials of now.
+    ///
+    /// # Errors
+    /// The TLS library refuses the settings.
+    pub fn connect_lazy(&self) -> Result<Channel, tonic::transport::Error> {
+        Ok(self.ready()?.connect_lazy())
+    }
+
+    /// The certificate that the peer showed last; `None` in plain text and before a connection.
+    #[must_use]
+    pub fn peer_certificate(&self) -> Option<CertificateFacts> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
+
+    fn ready(&self) -> Result<Endpoint, tonic::transport::Error> {
+        let endpoint = self.endpoint.clone();
+        match &self.credentials {
+            None => Ok(endpoint),
+            Some(credentials) => credentials.client(endpoint, self.name.as_deref(), &self.seen),
+        }
     }
 }
 

@@ -18,17 +18,20 @@ pub(crate) enum Kind {
     Cut,
     /// Delay and rate of a bad line.
     Slow,
+    /// Bits are flipped on the line, in both directions.
+    Flip,
     /// Its connections are closed; the process runs on.
     Break,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Kind; 6] = [
+    pub(crate) const ALL: [Kind; 7] = [
         Kind::Kill,
         Kind::Restart,
         Kind::Stop,
         Kind::Cut,
         Kind::Slow,
+        Kind::Flip,
         Kind::Break,
     ];
 
@@ -37,6 +40,8 @@ impl Kind {
         Duration::from_millis(match self {
             Kind::Kill | Kind::Restart => 90,
             Kind::Stop | Kind::Cut | Kind::Slow | Kind::Break => 30,
+            // A connection may have to be noticed as broken, and made again.
+            Kind::Flip => 90,
         })
     }
 }

@@ -21,6 +21,15 @@ const SLOW: Conditions = Conditions {
     delay: Duration::from_millis(25),
     bytes_per_second: Some(2e6),
     loss: 0.02,
+    flips: 0.0,
+};
+
+/// A bad cable, or a machine whose memory flips bits of what it sends.
+const DAMAGED: Conditions = Conditions {
+    delay: Duration::ZERO,
+    bytes_per_second: None,
+    loss: 0.0,
+    flips: 0.2,
 };
 
 /// A node process behind a relay. The process may be replaced, the address stays.
@@ -107,6 +116,11 @@ impl Victim {
             }
             Kind::Slow => {
                 self.relay.set(SLOW);
+                sleep_until(over);
+                self.relay.set(Conditions::default());
+            }
+            Kind::Flip => {
+                self.relay.set(DAMAGED);
                 sleep_until(over);
                 self.relay.set(Conditions::default());
             }

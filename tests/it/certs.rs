@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use ds4_proto::tls::{Role, TlsFiles};
+use ds4_proto::tls::{CertificateFacts, Role, TlsFiles};
 
 use crate::bad_input::{Outcome, TestFolder, assert_refused, coord, text};
 
@@ -119,11 +119,123 @@ fn an_authority_certifies_further_members() {
     );
 }
 
+/// The ends of the certificates of these members.
+fn ends(folder: &Path, names: &[&str]) -> Vec<u64> {
+    let end = |name: &&str| {
+        let pem = std::fs::read(folder.join(format!("{name}.pem"))).expect("a certificate");
+        CertificateFacts::of_pem(&pem)[0].not_after
+    };
+    names.iter().map(end).collect()
+}
+
+#[test]
+fn members_are_renewed_for_the_names_that_they_have() {
+    let dir = TestFolder::new();
+    let out = dir.path("certs");
+    let members = ["--node", "a,10.0.0.1,*.nodes.lan", "--node", "b,fd00::2"];
+    let coordinator = ["--coordinator", "coord.lan", "--days", "10"];
+    let folder = ["--out", text(&out)];
+    certs(&[&folder[..], &members, &coordinator].concat());
+    // Not a member of this cluster.
+    std::fs::write(out.join("note.pem"), "nothing").expect("written");
+    let names = ["a", "b", "coordinator"];
+    let before = ends(&out, &names);
+    let end_days: std::collections::BTreeSet<u64> = before.iter().copied().collect();
+    assert_eq!(end_days.len(), 3, "they do not end together: {before:?}");
+    let old = contents(&out);
+    let printed = certs(&[&folder[..], &["--renew", "--days", "20"]].concat());
+    for line in [
+        "node a, valid until 20",
+        "as a, 10.0.0.1, *.nodes.lan:",
+        "as b, fd00::2:",
+        "as coord.lan:",
+    ] {
+        assert!(printed.contains(line), "{line}: {printed}");
+    }
+    assert!(
+        ends(&out, &names)
+            .iter()
+            .zip(&before)
+            .all(|(new, old)| new > old)
+    );
+    let new = contents(&out);
+    assert_eq!(
+        new.keys().collect::<Vec<_>>(),
+        old.keys().collect::<Vec<_>>()
+    );
+    for (name, file) in &new {
+        let same = matches!(name.as_str(), "ca.pem" | "ca.key" | "note.pem");
+        assert_eq!(*file == old[name], same, "{name}");
+        assert_eq!(file.0, old[name].0, "{name}");
+    }
+    let empty = dir.path("empty");
+    std::fs::create_dir(&empty).expect("a folder");
+    let nobody = [
+        "certs",
+        "--out",
+        text(&empty),
+        "--ca",
+        text(&out),
+        "--renew",
+    ];
+    assert_refused(&nobody, &["holds no member's certificate"]);
+}
+
+#[test]
+fn an_authority_is_replaced_in_steps_that_leave_every_member_trusted() {
+    let dir = TestFolder::new();
+    let out = dir.path("certs");
+    let folder = ["--out", text(&out)];
+    let step = |flag: &str| certs(&[&folder[..], &[flag]].concat());
+    certs(&[&folder[..], &["--node", "a", "--node", "b"]].concat());
+    let load = |name: &str, role: Role| files(&out, name).load(role).map(drop);
+    let all_good = |when: &str| {
+        for (name, role) in [
+            ("coordinator", Role::Coordinator),
+            ("a", Role::Node),
+            ("b", Role::Node),
+        ] {
+            load(name, role).unwrap_or_else(|error| panic!("{when}, {name}: {error}"));
+        }
+    };
+    let old_key = contents(&out)["ca.key"].clone();
+    let printed = step("--rotate-authority");
+    assert!(printed.contains("--renew") && printed.contains("--finish-rotation"));
+    all_good("both are trusted");
+    let now = contents(&out);
+    assert_eq!(now["ca.pem"].1.matches("BEGIN CERTIFICATE").count(), 2);
+    assert_eq!(now["ca-old.key"].1, old_key.1);
+    assert_ne!(now["ca.key"].1, old_key.1);
+    assert_eq!(
+        (now["ca.key"].0, now["ca-old.key"].0),
+        (old_key.0, old_key.0)
+    );
+    let twice = [&["certs"], &folder[..], &["--rotate-authority"]].concat();
+    assert_refused(&twice, &["being replaced already", "--finish-rotation"]);
+    let early = [&["certs"], &folder[..], &["--finish-rotation"]].concat();
+    assert_refused(&early, &["a.pem", "not signed", "--renew first"]);
+    all_good("nothing was finished");
+    step("--renew");
+    all_good("all are renewed");
+    // A member that joins meanwhile trusts both as well.
+    certs(&[&folder[..], &["--ca", text(&out), "--node", "late"]].concat());
+    step("--finish-rotation");
+    all_good("the new one alone is trusted");
+    load("late", Role::Node).expect("a member");
+    let after = contents(&out);
+    assert_eq!(after["ca.pem"].1.matches("BEGIN CERTIFICATE").count(), 1);
+    assert!(!after.contains_key("ca-old.key") && !after.contains_key("ca-alone.pem"));
+}
+
 #[test]
 fn what_cannot_be_certified_is_refused_before_anything_is_written() {
     let dir = TestFolder::new();
     let out = dir.path("certs");
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 10] = [
+        (
+            &["--node", "a,*.ds4-expert"],
+            &["'*.ds4-expert'", "two labels"],
+        ),
         (&["--node", "a,b c"], &["'b c'", "DNS name"]),
         (&["--node", "a,*"], &["'*'", "DNS name"]),
         (&["--node", "a,b.*.c"], &["'b.*.c'", "DNS name"]),
@@ -146,6 +258,9 @@ fn what_cannot_be_certified_is_refused_before_anything_is_written() {
         &["--node", ""][..],
         &["--node", "a,,b"],
         &["--node", "a", "--days", "0"],
+        &["--node", "a", "--renew"],
+        &["--renew", "--rotate-authority"],
+        &["--finish-rotation", "--ca", "x"],
         &[],
     ] {
         let all = [&["certs", "--out", text(&out)], args].concat();

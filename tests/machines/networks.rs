@@ -49,24 +49,28 @@ const NEAR: Conditions = Conditions {
     delay: Duration::ZERO,
     bytes_per_second: None,
     loss: 0.0,
+    flips: 0.0,
 };
 /// Round trip of 0.1 ms, 10 Gb/s.
 const RACK: Conditions = Conditions {
     delay: Duration::from_micros(50),
     bytes_per_second: Some(1.25e9),
     loss: 0.0,
+    flips: 0.0,
 };
 /// Round trip of 0.2 ms, 1 Gb/s.
 const OFFICE: Conditions = Conditions {
     delay: Duration::from_micros(100),
     bytes_per_second: Some(1.25e8),
     loss: 0.0,
+    flips: 0.0,
 };
 /// Round trip of 4 ms, 50 Mb/s, and one in a hundred segments is lost and sent again.
 const FAR: Conditions = Conditions {
     delay: Duration::from_millis(2),
     bytes_per_second: Some(6.25e6),
     loss: 0.01,
+    flips: 0.0,
 };
 
 const CASES: [Case; 15] = [

@@ -170,3 +170,34 @@ pub fn resident_kilobytes(process: u32, file: &Path) -> Result<u64> {
     }
     Ok(total)
 }
+
+/// Bytes of a process that are resident, of which its peak was the most.
+///
+/// # Errors
+/// `/proc` does not show the process.
+pub fn resident_bytes(process: u32) -> Result<u64> {
+    status_bytes(process, "VmRSS:")
+}
+
+/// The most bytes of a process that were resident at once, since its start or [`reset_peak`].
+///
+/// # Errors
+/// `/proc` does not show the process.
+pub fn peak_bytes(process: u32) -> Result<u64> {
+    status_bytes(process, "VmHWM:")
+}
+
+/// Has the peak of a process counted from this moment on.
+///
+/// # Errors
+/// The system does not allow it.
+pub fn reset_peak(process: u32) -> Result<()> {
+    Ok(std::fs::write(format!("/proc/{process}/clear_refs"), "5")?)
+}
+
+fn status_bytes(process: u32, key: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next());
+    Ok(kilobytes.context("status")?.parse::<u64>()? << 10)
+}

@@ -1,5 +1,5 @@
-//! A network link in user space: forwards TCP connections with delay, a rate and losses, can fall
-//! silent, and can break connections.
+//! A network link in user space: forwards TCP connections with delay, a rate, losses and flipped
+//! bits, can fall silent, and can break connections.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -37,6 +37,8 @@ pub struct Conditions {
     pub bytes_per_second: Option<f64>,
     /// The share of segments that are lost and sent again, from 0 to 1.
     pub loss: f64,
+    /// The share of segments of which one bit is flipped, from 0 to 1.
+    pub flips: f64,
 }
 
 impl Conditions {
@@ -46,7 +48,7 @@ impl Conditions {
         Conditions {
             delay: round_trip / 2,
             bytes_per_second: Some(megabits * 1e6 / 8.0),
-            loss: 0.0,
+            ..Conditions::default()
         }
     }
 }
@@ -65,6 +67,8 @@ struct State {
     ended: AtomicBool,
     /// Bytes that have been forwarded, towards the target and back.
     passed: [AtomicU64; 2],
+    /// Bits that have been flipped.
+    flipped: AtomicU64,
     /// The most bytes to forward, towards the target and back.
     limits: [AtomicU64; 2],
     silent: Mutex<bool>,
@@ -107,6 +111,7 @@ impl Relay {
             }),
             ended: AtomicBool::new(false),
             passed: Default::default(),
+            flipped: AtomicU64::new(0),
             limits: [u64::MAX; 2].map(AtomicU64::new),
             silent: Mutex::new(false),
             heard: Condvar::new(),
@@ -155,6 +160,12 @@ impl Relay {
         self.state.limits[1].store(bytes, Ordering::SeqCst);
     }
 
+    /// Bits that have been flipped, in both directions.
+    #[must_use]
+    pub fn flipped(&self) -> u64 {
+        self.state.flipped.load(Ordering::Relaxed)
+    }
+
     /// Bytes that have been taken for forwarding, towards the target and back.
     #[must_use]
     pub fn passed(&self) -> [u64; 2] {
@@ -199,6 +210,17 @@ impl State {
         drop(held.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Flips a bit of some segments.
+    fn damage(&self, bytes: &mut [u8]) {
+        let mut line = lock(&self.line);
+        let share = line.conditions.flips;
+        if share > 0.0 && line.random.chance(share) && !bytes.is_empty() {
+            let bit = line.random.below(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            self.flipped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// When `bytes` that are sent now will arrive.
     fn arrival(&self, direction: usize, bytes: usize) -> Instant {
         let mut line = lock(&self.line);
@@ -206,6 +228,7 @@ impl State {
             delay,
             bytes_per_second,
             loss,
+            ..
         } = line.conditions;
         let now = Instant::now();
         let sending = bytes_per_second.map_or(0.0, |rate| bytes as f64 / rate);
@@ -264,6 +287,7 @@ fn take(mut from: &TcpStream, direction: usize, state: &State, to: &SyncSender<S
         let limit = state.limits[direction].load(Ordering::SeqCst);
         let allowed = limit.saturating_sub(before).min(count as u64) as usize;
         let due = state.arrival(direction, allowed);
+        state.damage(&mut bytes[..allowed]);
         if to.send((due, bytes[..allowed].to_vec())).is_err() {
             break;
         }
@@ -331,7 +355,7 @@ mod tests {
         let slow = Conditions {
             delay,
             bytes_per_second: Some(1e6),
-            loss: 0.0,
+            ..Conditions::default()
         };
         let (relay, client) = relay(slow);
         assert!(round(&client, 1) >= 2 * delay);
@@ -343,6 +367,22 @@ mod tests {
             ..Conditions::default()
         });
         assert!(round(&client, 1) >= 2 * RETRANSMISSION);
+    }
+
+    #[test]
+    fn a_bit_of_each_segment_is_flipped_where_that_is_asked_for() {
+        let flips = Conditions {
+            flips: 1.0,
+            ..Conditions::default()
+        };
+        let (relay, mut client) = relay(flips);
+        client.write_all(&[0; 8]).expect("sent");
+        let mut back = [0; 8];
+        client.read_exact(&mut back).expect("back");
+        // One there and one back, unless both hit the same bit.
+        assert_eq!(relay.flipped(), 2);
+        let ones: u32 = back.iter().map(|byte| byte.count_ones()).sum();
+        assert!(ones == 2 || ones == 0, "{back:?}");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! A cluster over sockets: membership, links and dispatcher, put together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +16,8 @@ use super::known_calls::KnownAnswers;
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;
 use super::membership::{
-    ClusterError, EntryId, Expectation, NodeSpec, NodeTable, Resolver, SystemResolver, follow,
-    wait_ready,
+    ClusterError, ClusterStatus, EntryId, Expectation, NodeSpec, NodeTable, Resolver,
+    SystemResolver, follow, wait_ready,
 };
 use super::node_metrics::NodeMetrics;
 use super::transport::Transport;
@@ -41,6 +43,8 @@ pub struct ClusterOptions {
     pub resolve_interval: Duration,
     /// How connections to the nodes are secured.
     pub security: Security,
+    /// One call in so many is computed a second time elsewhere and compared; `None` for none.
+    pub audit: Option<NonZeroU32>,
     /// Whether each node computes known calls before it is used.
     pub known_calls: bool,
     /// This process's own file, with which known calls are compared; without it, nodes are
@@ -60,6 +64,7 @@ impl Default for ClusterOptions {
             // The records of a headless service follow its pods within seconds.
             resolve_interval: Duration::from_secs(3),
             security: Security::default(),
+            audit: NonZeroU32::new(10_000),
             known_calls: true,
             reference: None,
         }
@@ -130,6 +135,9 @@ impl ClusterBackend {
         let settings = DispatchSettings {
             cut: options.cut,
             deadline: options.deadline,
+            audit: options.audit,
+            // Which calls are audited should not be known beforehand, and decides no token.
+            audit_seed: RandomState::new().hash_one(()),
             ..DispatchSettings::new(shape)
         };
         let transport: Arc<dyn Transport> = Arc::clone(&nodes.table) as _;
@@ -143,6 +151,13 @@ impl ClusterBackend {
     #[must_use]
     pub fn table(&self) -> Arc<NodeTable> {
         Arc::clone(&self.nodes.table)
+    }
+
+    /// What the cluster can compute, which stays up to date.
+    #[must_use]
+    pub fn status(&self) -> ClusterStatus {
+        let (table, own_file) = (self.table(), self.dispatcher.has_fallback());
+        ClusterStatus::new(table, self.nodes.expected.shape, own_file)
     }
 
     /// Name and health state of each node that is up.
@@ -174,16 +189,16 @@ impl Nodes {
     /// Starts a link on the current runtime. Over TLS the node's certificate must name `host`, if
     /// `address` is what `host` was resolved to, else the host in `address`.
     fn join(&self, address: &str, host: Option<&str>) -> Result<EntryId, ClusterError> {
-        let endpoint = match host {
+        let dial = match host {
             Some(host) => self.security.endpoint_as(address, host),
             None => self.security.endpoint(address),
         }?;
         let name: Arc<str> = address.into();
-        let metrics = Arc::new(NodeMetrics::new(address));
+        let metrics = NodeMetrics::registered(address);
         let entry = self.table.add(Arc::clone(&name), Arc::clone(&metrics));
         self.spawn(link::run(LinkTarget {
             name,
-            endpoint,
+            dial,
             expected: self.expected.clone(),
             table: Arc::clone(&self.table),
             entry,

@@ -51,6 +51,33 @@ pub(super) fn known_calls(shape: &MoeShape, held: &Holdings) -> Vec<KnownCall> {
     (0..count).map(spread).filter_map(call).collect()
 }
 
+/// A call for one tile of what a node holds, another one each time.
+pub(super) fn random_call(
+    shape: &MoeShape,
+    held: &Holdings,
+    random: &mut SplitMix64,
+) -> Option<KnownCall> {
+    let layer = random.below(shape.layers.max(1));
+    let rects = held.rects(layer);
+    if rects.is_empty() {
+        return None;
+    }
+    let rect = rects[random.below(rects.len())];
+    let mut within = |span: Span| {
+        let at = span.start + random.below(span.len() as usize) as u32;
+        Span::new(at, at + 1)
+    };
+    let tile = TileRect {
+        experts: within(rect.experts),
+        blocks: within(rect.blocks),
+    };
+    let mut values = SplitMix64::new(random.next_u64());
+    Some(KnownCall {
+        batch: Arc::new(made_up_token(shape, layer, tile, &mut values)?),
+        tile,
+    })
+}
+
 /// One of the tiles in `rects`: the first by an order that is the same for every node.
 fn known_tile(layer: usize, rects: &[TileRect]) -> Option<TileRect> {
     let tiles = rects.iter().flat_map(|rect| {
@@ -73,10 +100,19 @@ fn seed(layer: usize, tile: TileRect) -> u64 {
     SplitMix64::new(at).next_u64()
 }
 
-/// One token that chooses the tile's expert. Plain values, which a node quantises itself, fit every
-/// type of weights.
 fn known_batch(shape: &MoeShape, layer: usize, tile: TileRect) -> Option<ExpertBatch> {
     let mut random = SplitMix64::named(seed(layer, tile), "known call");
+    made_up_token(shape, layer, tile, &mut random)
+}
+
+/// One token that chooses the tile's expert. Plain values, which a node quantises itself, fit every
+/// type of weights.
+fn made_up_token(
+    shape: &MoeShape,
+    layer: usize,
+    tile: TileRect,
+    random: &mut SplitMix64,
+) -> Option<ExpertBatch> {
     let routes = (0..shape.experts_used as u32).map(|slot| Route {
         expert: (tile.experts.start + slot) % shape.grid.experts,
         weight: 0.5 + random.unit() as f32,

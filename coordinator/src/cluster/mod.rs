@@ -38,5 +38,6 @@ pub use backend::{ClusterBackend, ClusterOptions};
 pub use local::LocalBackend;
 pub use local_fallback::{FallbackExperts, LocalExperts};
 pub use membership::{
-    ClusterError, Expectation, NodeSpec, NodeState, NodeStatus, NodeTable, Resolver, SystemResolver,
+    ClusterError, ClusterStatus, Expectation, NodeSpec, NodeState, NodeStatus, NodeTable, Resolver,
+    SystemResolver,
 };

@@ -19,8 +19,8 @@ use tokio::net::TcpListener;
 
 use super::model_args::{LocalFallback, ModelArgs, ModelFiles};
 use crate::cluster::{
-    ClusterBackend, ClusterOptions, Expectation, FallbackExperts, LocalBackend, LocalExperts,
-    NodeTable,
+    ClusterBackend, ClusterOptions, ClusterStatus, Expectation, FallbackExperts, LocalBackend,
+    LocalExperts,
 };
 use crate::engine::{Engine, EngineConfig, ExpertBackend};
 use crate::prompt::Tokenizer;
@@ -49,8 +49,8 @@ pub struct Assembly {
     pub kernels: Kernels,
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<NodeTable>>,
+    /// What the expert nodes can compute, if there are any.
+    pub cluster: Option<Arc<ClusterStatus>>,
     /// Notices changes of the model's files; the engine refuses to compute with changed ones.
     pub files: Arc<FileWatch>,
 }
@@ -128,13 +128,13 @@ impl OpenModel {
 }
 
 impl Assembly {
-    /// Opens the model, starts embedded nodes, waits for the others, and builds the engine.
+    /// Opens the model, starts embedded nodes, waits for the others, whose connections `security`
+    /// protects, and builds the engine.
     ///
     /// # Errors
     /// A flag, the model or a node cannot be used.
-    pub async fn open(args: &ModelArgs) -> Result<Self> {
+    pub async fn open(args: &ModelArgs, security: Security) -> Result<Self> {
         let kernels = args.engine.isa.isa;
-        let security = args.security()?;
         let for_load = args.files.clone();
         let model = tokio::task::spawn_blocking(move || OpenModel::open(&for_load)).await??;
         let config = EngineConfig {
@@ -173,6 +173,7 @@ impl Assembly {
                 begin_incomplete: args.cluster.local_fallback == LocalFallback::Always,
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
+                audit: args.cluster.audit.one_in(),
                 ..ClusterOptions::default()
             };
             let fallback = match args.cluster.local_fallback {
@@ -181,7 +182,7 @@ impl Assembly {
             };
             let expected = model.expectation()?;
             let connected = ClusterBackend::connect(&options, &expected, fallback).await?;
-            cluster = Some(connected.table());
+            cluster = Some(Arc::new(connected.status()));
             Arc::new(connected)
         };
         let mut engine = Engine::new(model.hp.clone(), &model.tensors, experts, &config)?;

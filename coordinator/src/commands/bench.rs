@@ -77,7 +77,7 @@ pub struct BenchArgs {
 /// # Errors
 /// The model or a node cannot be used, or standard output cannot be written.
 pub async fn run(args: BenchArgs) -> Result<()> {
-    let assembly = Assembly::open(&args.model).await?;
+    let assembly = Assembly::open(&args.model, args.model.security()?).await?;
     tokio::task::spawn_blocking(move || measure(&args, assembly)).await?
 }
 

@@ -1,18 +1,18 @@
-//! `ds4-coord certs`: creates the certificates of a cluster.
+//! `ds4-coord certs`: creates and renews the certificates of a cluster, and replaces its authority.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+mod folder;
+mod renewal;
+
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use ds4_cli::print;
-use ds4_proto::tls::{Role, TlsFiles};
+use ds4_proto::tls::{Role, TlsFiles, utc};
 
 use crate::authority::{Authority, Issued, check_name};
+use folder::{Access, CA, path, read_authority, same, write};
 
-const CA: &str = "ca";
 const COORDINATOR: &str = "coordinator";
 
 const EXAMPLES: &str = "\
@@ -22,7 +22,10 @@ Examples:
       --node node-0,10.0.0.11 --node node-1,10.0.0.12
 
   # One more node for it
-  ds4-coord certs --out certs --ca certs --node node-2,10.0.0.13";
+  ds4-coord certs --out certs --ca certs --node node-2,10.0.0.13
+
+  # All members once more, before their certificates end
+  ds4-coord certs --out certs --renew";
 
 /// Whose certificates to create.
 #[derive(Args, Debug)]
@@ -35,20 +38,42 @@ pub struct CertsArgs {
     /// A node: a name for its files, then the DNS names and IP addresses at which coordinators
     /// reach it, comma-separated; `*.` stands for any one label. Repeat the flag for every node;
     /// nodes that share a certificate, such as those of a StatefulSet, count as one
-    #[arg(long = "node", value_name = "NAME[,HOST|IP]...", required = true, value_parser = names)]
+    #[arg(
+        long = "node",
+        value_name = "NAME[,HOST|IP]...",
+        required_unless_present = "upkeep",
+        conflicts_with = "upkeep",
+        value_parser = names
+    )]
     pub nodes: Vec<Names>,
 
     /// DNS names and IP addresses at which nodes reach the coordinator [default: localhost; with
     /// --ca, no coordinator's certificate is created]
-    #[arg(long, value_name = "HOST|IP,...", value_parser = names)]
+    #[arg(long, value_name = "HOST|IP,...", conflicts_with = "upkeep", value_parser = names)]
     pub coordinator: Option<Names>,
 
     /// Folder with the authority of an existing cluster, to add members to it [default: create a
     /// new authority]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["rotate_authority", "finish_rotation"])]
     pub ca: Option<PathBuf>,
 
-    /// Days for which the members' certificates are valid; the authority's is valid for ten years
+    /// Issue every member's certificate in --out again, with a fresh key, for the names that it has;
+    /// with --ca if the authority is in another folder
+    #[arg(long, group = "upkeep")]
+    pub renew: bool,
+
+    /// Begin to replace the authority in --out: from here on a new one issues certificates, and
+    /// ca.pem has both, so that members can trust both until all are renewed
+    #[arg(long, group = "upkeep")]
+    pub rotate_authority: bool,
+
+    /// End the replacement of the authority in --out, once its members were renewed: ca.pem has the
+    /// new one alone
+    #[arg(long, group = "upkeep")]
+    pub finish_rotation: bool,
+
+    /// Days for which the members' certificates are valid, less up to a tenth that depends on the
+    /// member's name, so that they do not end together; the authority's is valid for ten years
     #[arg(
         long,
         default_value_t = 365,
@@ -80,6 +105,16 @@ fn names(text: &str) -> Result<Names, String> {
 /// A name is not valid in a certificate or for a file, a file already exists or cannot be written,
 /// or the authority cannot be used.
 pub fn run(args: &CertsArgs) -> Result<()> {
+    let report = match () {
+        () if args.renew => renewal::renew(&args.out, args.ca.as_deref(), args.days)?,
+        () if args.rotate_authority => renewal::rotate(&args.out)?,
+        () if args.finish_rotation => renewal::finish(&args.out)?,
+        () => create(args)?,
+    };
+    Ok(print(report)?)
+}
+
+fn create(args: &CertsArgs) -> Result<String> {
     let plan = CertPlan::new(args)?;
     let authority = match &args.ca {
         None => Authority::generate()?,
@@ -87,27 +122,38 @@ pub fn run(args: &CertsArgs) -> Result<()> {
     };
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the folder {}", args.out.display()))?;
+    // While the authority is being replaced, the file has the certificates of both.
+    let trusted = match &args.ca {
+        None => authority.certificate().to_owned(),
+        Some(folder) => folder::trusted(folder)?,
+    };
     let kept = args.ca.as_deref().is_some_and(|ca| same(ca, &args.out));
     if !kept {
         let file = path(&args.out, CA, "pem");
-        let other = std::fs::read(&file).is_ok_and(|old| old != authority.certificate().as_bytes());
+        let other = std::fs::read(&file).is_ok_and(|old| old != trusted.as_bytes());
         ensure!(
             args.force || !other,
             "{} belongs to another authority; use --force to replace it",
             file.display()
         );
-        write(&file, authority.certificate(), Access::Everyone)?;
+        write(&file, &trusted, Access::Everyone)?;
         if args.ca.is_none() {
             write(&path(&args.out, CA, "key"), authority.key(), Access::Owner)?;
         }
     }
+    let mut text = String::new();
     for member in &plan.members {
-        let issued = authority.issue(member.role, &member.file, &member.names, args.days);
-        let issued =
-            issued.with_context(|| format!("cannot issue the certificate of {}", member.file))?;
-        member.write(&args.out, &issued)?;
+        let issued = member.issue(&authority, &args.out, args.days)?;
+        text += &member.report(&args.out, &issued);
     }
-    Ok(print(plan.report(args))?)
+    if args.ca.is_none() {
+        let out = args.out.display();
+        text += &format!(
+            "Keep {out}/ca.key off every member: it signs their certificates. To add members \
+             later, use --ca {out}; to renew them, --out {out} --renew.\n"
+        );
+    }
+    Ok(text)
 }
 
 /// A process that gets a certificate.
@@ -120,17 +166,36 @@ struct Member {
 }
 
 impl Member {
-    /// Writes the two files and reads them back as the member will.
-    fn write(&self, folder: &Path, issued: &Issued) -> Result<()> {
-        let files = TlsFiles {
+    /// Issues the certificate, writes the two files, and reads them back as the member will.
+    fn issue(&self, authority: &Authority, folder: &Path, days: u64) -> Result<Issued> {
+        let issued = authority.issue(self.role, &self.file, &self.names, days);
+        let issued =
+            issued.with_context(|| format!("cannot issue the certificate of {}", self.file))?;
+        let files = self.files(folder);
+        write(&files.key, &issued.key, Access::Owner)?;
+        write(&files.cert, &issued.certificate, Access::Everyone)?;
+        files.load(self.role)?;
+        Ok(issued)
+    }
+
+    fn files(&self, folder: &Path) -> TlsFiles {
+        TlsFiles {
             ca: path(folder, CA, "pem"),
             cert: path(folder, &self.file, "pem"),
             key: path(folder, &self.file, "key"),
-        };
-        write(&files.cert, &issued.certificate, Access::Everyone)?;
-        write(&files.key, &issued.key, Access::Owner)?;
-        files.load(self.role)?;
-        Ok(())
+        }
+    }
+
+    /// Which files it takes, and until when.
+    fn report(&self, folder: &Path, issued: &Issued) -> String {
+        let Member { role, file, names } = self;
+        let out = folder.display();
+        format!(
+            "{role} {file}, valid until {} as {}:\n    --tls-ca {out}/ca.pem --tls-cert \
+             {out}/{file}.pem --tls-key {out}/{file}.key\n",
+            utc(issued.not_after),
+            names.join(", ")
+        )
     }
 }
 
@@ -193,27 +258,6 @@ impl CertPlan {
         }
         Ok(())
     }
-
-    /// Which files belong to which member.
-    fn report(&self, args: &CertsArgs) -> String {
-        let mut text = String::new();
-        let out = args.out.display();
-        for Member { role, file, names } in &self.members {
-            text += &format!(
-                "{role} {file}, valid for {} days as {}:\n    --tls-ca {out}/ca.pem --tls-cert \
-                 {out}/{file}.pem --tls-key {out}/{file}.key\n",
-                args.days,
-                names.join(", ")
-            );
-        }
-        if args.ca.is_none() {
-            text += &format!(
-                "Keep {out}/ca.key off every member: it signs their certificates. To add members \
-                 later, use --ca {out}.\n"
-            );
-        }
-        text
-    }
 }
 
 /// Accepts letters, digits, dashes, underscores and dots, since files get the name.
@@ -228,64 +272,5 @@ fn check_file_name(name: &str) -> Result<()> {
         name != CA,
         "--node {CA}: this name is reserved for the authority's files"
     );
-    Ok(())
-}
-
-fn read_authority(folder: &Path) -> Result<Authority> {
-    let read = |kind| {
-        let file = path(folder, CA, kind);
-        std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))
-    };
-    let (certificate, key) = (read("pem")?, read("key")?);
-    let authority = Authority::from_pem(certificate, &key);
-    authority.with_context(|| format!("cannot use the authority in {}", folder.display()))
-}
-
-fn path(folder: &Path, name: &str, kind: &str) -> PathBuf {
-    folder.join(format!("{name}.{kind}"))
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    match (a.canonicalize(), b.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Access {
-    /// Everyone may read.
-    Everyone,
-    /// Only the owner may read.
-    Owner,
-}
-
-/// Writes to a file beside it first, then renames: a new key is never readable by others, and no
-/// file is ever half written.
-fn write(file: &Path, text: &str, access: Access) -> Result<()> {
-    let mode = match access {
-        Access::Everyone => 0o644,
-        Access::Owner => 0o600,
-    };
-    let beside = file.with_extension("new");
-    let written = || -> std::io::Result<()> {
-        // An interrupted run may have left one, with any access.
-        match std::fs::remove_file(&beside) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = OpenOptions::new();
-        let mut new: File = options
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&beside)?;
-        new.write_all(text.as_bytes())?;
-        new.sync_all()?;
-        std::fs::rename(&beside, file)
-    };
-    if let Err(error) = written() {
-        bail!("cannot write {}: {error}", file.display());
-    }
     Ok(())
 }

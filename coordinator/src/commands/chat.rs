@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::certificates;
 use super::service::{Service, ServiceArgs};
 use crate::prompt::{Conversation, FinishReason, Message, OutputEvent, Thinking, render};
 use crate::sampling::SamplingParams;
@@ -65,7 +66,9 @@ const PLAIN: &str = "\x1b[0m";
 /// # Errors
 /// The model or a node cannot be used, the engine failed, or standard output cannot be written.
 pub async fn run(args: ChatArgs) -> Result<()> {
-    let service = Service::start(&args.service).await?;
+    let security = args.service.model.security()?;
+    let _certificates = certificates::watch(&security);
+    let service = Service::start(&args.service, security).await?;
     let result = converse(&service, &args).await;
     service.stop(Duration::ZERO).await;
     result
@@ -77,7 +80,7 @@ async fn converse(service: &Service, args: &ChatArgs) -> Result<()> {
         print_line!("{}: /help lists the commands", service.model.name)?;
     }
     let mut chat = Chat::new(service, args);
-    let (want_line, mut lines) = line_reader(interactive);
+    let (want_line, mut lines) = line_reader(interactive)?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive signals")?;
     loop {
         // The reader asks for input only when the last answer is out.
@@ -130,10 +133,10 @@ fn is_final(error: &anyhow::Error) -> bool {
 }
 
 /// A thread that reads one line for each request: terminals have no asynchronous input.
-fn line_reader(prompt: bool) -> (mpsc::Sender<()>, mpsc::Receiver<String>) {
+fn line_reader(prompt: bool) -> Result<(mpsc::Sender<()>, mpsc::Receiver<String>)> {
     let (want, mut wanted) = mpsc::channel::<()>(1);
     let (send, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
+    let read = move || {
         let mut input = std::io::stdin().lock().lines();
         while wanted.blocking_recv().is_some() {
             if prompt {
@@ -145,8 +148,12 @@ fn line_reader(prompt: bool) -> (mpsc::Sender<()>, mpsc::Receiver<String>) {
                 break;
             }
         }
-    });
-    (want, lines)
+    };
+    let thread = std::thread::Builder::new().name("ds4-input".to_owned());
+    thread
+        .spawn(read)
+        .context("cannot start the thread that reads lines")?;
+    Ok((want, lines))
 }
 
 struct Chat<'a> {

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use ds4_cli::{LogArg, exit_code, long_version};
+use ds4_cli::{LogArg, block_on, exit_code, long_version};
 
 use super::verify;
 use super::{bench, calibrate, certs, chat, inspect, logits, plan, serve, share, slice, synth};
@@ -36,7 +36,8 @@ Examples:
 /// A conversation is not to be interrupted by reports of success.
 fn log_help(flag: clap::Arg) -> clap::Arg {
     flag.help(
-        "Log filter, for example `warn` or `info,ds4_proto=debug` [default: info; chat: warn]",
+        "Log filter, for example `warn` or `info,ds4_proto=debug`; @FILE reads it from a file, and \
+         again on SIGHUP [default: info; chat: warn]",
     )
 }
 
@@ -79,11 +80,10 @@ fn run(cli: Cli) -> Result<()> {
         Command::Chat(_) => "warn",
         _ => "info",
     };
-    cli.log.start(default)?;
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
+    let log = cli.log.start(default)?;
+    block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args).await,
+            Command::Serve(args) => serve::run(args, log).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
             Command::Bench(args) => bench::run(args).await,
@@ -91,15 +91,12 @@ fn run(cli: Cli) -> Result<()> {
             Command::Certs(args) => certs::run(&args),
             Command::Plan(args) => plan::run(&args).await,
             Command::Slice(args) => slice::run(&args),
-            Command::Share(args) => share::run(args).await,
+            Command::Share(args) => share::run(args, log).await,
             Command::Verify(args) => verify::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Synth(args) => synth::run(&args),
         }
-    });
-    // A model may still be loading on a blocking thread; the process does not wait for it.
-    runtime.shutdown_background();
-    result
+    })
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use ds4_cli::parse;
 use ds4_common::quant::Layout;
+use ds4_proto::security::Security;
 use ds4_proto::tls::Peers;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -71,7 +72,11 @@ impl Sharing {
     ///
     /// # Errors
     /// The address is taken, or the cut does not fit the model.
-    pub(super) async fn start(args: &JoinArgs, model: &ModelArgs) -> Result<Option<Self>> {
+    pub(super) async fn start(
+        args: &JoinArgs,
+        model: &ModelArgs,
+        security: &Security,
+    ) -> Result<Option<Self>> {
         let Some(address) = args.join_listen else {
             return Ok(None);
         };
@@ -81,7 +86,6 @@ impl Sharing {
             grid: model.cluster.grid,
             tiles: None,
         };
-        let security = model.security()?;
         security.check_listen(address).context("--join-listen")?;
         let files = model.files.clone();
         let open = move || cut.shares(OpenModel::open(&files)?.whole()?, Layout::Panels);
@@ -98,7 +102,7 @@ impl Sharing {
             fetches: args.join_fetches,
         };
         let (stop, stopped) = oneshot::channel();
-        let incoming = security.incoming(listener, Peers::Members)?;
+        let incoming = security.incoming(listener, Peers::Members);
         let served = share::serve(incoming, SliceShare::new(shares, settings), async {
             // A dropped sender means the same as a message.
             let _ = stopped.await;

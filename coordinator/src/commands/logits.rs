@@ -47,7 +47,7 @@ pub async fn run(args: LogitsArgs) -> Result<()> {
     // Created before the model is loaded: a mistyped folder should not cost a load.
     let out = OutFile::create(&args.out)
         .with_context(|| format!("cannot write {}", args.out.display()))?;
-    let assembly = Assembly::open(&args.model).await?;
+    let assembly = Assembly::open(&args.model, args.model.security()?).await?;
     let vocab = assembly.model.hp.vocab;
     let last = tokens.iter().position(|&t| t as usize >= vocab);
     if let Some(at) = last {

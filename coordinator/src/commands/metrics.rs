@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::cluster::{dispatch, node_metrics};
+use crate::cluster::dispatch;
 use crate::scheduler::scheduler_metrics;
 use crate::{http, share};
 
@@ -28,8 +28,8 @@ pub fn install_recorder() -> anyhow::Result<PrometheusHandle> {
     scheduler_metrics::describe();
     http::describe();
     share::describe();
-    node_metrics::describe();
     dispatch::describe();
+    super::certificates::describe();
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
@@ -38,9 +38,8 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
         Matcher::Suffix("_seconds".into()),
         scheduler_metrics::SECONDS,
     )?;
-    for (name, bounds) in [scheduler_metrics::TOKENS, node_metrics::CALL_SECONDS] {
-        builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), bounds)?;
-    }
+    let (name, bounds) = scheduler_metrics::TOKENS;
+    builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), bounds)?;
     Ok(builder)
 }
 

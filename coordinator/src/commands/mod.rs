@@ -3,10 +3,12 @@
 pub mod assembly;
 pub mod bench;
 pub mod calibrate;
+pub mod certificates;
 pub mod certs;
 pub mod chat;
 pub mod cli;
 pub mod cut_args;
+mod http_args;
 pub mod inspect;
 pub mod join_args;
 pub mod logits;

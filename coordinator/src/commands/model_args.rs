@@ -1,6 +1,8 @@
 //! The flags with which every command says what model to run, and on what.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use anyhow::Result;
 use clap::{Arg, Args, ValueEnum};
@@ -130,6 +132,45 @@ pub struct ClusterArgs {
         value_parser = parse::seconds(1..=86_400)
     )]
     pub call_timeout: u64,
+
+    /// One call to a node in N is computed a second time, on another node or from the coordinator's
+    /// model file, and compared bit for bit; or off
+    #[arg(long, env = "DS4_AUDIT", default_value = "10000", value_name = "N")]
+    pub audit: Audit,
+}
+
+/// The value of `--audit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Audit {
+    /// No call.
+    Off,
+    /// One call in so many.
+    OneIn(NonZeroU32),
+}
+
+impl Audit {
+    /// One call in so many, if any.
+    #[must_use]
+    pub fn one_in(self) -> Option<NonZeroU32> {
+        match self {
+            Audit::Off => None,
+            Audit::OneIn(calls) => Some(calls),
+        }
+    }
+}
+
+impl FromStr for Audit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Audit::Off),
+            _ => text
+                .parse()
+                .map(Audit::OneIn)
+                .map_err(|_| format!("expected off or a number from 1 to {}", u32::MAX)),
+        }
+    }
 }
 
 /// How the coordinator, and the nodes inside of its process, compute.

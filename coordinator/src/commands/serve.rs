@@ -1,22 +1,29 @@
 //! `ds4-coord serve`: the HTTP API and the chat page.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use ds4_cli::{Signals, parse, print_line};
+use ds4_cli::{LogFilter, Reloaders, ServiceManager, Signals, print_line};
 use ds4_common::model::Fingerprint;
-use ds4_common::quantity::Bytes;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+use super::certificates;
+use super::http_args::{HttpArgs, OtherFiles};
 use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
 use super::service::{Service, ServiceArgs};
-use crate::cluster::NodeState;
-use crate::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, NodeCounts, Site};
+use crate::http::{self, App, ConnectionLimits, ExpertsReport, HostRule, ModelCard, Site};
+use crate::scheduler::{Scheduler, SchedulerState};
+
+/// Longest wait at the end for connections to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,99 +52,35 @@ pub struct ServeArgs {
     pub join: JoinArgs,
 }
 
-/// How HTTP is served.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "HTTP")]
-pub struct HttpArgs {
-    /// Address to listen on; port 0 takes a free one
-    #[arg(
-        long,
-        env = "DS4_LISTEN",
-        default_value = "127.0.0.1:8080",
-        value_name = "IP:PORT"
-    )]
-    pub listen: SocketAddr,
-
-    /// Name of the model in the API [default: the name in its file]
-    #[arg(long, env = "DS4_MODEL_NAME", value_name = "NAME")]
-    pub model_name: Option<String>,
-
-    /// Origins whose web pages may use the API, comma-separated; * allows all [default: none]
-    #[arg(long, env = "DS4_CORS", value_name = "ORIGIN", value_delimiter = ',')]
-    pub cors: Vec<String>,
-
-    /// Largest request body
-    #[arg(
-        long,
-        env = "DS4_BODY_LIMIT",
-        default_value = "32MiB",
-        value_name = "SIZE"
-    )]
-    pub body_limit: Bytes,
-
-    /// Connections at the same time; further ones wait until one closes
-    #[arg(
-        long,
-        env = "DS4_MAX_CONNECTIONS",
-        default_value_t = ConnectionLimits::default().connections,
-        value_name = "N",
-        value_parser = parse::count(1 << 20)
-    )]
-    pub max_connections: usize,
-
-    /// Idle seconds before a keep-alive comment is sent
-    #[arg(
-        long,
-        env = "DS4_KEEP_ALIVE",
-        default_value_t = 5,
-        value_name = "SECONDS",
-        value_parser = parse::seconds(1..=86_400)
-    )]
-    pub keep_alive: u64,
-
-    /// Seconds in which a stopping server may finish running requests
-    #[arg(
-        long,
-        env = "DS4_GRACE",
-        default_value_t = 30,
-        value_name = "SECONDS",
-        value_parser = parse::seconds(0..=86_400)
-    )]
-    pub grace: u64,
-}
-
-/// Serves until SIGTERM or ctrl-c.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` and the
+/// certificates read again.
 ///
 /// # Errors
 /// The model, a node or the address cannot be used, or the engine stopped.
-pub async fn run(args: ServeArgs) -> Result<()> {
+pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     // Caught from the start, so that no early signal is lost.
     let mut signals = Signals::new()?;
+    let manager = Arc::new(ServiceManager::from_env());
+    let reloaders = Reloaders::new(Arc::clone(&manager));
+    reloaders.add("log filter", move || log.reload());
     let recorder = metrics::install_recorder()?;
     // Bound before the model is loaded: a port in use should not cost a load.
-    let (listener, address) = listen(args.http.listen).await?;
-    tracing::info!("listening on http://{address}, loading the model");
-    let site = Site::default();
-    let (close, closing) = tokio::sync::oneshot::channel::<()>();
-    let limits = ConnectionLimits {
-        connections: args.http.max_connections,
-        ..ConnectionLimits::default()
-    };
-    let server = tokio::spawn(http::serve(listener, site.clone(), limits, async {
-        // A dropped sender means the same as a message.
-        let _ = closing.await;
-    }));
+    let doors = Doors::open(&args, &recorder, &reloaders).await?;
+    let (url, site) = (doors.url(), doors.site.clone());
+    tracing::info!("listening on {url}, loading the model");
+    let security = args.service.model.security()?;
+    certificates::follow(&security, &reloaders);
     // Started before the wait for nodes: they may have to fetch their slices first.
     let sharing = tokio::select! {
-        sharing = Sharing::start(&args.join, &args.service.model) => sharing?,
-        _ = signals.next() => return Ok(()),
+        sharing = Sharing::start(&args.join, &args.service.model, &security) => sharing?,
+        _ = signals.termination(&reloaders) => return Ok(()),
     };
     // On a task of its own: its work between waits would keep this one from seeing signals.
     let for_start = args.service.clone();
-    let start = tokio::spawn(async move { Service::start(&for_start).await });
+    let start = tokio::spawn(async move { Service::start(&for_start, security).await });
     let service = tokio::select! {
         service = start => service.context("loading the model ended abnormally")??,
-        _ = signals.next() => return Ok(()),
+        _ = signals.termination(&reloaders) => return Ok(()),
     };
     tokio::spawn(metrics::keep_up(recorder.clone()));
     let app = app(&args, &service, recorder)?;
@@ -149,33 +92,35 @@ pub async fn run(args: ServeArgs) -> Result<()> {
         "serving"
     );
     site.open(Arc::new(app));
-    if let Err(error) = print_line!("http://{address}") {
+    if let Err(error) = print_line!("{url}") {
         // The server serves on: its output may have no reader.
         tracing::warn!(%error, "the address was not printed");
     }
+    manager.ready();
     // An end that nobody asked for is an error.
     let fault = tokio::select! {
-        _ = signals.next() => None,
+        _ = signals.termination(&reloaders) => None,
         () = service.scheduler.stopped() => Some(anyhow!("the engine has stopped")),
         changed = service.model_changed() => Some(changed.into()),
+        never = stay_alive(&manager, &service.scheduler) => match never {},
     };
+    manager.stopping();
     // Without an engine or a model no request can be finished.
     let grace = fault.as_ref().map_or(args.http.grace, |_| 0);
     if let Some(fault) = &fault {
         tracing::error!("{fault:#}");
     }
     tracing::info!("stopping: running requests have {grace} s to finish");
-    drop(close);
+    // The doors stay open meanwhile: whoever asks is told that the server is draining.
     if let Some(sharing) = sharing {
         sharing.stop();
     }
     let finished = tokio::select! {
         finished = service.scheduler.shut_down(Duration::from_secs(grace)) => finished,
         // A second signal means that there is no time to wait.
-        _ = signals.next() => service.scheduler.shut_down(Duration::ZERO).await,
+        _ = signals.termination(&reloaders) => service.scheduler.shut_down(Duration::ZERO).await,
     };
-    // Idle connections do not keep the process alive.
-    let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
+    doors.close().await;
     for node in service.embedded {
         node.stop().await;
     }
@@ -188,20 +133,109 @@ pub async fn run(args: ServeArgs) -> Result<()> {
     Ok(())
 }
 
-/// Binds the address, and warns if other machines can reach it.
-async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+/// Signs of life for the watchdog for as long as the engine runs.
+async fn stay_alive(manager: &ServiceManager, scheduler: &Scheduler) -> Infallible {
+    let runs = || scheduler.status().state != SchedulerState::Stopped;
+    manager.keep_alive(runs).await;
+    std::future::pending().await
+}
+
+/// The sockets of the HTTP side and their servers.
+struct Doors {
+    /// Where the API listens, and how.
+    address: SocketAddr,
+    scheme: &'static str,
+    site: Site,
+    /// Ends the servers when it is dropped.
+    open: watch::Sender<()>,
+    servers: JoinSet<()>,
+}
+
+impl Doors {
+    /// Binds the addresses and answers on them that the model is loading.
+    async fn open(
+        args: &ServeArgs,
+        recorder: &PrometheusHandle,
+        reloaders: &Reloaders,
+    ) -> Result<Self> {
+        let http = &args.http;
+        let identity = http.tls()?;
+        let (listener, address) = bind(http.listen, "--listen").await?;
+        if !address.ip().to_canonical().is_loopback() {
+            let lacks = match identity {
+                None => {
+                    "neither a password nor encryption: expose it only to a proxy that adds both"
+                }
+                Some(_) => "no password: expose it only to a proxy that adds one",
+            };
+            tracing::warn!("the API on {address} has {lacks}, or to a private network");
+        }
+        let model = &args.service.model;
+        let limits = http.connection_limits(OtherFiles {
+            nodes: model.cluster.nodes.len(),
+            embedded: model.embedded_nodes(),
+            join: args.join.join_listen.is_some(),
+        });
+        let hosts = HostRule::new(address.ip(), &http.allowed_hosts);
+        let mut site = Site::new(recorder.clone(), hosts);
+        if let Some(identity) = identity {
+            certificates::follow_http(&identity, reloaders);
+            site = site.over_tls(identity);
+        }
+        let mut doors = Doors {
+            address,
+            scheme: if http.http_tls_cert.is_some() {
+                "https"
+            } else {
+                "http"
+            },
+            site: site.clone(),
+            open: watch::channel(()).0,
+            servers: JoinSet::new(),
+        };
+        doors.serve(listener, site, limits);
+        if let Some(wanted) = http.health_listen {
+            let (listener, address) = bind(wanted, "--health-listen").await?;
+            tracing::info!("health and metrics on http://{address}");
+            let site = doors.site.probes(HostRule::new(address.ip(), &[]));
+            let limits = ConnectionLimits {
+                connections: limits.reserve,
+                ..limits
+            };
+            doors.serve(listener, site, limits);
+        }
+        Ok(doors)
+    }
+
+    fn url(&self) -> String {
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    fn serve(&mut self, listener: TcpListener, site: Site, limits: ConnectionLimits) {
+        let mut open = self.open.subscribe();
+        let end = async move {
+            // Nothing is ever sent.
+            while open.changed().await.is_ok() {}
+        };
+        self.servers.spawn(http::serve(listener, site, limits, end));
+    }
+
+    /// Takes no more connections and waits a moment for those that are open: idle ones do not keep
+    /// the process alive.
+    async fn close(mut self) {
+        drop(self.open);
+        let all = async { while self.servers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, all).await;
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAddr)> {
     let listener = TcpListener::bind(address)
         .await
-        .with_context(|| format!("cannot listen on {address} (--listen)"))?;
+        .with_context(|| format!("cannot listen on {address} ({flag})"))?;
     let address = listener
         .local_addr()
         .context("the listening socket has no address")?;
-    if !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(
-            "the API on {address} has neither a password nor encryption: expose it only to a proxy \
-             that adds both, or to a private network"
-        );
-    }
     Ok((listener, address))
 }
 
@@ -211,22 +245,20 @@ fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Resul
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(args, service)?,
-        HttpSettings {
-            body_limit: usize::try_from(args.http.body_limit.0).unwrap_or(usize::MAX),
-            cors: args.http.cors.clone(),
-            keep_alive: Duration::from_secs(args.http.keep_alive),
-        },
+        args.http.settings()?,
         recorder,
-    );
-    let Some(table) = service.cluster.clone() else {
+    )
+    .context("cannot start the threads that read requests")?;
+    let Some(cluster) = service.cluster.clone() else {
         return Ok(app);
     };
-    let is_up = |state: &NodeState| matches!(state, NodeState::Up);
-    Ok(app.with_nodes(move || {
-        let nodes = table.nodes();
-        NodeCounts {
-            up: nodes.iter().filter(|node| is_up(&node.state)).count(),
-            total: nodes.len(),
+    Ok(app.with_experts(move || {
+        let (up, total) = cluster.counts();
+        ExpertsReport {
+            up,
+            total,
+            covered: cluster.covered(),
+            own_file: cluster.own_file(),
         }
     }))
 }

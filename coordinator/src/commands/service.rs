@@ -1,6 +1,6 @@
 //! What `serve` and `chat` share: a scheduler over an engine, and the model's vocabulary.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -10,12 +10,17 @@ use ds4_common::gguf::{FileChanged, FileEvent, FileWatch};
 use ds4_common::memory_limit;
 use ds4_common::quantity::Bytes;
 use ds4_expert_node::EmbeddedNode;
+use ds4_proto::security::Security;
 
 use super::assembly::{Assembly, OpenModel};
 use super::model_args::ModelArgs;
-use crate::cluster::NodeTable;
+use crate::cluster::ClusterStatus;
 use crate::prompt::Dialect;
-use crate::scheduler::{Scheduler, SchedulerLimits, Vocabulary};
+use crate::scheduler::{Scheduler, SchedulerLimits, StartError, Vocabulary};
+
+/// Nodes may be away for this long before requests are refused for it: a node that restarts, or a
+/// connection that breaks, is not worth an error.
+const BLINK: Duration = Duration::from_secs(1);
 
 /// How requests are scheduled and prompts written.
 #[derive(Args, Clone, Debug)]
@@ -81,8 +86,8 @@ pub struct Service {
     pub kernels: &'static str,
     /// Nodes inside of this process; to be stopped at the end.
     pub embedded: Vec<EmbeddedNode>,
-    /// The state of the expert nodes, if there are any.
-    pub cluster: Option<Arc<NodeTable>>,
+    /// What the expert nodes can compute, if there are any.
+    pub cluster: Option<Arc<ClusterStatus>>,
     /// Notices changes of the model's files.
     files: Arc<FileWatch>,
 }
@@ -92,11 +97,12 @@ pub struct Service {
 const FILE_POLL: Duration = Duration::from_secs(1);
 
 impl Service {
-    /// Opens the model, joins its experts, and starts the scheduler.
+    /// Opens the model, joins its experts over connections that `security` protects, and starts the
+    /// scheduler.
     ///
     /// # Errors
     /// A flag, the model or a node cannot be used.
-    pub async fn start(args: &ServiceArgs) -> Result<Self> {
+    pub async fn start(args: &ServiceArgs, security: Security) -> Result<Self> {
         let Assembly {
             model,
             engine,
@@ -104,8 +110,9 @@ impl Service {
             embedded,
             cluster,
             files,
-        } = Assembly::open(&args.model).await?;
+        } = Assembly::open(&args.model, security).await?;
         let kv_memory = args.kv_memory.unwrap_or_else(default_kv_memory);
+        warn_of_memory(kv_memory);
         let vocabulary = Arc::new(Vocabulary::new(model.tokenizer()?)?);
         let dialect = args.dialect.unwrap_or_else(|| detect_dialect(&model));
         let limits = SchedulerLimits {
@@ -116,8 +123,13 @@ impl Service {
             ..SchedulerLimits::default()
         };
         let context = engine.context();
-        let scheduler = Scheduler::start(engine, Arc::clone(&vocabulary), limits)
-            .with_context(|| format!("--kv-memory {kv_memory} is too small for any request"))?;
+        let scheduler = match Scheduler::start(engine, Arc::clone(&vocabulary), limits) {
+            Err(error @ StartError::KvMemory { .. }) => {
+                let too_small = format!("--kv-memory {kv_memory} is too small for any request");
+                return Err(error).context(too_small);
+            }
+            started => started?,
+        };
         if scheduler.context() < context {
             tracing::warn!(
                 %kv_memory,
@@ -127,6 +139,10 @@ impl Service {
             );
         }
         let scheduler = Arc::new(scheduler);
+        if let Some(cluster) = &cluster {
+            let (cluster, scheduler) = (Arc::clone(cluster), Arc::downgrade(&scheduler));
+            tokio::spawn(watch_experts(cluster, scheduler));
+        }
         let kernels = kernels.name();
         Ok(Service {
             scheduler,
@@ -174,6 +190,49 @@ fn tell(event: &FileEvent) {
             "something about the model's file changed, though neither its length nor its time of \
              modification"
         ),
+    }
+}
+
+/// Keeps the scheduler informed whether the experts can be computed, as long as it lives. Nodes that
+/// return within [`BLINK`] are not missed.
+async fn watch_experts(cluster: Arc<ClusterStatus>, scheduler: Weak<Scheduler>) {
+    if cluster.own_file() {
+        return;
+    }
+    let mut changes = cluster.changes();
+    loop {
+        changes.mark_unchanged();
+        let mut available = cluster.covered();
+        if !available {
+            let returned = async { changes.wait_for(|_| cluster.covered()).await.is_ok() };
+            available = tokio::time::timeout(BLINK, returned).await.unwrap_or(false);
+        }
+        match scheduler.upgrade() {
+            Some(scheduler) => scheduler.set_experts_available(available),
+            None => return,
+        }
+        if !available {
+            tracing::warn!("no expert node holds some tiles: requests are refused until one does");
+            if changes.wait_for(|_| cluster.covered()).await.is_err() {
+                return;
+            }
+        } else if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Warns if the caches may take memory that is not there: the system would end the process.
+fn warn_of_memory(kv_memory: Bytes) {
+    if let Some(available) = memory_limit::available().map(Bytes)
+        && kv_memory > available
+        && kv_memory.0 < u64::MAX
+    {
+        tracing::warn!(
+            %kv_memory, %available,
+            "--kv-memory exceeds the memory that is available: the system may end the process once \
+             requests fill their caches"
+        );
     }
 }
 

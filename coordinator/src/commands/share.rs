@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use ds4_cli::{Signals, TlsArgs, parse, print_line};
+use ds4_cli::{LogFilter, Reloaders, Signals, TlsArgs, parse, print_line};
 use ds4_proto::tls::{Peers, Role};
 use tokio::net::TcpListener;
 
 use super::assembly::OpenModel;
+use super::certificates;
 use super::cut_args::{CutArgs, LayoutArg};
 use super::model_args::ModelFiles;
 use crate::share::{self, ShareSettings, SliceShare};
@@ -57,13 +58,17 @@ pub struct ShareArgs {
     pub tls: TlsArgs,
 }
 
-/// Serves until SIGTERM or ctrl-c.
+/// Serves until SIGTERM or ctrl-c. SIGHUP has the filter of `log` and the
+/// certificates read again.
 ///
 /// # Errors
 /// The cut does not fit the model, the address is taken, or the socket fails.
-pub async fn run(args: ShareArgs) -> Result<()> {
+pub async fn run(args: ShareArgs, log: LogFilter) -> Result<()> {
     let mut signals = Signals::new()?;
+    let reloaders = Reloaders::default();
+    reloaders.add("log filter", move || log.reload());
     let security = args.tls.security(Role::Coordinator)?;
+    certificates::follow(&security, &reloaders);
     security.check_listen(args.listen)?;
     let listener = TcpListener::bind(args.listen)
         .await
@@ -82,9 +87,9 @@ pub async fn run(args: ShareArgs) -> Result<()> {
         fetches: args.fetches,
     };
     let share = SliceShare::new(shares, settings);
-    let incoming = security.incoming(listener, Peers::Members)?;
+    let incoming = security.incoming(listener, Peers::Members);
     tokio::select! {
         served = share::serve(incoming, share, std::future::pending()) => Ok(served?),
-        _ = signals.next() => Ok(()),
+        _ = signals.termination(&reloaders) => Ok(()),
     }
 }

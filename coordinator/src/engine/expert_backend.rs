@@ -104,6 +104,18 @@ pub enum ExpertError {
         /// Names of the nodes, or this process.
         computed_by: String,
     },
+    /// Places that hold the same tiles gave different rows, and no other place could decide.
+    #[error(
+        "{tiles} of layer {layer} have different numbers wherever they are computed: {computed_by}"
+    )]
+    Contradiction {
+        /// Index of the layer.
+        layer: usize,
+        /// The tiles, as ranges of experts and blocks.
+        tiles: String,
+        /// Names of the nodes, each with the digest of its rows.
+        computed_by: String,
+    },
     /// A single token's call or reply exceeds the size limit of a message.
     #[error("a single token of this model exceeds the size limit of a message to a node")]
     TooLarge,

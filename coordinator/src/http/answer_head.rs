@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::app::{App, unix_seconds};
+use super::identity::Identity;
 
 /// The fields that every object of one answer begins with. They are serialised once, since a stream
 /// has an object per token.
@@ -18,11 +19,11 @@ pub(super) struct AnswerHead {
 }
 
 impl AnswerHead {
-    /// The head of a new answer. `prefix` begins its id, `object` is the type of its objects.
-    pub(super) fn new(app: Arc<App>, prefix: &str, object: &str) -> Self {
-        let number = app.next_id();
+    /// The head of the answer to the request of `identity`; `object` is the type of its objects.
+    pub(super) fn new(app: Arc<App>, identity: Identity, object: &str) -> Self {
+        let Identity { number, id, .. } = identity;
         let json = open_object(&json!({
-            "id": format!("{prefix}-{number}"),
+            "id": id,
             "object": object,
             "created": unix_seconds(),
             "model": app.card.id,

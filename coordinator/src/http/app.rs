@@ -1,13 +1,17 @@
 //! The state that all handlers share.
 
 use std::fmt;
+use std::hash::RandomState;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::body_memory::{BodyMemory, default_body_memory};
 use super::error::ApiError;
+use super::reading_threads::ReadingThreads;
 use crate::prompt::Dialect;
 use crate::scheduler::{Scheduler, Vocabulary};
 
@@ -69,6 +73,9 @@ pub(super) fn thinks_by_default(model: Option<&str>) -> bool {
 pub struct HttpSettings {
     /// Most bytes of a request's body.
     pub body_limit: usize,
+    /// Bytes that the bodies of all requests may take together, with what reading them takes; at
+    /// least [`super::least_body_memory`].
+    pub body_memory: u64,
     /// Origins whose web pages may use the API besides this server's own; `*` stands for all.
     pub cors: Vec<String>,
     /// Idle time of a stream before a keep-alive comment is sent, so that proxies do not mistake a
@@ -78,24 +85,51 @@ pub struct HttpSettings {
 
 impl Default for HttpSettings {
     fn default() -> Self {
+        let body_limit = 32 << 20;
         HttpSettings {
-            body_limit: 32 << 20,
+            body_limit,
+            body_memory: default_body_memory(body_limit as u64, None),
             cors: Vec::new(),
             keep_alive: Duration::from_secs(5),
         }
     }
 }
 
-/// How many expert nodes there are.
+/// What is known of the routed experts of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeCounts {
+pub struct ExpertsReport {
     /// Nodes that are connected and serve.
     pub up: usize,
     /// Nodes that are known, whatever their state.
     pub total: usize,
+    /// Whether the nodes that are up hold every tile together.
+    pub covered: bool,
+    /// Whether this process computes from its own model file what no node can.
+    pub own_file: bool,
 }
 
-type CountNodes = Box<dyn Fn() -> NodeCounts + Send + Sync>;
+impl ExpertsReport {
+    /// Why no request can succeed, by name.
+    pub(super) fn obstacle(&self) -> Option<&'static str> {
+        match (self.covered || self.own_file, self.up) {
+            (true, _) => None,
+            (false, 0) => Some("no_nodes"),
+            (false, _) => Some("experts_missing"),
+        }
+    }
+
+    /// What is worse than it should be, by name.
+    pub(super) fn degradations(&self) -> Vec<&'static str> {
+        let all = [
+            (self.up < self.total, "nodes_missing"),
+            (!self.covered && self.own_file, "local_fallback_active"),
+        ];
+        let true_ones = all.into_iter().filter(|(is, _)| *is);
+        true_ones.map(|(_, name)| name).collect()
+    }
+}
+
+type ReportExperts = Box<dyn Fn() -> ExpertsReport + Send + Sync>;
 
 /// The state that all handlers share.
 pub struct App {
@@ -106,8 +140,11 @@ pub struct App {
     pub(super) metrics: PrometheusHandle,
     /// Start of the server in seconds since 1970.
     pub(super) started: u64,
-    count_nodes: Option<CountNodes>,
+    pub(super) body_memory: Arc<BodyMemory>,
+    pub(super) reading: ReadingThreads,
+    report_experts: Option<ReportExperts>,
     ids: AnswerIds,
+    client_hash: RandomState,
 }
 
 impl fmt::Debug for App {
@@ -120,41 +157,52 @@ impl fmt::Debug for App {
 }
 
 impl App {
-    /// The state of a server that has no expert nodes to report.
-    #[must_use]
+    /// The state of a server that has no expert nodes to report, with the threads that read
+    /// requests.
+    ///
+    /// # Errors
+    /// The system gave no threads.
     pub fn new(
         scheduler: Arc<Scheduler>,
         vocabulary: Arc<Vocabulary>,
         card: ModelCard,
         settings: HttpSettings,
         metrics: PrometheusHandle,
-    ) -> Self {
-        App {
+    ) -> io::Result<Self> {
+        Ok(App {
             scheduler,
             vocabulary,
             card,
+            body_memory: BodyMemory::new(settings.body_memory, settings.body_limit),
+            reading: ReadingThreads::start()?,
             settings,
             metrics,
             started: unix_seconds(),
-            count_nodes: None,
+            report_experts: None,
             ids: AnswerIds::new(),
-        }
+            client_hash: RandomState::new(),
+        })
     }
 
-    /// Makes the health route report the numbers that `count` returns.
+    /// Has health and readiness depend on the experts, as `report` describes them.
     #[must_use]
-    pub fn with_nodes(self, count: impl Fn() -> NodeCounts + Send + Sync + 'static) -> Self {
+    pub fn with_experts(self, report: impl Fn() -> ExpertsReport + Send + Sync + 'static) -> Self {
         App {
-            count_nodes: Some(Box::new(count)),
+            report_experts: Some(Box::new(report)),
             ..self
         }
     }
 
-    pub(super) fn node_counts(&self) -> Option<NodeCounts> {
-        self.count_nodes.as_ref().map(|count| count())
+    pub(super) fn experts(&self) -> Option<ExpertsReport> {
+        self.report_experts.as_ref().map(|report| report())
     }
 
-    /// An id that no other answer has.
+    /// Makes the keys of clients unlike those of any other process.
+    pub(super) fn client_hash(&self) -> &RandomState {
+        &self.client_hash
+    }
+
+    /// A number that no other request has.
     pub(super) fn next_id(&self) -> String {
         self.ids.next()
     }

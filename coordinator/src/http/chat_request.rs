@@ -1,15 +1,20 @@
 //! The body of `/v1/chat/completions`, checked.
 
-use serde_json::Value;
+use std::borrow::Cow;
 
+use super::app::thinks_by_default;
+use super::body;
 use super::error::{ApiError, shortened};
 use super::fields::{Field, Object};
+use super::json_slices::Kind;
 use super::messages::read_messages;
 use super::options::{MAX_TOP_LOGPROBS, Options};
 use crate::prompt::{Conversation, ResponseFormat, Thinking, Tool, ToolChoice};
 
 /// Tools that one request may offer.
 const MAX_TOOLS: usize = 1024;
+/// Values that the definitions of all tools may have together.
+const MAX_TOOL_VALUES: usize = 65_536;
 
 /// A checked chat request.
 #[derive(Debug)]
@@ -24,11 +29,11 @@ impl ChatRequest {
     /// Reads the body. `default_thinking` gets the model's name, because some names imply whether
     /// the model thinks.
     pub(super) fn read(
-        body: &Value,
+        body: &str,
         default_thinking: impl Fn(Option<&str>) -> bool,
     ) -> Result<Self, ApiError> {
         let body = Object::root(body)?;
-        let model = body.str("model")?.map(str::to_owned);
+        let model = body.str("model")?.map(Cow::into_owned);
         let options = Options::read(&body)?;
         let mut tools = read_tools(&body)?;
         let tool_choice = read_tool_choice(&body, &mut tools)?;
@@ -60,30 +65,37 @@ impl ChatRequest {
     }
 }
 
-fn read_tools(body: &Object<'_>) -> Result<Vec<Tool>, ApiError> {
-    if body
-        .array("functions")?
-        .is_some_and(|functions| !functions.is_empty())
-    {
-        return Err(ApiError::unsupported(
-            "functions",
-            "`functions` is not supported: use `tools`",
-        ));
-    }
-    let fields = body.array("tools")?.unwrap_or_default();
-    if fields.len() > MAX_TOOLS {
-        let message = format!(
-            "at most {MAX_TOOLS} tools are allowed, not {}",
-            fields.len()
-        );
-        return Err(ApiError::invalid_field("tools", message));
-    }
-    fields.into_iter().map(read_tool).collect()
+/// Reads the bytes of a chat request's body as the server does, for fuzzing.
+///
+/// # Errors
+/// The error that a client would get.
+pub fn read_chat_body(bytes: &[u8]) -> Result<Conversation, ApiError> {
+    let request = ChatRequest::read(body::text(bytes)?, thinks_by_default)?;
+    Ok(request.conversation)
 }
 
-fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
+fn read_tools(body: &Object<'_>) -> Result<Vec<Tool>, ApiError> {
+    if let Some(functions) = body.get("functions") {
+        if functions.kind() != Kind::List {
+            return Err(functions.wrong("a list"));
+        }
+        if !functions.is_empty() {
+            return Err(ApiError::unsupported(
+                "functions",
+                "`functions` is not supported: use `tools`",
+            ));
+        }
+    }
+    let Some(tools) = body.get("tools") else {
+        return Ok(Vec::new());
+    };
+    let mut room = MAX_TOOL_VALUES;
+    tools.list(MAX_TOOLS, |tool| read_tool(tool, &mut room))
+}
+
+fn read_tool(field: Field<'_>, room: &mut usize) -> Result<Tool, ApiError> {
     let tool = field.object()?;
-    match tool.str("type")? {
+    match tool.str("type")?.as_deref() {
         None | Some("function") => {}
         Some(other) => {
             let message = format!(
@@ -94,7 +106,7 @@ fn read_tool(field: Field<'_>) -> Result<Tool, ApiError> {
         }
     }
     let function = tool.require("function")?;
-    Tool::from_function(function.value.clone()).map_err(|error| {
+    Tool::from_function(function.free_form(room)?).map_err(|error| {
         let message = format!("the field `{}`: {error}", function.path);
         ApiError::invalid_field(function.path, message)
     })
@@ -106,20 +118,20 @@ fn read_tool_choice(body: &Object<'_>, tools: &mut Vec<Tool>) -> Result<ToolChoi
     let Some(field) = body.get("tool_choice") else {
         return Ok(ToolChoice::Auto);
     };
-    let choice = match field.value {
-        Value::String(name) => match name.as_str() {
+    let choice = match field.kind() {
+        Kind::String => match &*field.str()? {
             "auto" => ToolChoice::Auto,
             "none" => ToolChoice::None,
             "required" => ToolChoice::Required,
             _ => return Err(field.wrong(EXPECTED)),
         },
-        Value::Object(_) => {
+        Kind::Object => {
             let path = field.path.clone();
             let function = field.object()?.require("function")?.object()?;
             let name = function.require("name")?.str()?;
             tools.retain(|tool| tool.name() == name);
             if tools.is_empty() {
-                let message = format!("no tool is named `{}`", shortened(name));
+                let message = format!("no tool is named `{}`", shortened(&name));
                 return Err(ApiError::invalid_field(path, message));
             }
             ToolChoice::Required
@@ -139,7 +151,7 @@ fn read_thinking(body: &Object<'_>) -> Result<Option<Thinking>, ApiError> {
     let effort = match body.get("reasoning_effort") {
         None => None,
         Some(field) => Some(
-            Thinking::from_effort_name(field.str()?)
+            Thinking::from_effort_name(&field.str()?)
                 .ok_or_else(|| field.wrong("none, minimal, low, medium, high, xhigh or max"))?,
         ),
     };
@@ -153,7 +165,7 @@ fn read_thinking(body: &Object<'_>) -> Result<Option<Thinking>, ApiError> {
 fn read_switch(body: &Object<'_>) -> Result<Option<bool>, ApiError> {
     if let Some(thinking) = body.object("thinking")? {
         let kind = thinking.require("type")?;
-        return match kind.str()? {
+        return match &*kind.str()? {
             "enabled" => Ok(Some(true)),
             "disabled" => Ok(Some(false)),
             "adaptive" | "auto" => Ok(None),
@@ -175,7 +187,7 @@ fn read_response_format(body: &Object<'_>) -> Result<ResponseFormat, ApiError> {
         return Ok(ResponseFormat::Text);
     };
     let kind = format.require("type")?;
-    match kind.str()? {
+    match &*kind.str()? {
         "text" => Ok(ResponseFormat::Text),
         "json_object" => Ok(ResponseFormat::JsonObject),
         "json_schema" => Err(ApiError::unsupported(

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::answer_head::AnswerHead;
 use super::app::App;
-use super::body::{json_response, read_json};
-use super::chat::on_blocking_thread;
+use super::body::{BodyBytes, json_response};
 use super::completion_request::{CompletionPrompt, CompletionRequest};
 use super::error::ApiError;
+use super::identity::Identity;
+use super::intake::{Intake, ReadRequest};
 use super::options::Streaming;
+use super::reading_threads::Wanted;
 use super::request_metrics::{GenerateRoute, RequestMeter};
 use super::stream::{self, ChunkWriter};
 use super::token_json::{CompletionLogprobs, usage_json};
@@ -22,9 +24,13 @@ use crate::scheduler::{
     AnswerFormat, GeneratedToken, Generation, GenerationEvent, GenerationSummary, TokenUsage,
 };
 
-pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Response {
-    let mut meter = RequestMeter::new(GenerateRoute::Completions);
-    let (mut generation, streaming) = match begin(&app, body).await {
+pub(super) async fn completions(
+    State(app): State<Arc<App>>,
+    Extension(identity): Extension<Identity>,
+    body: Body,
+) -> Response {
+    let mut meter = RequestMeter::new(GenerateRoute::Completions, &identity);
+    let (mut generation, streaming) = match begin(&app, &identity, body).await {
         Ok(begun) => begun,
         Err(error) => {
             meter.failed(&error);
@@ -32,7 +38,7 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
         }
     };
     let keep_alive = app.settings.keep_alive;
-    let head = AnswerHead::new(app, "cmpl", "text_completion");
+    let head = AnswerHead::new(app, identity, "text_completion");
     let mut writer = CompletionWriter::new(head, streaming);
     if streaming.stream {
         return stream::respond(generation, writer, meter, keep_alive);
@@ -58,33 +64,44 @@ pub(super) async fn completions(State(app): State<Arc<App>>, body: Body) -> Resp
     }
 }
 
-async fn begin(app: &Arc<App>, body: Body) -> Result<(Generation, Streaming), ApiError> {
-    let body = read_json(body, app.settings.body_limit).await?;
+async fn begin(
+    app: &Arc<App>,
+    identity: &Identity,
+    body: Body,
+) -> Result<(Generation, Streaming), ApiError> {
+    Intake::new(app, identity, "prompt")
+        .submit(body, read)
+        .await
+}
+
+/// From the body to the request with its tokens.
+fn read(intake: &Intake, body: BodyBytes, wanted: &Wanted) -> Result<ReadRequest, ApiError> {
+    let most = intake.app.scheduler.context();
     let CompletionRequest {
         model,
         prompt,
         logprobs,
         options,
-    } = CompletionRequest::read(&body)?;
-    app.card.check(model.as_deref())?;
-    app.scheduler.check_room()?;
-    let streaming = options.streaming;
+    } = CompletionRequest::read(body.text()?, most)?;
+    // The request has its own copies of what it needs.
+    drop(body);
+    intake.check(model.as_deref())?;
     let prompt = match prompt {
-        CompletionPrompt::Tokens(tokens) => tokens,
+        CompletionPrompt::Tokens(ids) if ids.count > most => {
+            return Err(intake.too_long(ids.count, true));
+        }
+        CompletionPrompt::Tokens(ids) => ids.kept,
         CompletionPrompt::Text(text) => {
-            let app = Arc::clone(app);
-            let work = move || {
-                let prompt = RenderedPrompt::completion(&text);
-                Ok(app.vocabulary.tokenizer.encode_segments(&prompt.segments))
-            };
-            on_blocking_thread(work).await?
+            let prompt = RenderedPrompt::completion(text);
+            intake.encode(&prompt.segments, wanted)?
         }
     };
-    let generation = app
-        .scheduler
-        .submit(options.into_request(prompt, AnswerFormat::Text, logprobs))
-        .map_err(|error| ApiError::from(error).about("prompt"))?;
-    Ok((generation, streaming))
+    Ok(ReadRequest {
+        prompt,
+        format: AnswerFormat::Text,
+        logprobs,
+        options,
+    })
 }
 
 fn push_text(whole: &mut String, deltas: Vec<OutputEvent>) {

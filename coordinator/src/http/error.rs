@@ -167,6 +167,7 @@ impl From<AdmissionError> for ApiError {
                 Self::invalid(message)
             }
             AdmissionError::Parameter(error) => Self::invalid_field(error.field, message),
+            AdmissionError::ExpertsUnavailable => unavailable("experts_unavailable", message),
             AdmissionError::ShuttingDown => unavailable("shutting_down", message),
             AdmissionError::Stopped => unavailable("engine_stopped", message),
         }
@@ -177,11 +178,23 @@ impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let message = error.to_string();
         match error {
-            // Nodes may come back: a later attempt may succeed.
-            GenerateError::Experts(_) => unavailable("experts_unavailable", message),
-            GenerateError::Engine(_) | GenerateError::Sampling(_) => {
-                Self::status(StatusCode::INTERNAL_SERVER_ERROR, "engine_error", message)
+            // Nodes may come back: a later attempt may succeed. Which node it was, and what the
+            // operating system said, is for the log.
+            GenerateError::Experts(_) => {
+                let message = "not all experts of the model can be reached at the moment";
+                unavailable("experts_unavailable", message.to_owned())
             }
+            GenerateError::Engine(_) | GenerateError::Sampling(_) => Self::status(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "engine_error",
+                "the engine failed to compute the answer; the server's log has the cause",
+            ),
+            GenerateError::Displaced { retry_after_s } => ApiError {
+                code: Some("queue_full"),
+                retry_after_s: Some(retry_after_s),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+            },
+            GenerateError::ExpertsUnavailable => unavailable("experts_unavailable", message),
             GenerateError::QueueTimeout { .. } => unavailable("queue_timeout", message),
             GenerateError::ShuttingDown => unavailable("shutting_down", message),
             GenerateError::Stopped => unavailable("engine_stopped", message),
@@ -234,13 +247,18 @@ mod tests {
             (
                 AdmissionError::QueueFull {
                     waiting: 9,
+                    own: 3,
                     retry_after_s: 7,
                 },
                 None,
                 (429, "rate_limit_error", Some("queue_full"), Some(7)),
             ),
             (
-                AdmissionError::PromptTooLong { prompt, context: 8 },
+                AdmissionError::PromptTooLong {
+                    prompt,
+                    exact: true,
+                    context: 8,
+                },
                 None,
                 (400, INVALID, Some("context_length_exceeded"), None),
             ),
@@ -280,6 +298,11 @@ mod tests {
                 AdmissionError::Parameter(parameter),
                 Some("top_p"),
                 (400, INVALID, Some("invalid_value"), None),
+            ),
+            (
+                AdmissionError::ExpertsUnavailable,
+                None,
+                (503, SERVER, Some("experts_unavailable"), Some(5)),
             ),
             (
                 AdmissionError::ShuttingDown,
@@ -326,6 +349,11 @@ mod tests {
                 tiles: "experts 0 to 7".to_owned(),
                 computed_by: "node-1:50052".to_owned(),
             },
+            ExpertError::Contradiction {
+                layer: 3,
+                tiles: "experts 0 to 7".to_owned(),
+                computed_by: "node-1:50052 (07)".to_owned(),
+            },
             ExpertError::TooLarge,
             ExpertError::GivenUp,
             ExpertError::Tiles(TileError::TooManyNodes {
@@ -340,19 +368,24 @@ mod tests {
     }
 
     #[test]
-    fn failing_experts_are_unavailable_and_keep_their_message() {
+    fn failing_experts_are_unavailable_and_tell_clients_nothing_of_addresses() {
         for error in expert_errors() {
             let message = error.to_string();
             let error = GenerateError::from(EngineError::Experts(error));
             assert!(matches!(error, GenerateError::Experts(_)), "{error}");
             assert!(error.to_string().ends_with(&message), "{error}");
             let unavailable = (503, SERVER, Some("experts_unavailable"), Some(5));
-            assert_eq!(seen(error), unavailable, "{message}");
+            assert_eq!(seen(error.clone()), unavailable, "{message}");
+            let told = ApiError::from(error).message;
+            assert!(
+                !told.contains("node-1") && !told.contains("reset"),
+                "{told}"
+            );
         }
     }
 
     #[test]
-    fn a_failing_engine_is_an_internal_error_and_keeps_its_message() {
+    fn a_failing_engine_is_an_internal_error_and_the_log_has_its_message() {
         let missing = GgufModel::open("/no/such/model.gguf".as_ref()).unwrap_err();
         let failed = (500, SERVER, Some("engine_error"), None);
         for error in [
@@ -385,7 +418,8 @@ mod tests {
             assert!(
                 matches!(&error, GenerateError::Engine(inner) if Arc::strong_count(inner) == 1)
             );
-            assert_eq!(seen(error), failed, "{message}");
+            assert_eq!(seen(error.clone()), failed, "{message}");
+            assert!(!ApiError::from(error).message.contains(&message));
         }
         for error in [
             SampleError::Empty,
@@ -397,12 +431,20 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_gave_its_place_to_another_client_is_one_too_many() {
+        let error = GenerateError::Displaced { retry_after_s: 9 };
+        let expected = (429, "rate_limit_error", Some("queue_full"), Some(9));
+        assert_eq!(seen(error), expected);
+    }
+
+    #[test]
     fn a_request_that_ends_early_is_unavailable() {
         for (error, code) in [
             (
                 GenerateError::QueueTimeout { limit_s: 600 },
                 "queue_timeout",
             ),
+            (GenerateError::ExpertsUnavailable, "experts_unavailable"),
             (GenerateError::ShuttingDown, "shutting_down"),
             (GenerateError::Stopped, "engine_stopped"),
         ] {

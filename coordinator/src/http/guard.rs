@@ -8,23 +8,22 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::app::App;
 use super::error::ApiError;
+use super::identity::{Identity, REQUEST_ID};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const REQUEST_ID_MAX: usize = 128;
-
-pub(super) async fn guard(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let id = request
-        .headers()
-        .get(&REQUEST_ID)
-        .filter(|id| id.len() <= REQUEST_ID_MAX)
-        .cloned()
-        .or_else(|| HeaderValue::try_from(app.next_id()).ok());
+pub(super) async fn guard(
+    State(app): State<Arc<App>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let identity = Identity::of(&app, &request);
+    let id = identity.header();
+    request.extensions_mut().insert(identity);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let mut response = match &origin {
         Some(origin) if !is_same_origin(origin, request.headers()) => {

@@ -1,24 +1,32 @@
 //! The `messages` of a chat request.
 
-use serde_json::Value;
+use std::borrow::Cow;
 
 use super::error::{ApiError, shortened};
 use super::fields::{Field, Object};
+use super::json_slices::Kind;
 use crate::prompt::{Message, ToolCall};
+
+/// Most messages of one request.
+const MAX_MESSAGES: usize = 100_000;
+/// Most calls of one message.
+const MAX_CALLS: usize = 4096;
+/// Most values in the arguments of one call.
+const MAX_ARGUMENT_VALUES: usize = 65_536;
 
 pub(super) fn read_messages(body: &Object<'_>) -> Result<Vec<Message>, ApiError> {
     let field = body.require("messages")?;
-    let fields = field.array()?;
-    if fields.is_empty() {
+    let messages = field.list(MAX_MESSAGES, read_message)?;
+    if messages.is_empty() {
         return Err(field.wrong("a list of at least one message"));
     }
-    fields.into_iter().map(read_message).collect()
+    Ok(messages)
 }
 
 fn read_message(field: Field<'_>) -> Result<Message, ApiError> {
     let message = field.object()?;
     let role = message.require("role")?;
-    match role.str()? {
+    match &*role.str()? {
         "system" | "developer" => Ok(Message::System {
             content: content(&message)?,
         }),
@@ -28,7 +36,7 @@ fn read_message(field: Field<'_>) -> Result<Message, ApiError> {
         "assistant" => read_assistant(&message),
         "tool" => Ok(Message::Tool {
             content: content(&message)?,
-            call_id: message.str("tool_call_id")?.map(str::to_owned),
+            call_id: message.str("tool_call_id")?.map(Cow::into_owned),
         }),
         "latest_reminder" => Ok(Message::LatestReminder {
             content: content(&message)?,
@@ -38,11 +46,10 @@ fn read_message(field: Field<'_>) -> Result<Message, ApiError> {
 }
 
 fn read_assistant(message: &Object<'_>) -> Result<Message, ApiError> {
-    let calls = message.array("tool_calls")?.unwrap_or_default();
-    let tool_calls = calls
-        .into_iter()
-        .map(read_call)
-        .collect::<Result<Vec<_>, _>>()?;
+    let tool_calls = match message.get("tool_calls") {
+        None => Vec::new(),
+        Some(calls) => calls.list(MAX_CALLS, read_call)?,
+    };
     let reasoning = match message.str("reasoning_content")? {
         None => message.str("reasoning")?,
         reasoning => reasoning,
@@ -53,7 +60,7 @@ fn read_assistant(message: &Object<'_>) -> Result<Message, ApiError> {
     };
     Ok(Message::Assistant {
         content,
-        reasoning: reasoning.map(str::to_owned),
+        reasoning: reasoning.map(Cow::into_owned),
         tool_calls,
         prefix: message.bool("prefix")?.unwrap_or(false),
     })
@@ -64,22 +71,25 @@ fn read_call(field: Field<'_>) -> Result<ToolCall, ApiError> {
     let function = call.require("function")?.object()?;
     let arguments = match function.get("arguments") {
         None => "{}".to_owned(),
-        Some(Field {
-            value: Value::String(text),
-            ..
-        }) => text.clone(),
-        // Not in OpenAI's API, but some clients send an object, and its meaning is clear.
-        Some(Field {
-            value: object @ Value::Object(_),
-            ..
-        }) => object.to_string(),
-        Some(field) => return Err(field.wrong("a string holding a JSON object")),
+        Some(field) => read_arguments(&field)?,
     };
     Ok(ToolCall {
-        id: call.str("id")?.unwrap_or_default().to_owned(),
-        name: function.require("name")?.str()?.to_owned(),
+        id: call.str("id")?.unwrap_or_default().into_owned(),
+        name: function.require("name")?.str()?.into_owned(),
         arguments,
     })
+}
+
+/// The JSON text of a call's arguments, which the prompt's template reads.
+fn read_arguments(field: &Field<'_>) -> Result<String, ApiError> {
+    let arguments = match field.kind() {
+        Kind::String => field.str()?.into_owned(),
+        // Not in OpenAI's API, but some clients send an object, and its meaning is clear.
+        Kind::Object => field.json().to_owned(),
+        _ => return Err(field.wrong("a string holding a JSON object")),
+    };
+    field.take_values(&arguments, &mut { MAX_ARGUMENT_VALUES })?;
+    Ok(arguments)
 }
 
 fn content(message: &Object<'_>) -> Result<String, ApiError> {
@@ -88,22 +98,32 @@ fn content(message: &Object<'_>) -> Result<String, ApiError> {
 
 /// Content is a string or a list of text parts, which are joined as lines.
 fn read_content(field: &Field<'_>) -> Result<String, ApiError> {
-    let parts = match field.value {
-        Value::String(text) => return Ok(text.clone()),
-        Value::Array(_) => field.array()?,
+    match field.kind() {
+        Kind::String => return Ok(field.str()?.into_owned()),
+        Kind::List => {}
         _ => return Err(field.wrong("a string or a list of text parts")),
-    };
-    let mut texts = Vec::with_capacity(parts.len());
-    for part in parts {
-        let path = part.path.clone();
-        let part = part.object()?;
-        match part.require("type")?.str()? {
-            "text" | "input_text" | "output_text" => texts.push(part.require("text")?.str()?),
+    }
+    let mut text: Option<String> = None;
+    field.each(|entry| {
+        let entry = entry.field();
+        let path = entry.path.clone();
+        let part = entry.object()?;
+        match &*part.require("type")?.str()? {
+            "text" | "input_text" | "output_text" => {}
             other => {
                 let message = format!("this model accepts only text, not `{}`", shortened(other));
                 return Err(ApiError::unsupported(path, message));
             }
         }
-    }
-    Ok(texts.join("\n"))
+        let more = part.require("text")?.str()?;
+        match &mut text {
+            None => text = Some(more.into_owned()),
+            Some(text) => {
+                text.push('\n');
+                text.push_str(&more);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(text.unwrap_or_default())
 }

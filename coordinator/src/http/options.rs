@@ -3,13 +3,18 @@
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::fields::Object;
+use super::fields::{Field, Object};
+use super::json_slices::Kind;
 use super::token_json::usage_json;
 use crate::sampling::SamplingParams;
-use crate::scheduler::{AnswerFormat, GenerateRequest, TokenUsage, random_seed};
+use crate::scheduler::{AnswerFormat, GenerateRequest, RequestOrigin, TokenUsage, random_seed};
 
 /// Most stop texts of one request.
 const MAX_STOPS: usize = 16;
+/// Most bytes of one stop text.
+const MAX_STOP_BYTES: usize = 1024;
+/// Most bytes of all stop texts together.
+const MAX_STOPS_BYTES: usize = 4096;
 /// Most alternatives that are reported with each token.
 pub(super) const MAX_TOP_LOGPROBS: i64 = 20;
 
@@ -59,11 +64,13 @@ impl Options {
     /// The request for an answer to `prompt`.
     pub(super) fn into_request(
         self,
+        origin: RequestOrigin,
         prompt: Vec<u32>,
         format: AnswerFormat,
         logprobs: Option<usize>,
     ) -> GenerateRequest {
         GenerateRequest {
+            origin,
             max_tokens: self.max_tokens,
             sampling: self.sampling,
             stop: self.stop,
@@ -110,25 +117,29 @@ fn stops(body: &Object<'_>) -> Result<Vec<String>, ApiError> {
     let Some(field) = body.get("stop") else {
         return Ok(Vec::new());
     };
-    let fields = match field.value {
-        Value::String(_) => vec![field],
-        Value::Array(_) => field.array()?,
-        _ => return Err(field.wrong("a string or a list of strings")),
+    let mut bytes = 0;
+    let mut read = |text: Field<'_>| {
+        let stop = text.str()?;
+        if stop.is_empty() {
+            return Err(text.wrong("a non-empty string"));
+        }
+        if stop.len() > MAX_STOP_BYTES {
+            let limit = format!("a stop text has at most {MAX_STOP_BYTES} bytes");
+            let message = format!("{limit}, and `{}` has {}", text.path, stop.len());
+            return Err(ApiError::invalid_field(text.path, message));
+        }
+        bytes += stop.len();
+        if bytes > MAX_STOPS_BYTES {
+            let message = format!("all stop texts together have at most {MAX_STOPS_BYTES} bytes");
+            return Err(ApiError::invalid_field("stop", message));
+        }
+        Ok(stop.into_owned())
     };
-    if fields.len() > MAX_STOPS {
-        let message = format!(
-            "at most {MAX_STOPS} stop texts are allowed, not {}",
-            fields.len()
-        );
-        return Err(ApiError::invalid_field("stop", message));
+    match field.kind() {
+        Kind::String => Ok(vec![read(field)?]),
+        Kind::List => field.list(MAX_STOPS, read),
+        _ => Err(field.wrong("a string or a list of strings")),
     }
-    fields
-        .iter()
-        .map(|field| match field.str()? {
-            "" => Err(field.wrong("a non-empty string")),
-            stop => Ok(stop.to_owned()),
-        })
-        .collect()
 }
 
 fn streaming(body: &Object<'_>) -> Result<Streaming, ApiError> {
@@ -155,7 +166,7 @@ fn refuse_unsupported(body: &Object<'_>) -> Result<(), ApiError> {
         ("repetition_penalty", 1.0),
     ] {
         let Some(field) = body.get(key) else { continue };
-        match field.value.as_f64() {
+        match field.as_number() {
             None => return Err(field.wrong("a number")),
             Some(value) if value == neutral => {}
             Some(_) => {
@@ -165,7 +176,7 @@ fn refuse_unsupported(body: &Object<'_>) -> Result<(), ApiError> {
         }
     }
     match body.get("logit_bias") {
-        Some(field) if field.value.as_object().is_none_or(|bias| !bias.is_empty()) => Err(
+        Some(field) if field.kind() != Kind::Object || !field.is_empty() => Err(
             ApiError::unsupported("logit_bias", "`logit_bias` is not supported"),
         ),
         _ => Ok(()),

@@ -5,13 +5,15 @@ use std::time::Instant;
 use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
 
 use super::error::ApiError;
+use super::identity::Identity;
+use crate::scheduler::RequestOrigin;
 
 const REQUESTS: &str = "ds4_requests_total";
 const DURATION: &str = "ds4_request_duration_seconds";
 
 /// Registers the descriptions of the request metrics, and their counters at zero so that they are
 /// exported from the start.
-pub fn describe() {
+pub(super) fn describe() {
     describe_counter!(
         REQUESTS,
         "Requests by route and outcome (ok, refused, failed, cancelled)."
@@ -49,14 +51,17 @@ impl GenerateRoute {
 #[derive(Debug)]
 pub(super) struct RequestMeter {
     route: GenerateRoute,
+    /// The name of the request in the log.
+    origin: RequestOrigin,
     began: Instant,
     outcome: &'static str,
 }
 
 impl RequestMeter {
-    pub(super) fn new(route: GenerateRoute) -> Self {
+    pub(super) fn new(route: GenerateRoute, identity: &Identity) -> Self {
         RequestMeter {
             route,
+            origin: identity.origin(),
             began: Instant::now(),
             outcome: "cancelled",
         }
@@ -72,12 +77,29 @@ impl RequestMeter {
         } else {
             "refused"
         };
+        tracing::info!(
+            request = self.origin.id,
+            client_request = self.origin.client_id,
+            status = error.status.as_u16(),
+            code = error.code,
+            param = error.param,
+            "request {}",
+            self.outcome
+        );
     }
 }
 
 impl Drop for RequestMeter {
     fn drop(&mut self) {
         let route = self.route.path();
+        if self.outcome == "cancelled" {
+            let (id, client_id) = (&self.origin.id, &self.origin.client_id);
+            tracing::info!(
+                request = id,
+                client_request = client_id,
+                "request cancelled"
+            );
+        }
         counter!(REQUESTS, "route" => route, "outcome" => self.outcome).increment(1);
         histogram!(DURATION, "route" => route).record(self.began.elapsed());
     }

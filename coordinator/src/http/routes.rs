@@ -6,16 +6,22 @@ use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::app::App;
 use super::error::{ApiError, shortened};
 use super::{chat, completions, guard, status};
+
+/// The paths that are answered whatever else happens.
+pub(super) const PROBES: [&str; 4] = ["/health", "/ready", "/live", "/metrics"];
 
 /// The routes of a server with a model.
 pub(super) fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(status::page))
         .route("/health", get(status::health))
+        .route("/ready", get(status::ready))
+        .route("/live", get(status::live))
         .route("/metrics", get(status::metrics))
         .route("/v1/models", get(status::models))
         .route("/v1/models/{*id}", get(status::model))
@@ -29,9 +35,12 @@ pub(super) fn routes(app: Arc<App>) -> Router {
 
 /// The routes of a server whose model is still loading, so that balancers and scripts that wait for
 /// it receive an answer rather than a refused connection.
-pub(super) fn loading_routes() -> Router {
+pub(super) fn loading_routes(metrics: PrometheusHandle) -> Router {
     Router::new()
         .route("/health", get(status::loading_health))
+        .route("/ready", get(status::loading_ready))
+        .route("/live", get(status::live))
+        .route("/metrics", get(async move || status::rendered(&metrics)))
         .fallback(async || ApiError::loading())
 }
 

@@ -1,67 +1,58 @@
-//! Connections: how many may be open, how long a client may take to send a request, which routes
-//! answer it, and how all connections end.
+//! Accepts connections, gives each its place, and ends them all.
 
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use axum::Router;
-use ds4_proto::connections::BoundedListener;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
 
-use super::app::App;
-use super::routes::{loading_routes, routes};
+use super::connection::Connection;
+use super::connection_state::ConnectionState;
+use super::places::Places;
+use super::site::Site;
 
-/// Limits on clients that have not yet sent a request.
+/// Pause after a connection could not be accepted, for example because the process has too many
+/// files open.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The same if a connection was ended, whose file is free in a moment.
+const EVICTION_PAUSE: Duration = Duration::from_millis(10);
+
+/// Shortest time between two log lines about connections that could not be accepted.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections at the same time; more wait in the listener's backlog.
+    /// Connections at the same time. A further one takes the place of one without a request, or
+    /// else gets one of the reserve.
     pub connections: usize,
+    /// Further connections, which may ask for health and metrics only.
+    pub reserve: usize,
     /// Longest time for the head of a request, and for an idle connection.
     pub header_timeout: Duration,
+    /// Longest time in which a client takes no byte of what is written.
+    pub write_timeout: Duration,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
         ConnectionLimits {
             connections: 512,
+            reserve: 32,
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(20),
         }
     }
 }
 
-/// What answers requests: the error that the model is loading, until there is an [`App`].
-#[derive(Clone, Debug)]
-pub struct Site {
-    loading: Router,
-    app: Arc<OnceLock<Router>>,
-}
-
-impl Default for Site {
-    fn default() -> Self {
-        Site {
-            loading: loading_routes(),
-            app: Arc::default(),
-        }
-    }
-}
-
-impl Site {
-    /// Hands all later requests to `app`, whose model is loaded. Only the first call has an effect.
-    pub fn open(&self, app: Arc<App>) {
-        self.app.get_or_init(|| routes(app));
-    }
-
-    fn routes(&self) -> Router {
-        self.app.get().unwrap_or(&self.loading).clone()
-    }
-}
+/// Where a request comes from: an extension of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
 
 /// Serves until `shutdown` resolves, then accepts no connection and returns when the last response
 /// was sent.
@@ -71,29 +62,86 @@ pub async fn serve(
     limits: ConnectionLimits,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let listener = BoundedListener::new(listener, limits.connections);
-    let ending = GracefulShutdown::new();
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.header_timeout);
+    let places = Places::new(limits.connections, limits.reserve);
+    let (close, closing) = watch::channel(false);
+    // Each connection holds a sender, and nobody sends: the channel ends with the last connection.
+    let (open, mut all_ended) = mpsc::channel::<Infallible>(1);
     let mut shutdown = pin!(shutdown);
+    let mut complaints = Complaints::default();
     loop {
-        let connection = tokio::select! {
-            next = listener.accept() => next,
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if complaints.refused(&error) {
+                        let evicted = places.evict_idle();
+                        let pause = if evicted { EVICTION_PAUSE } else { ACCEPT_PAUSE };
+                        tokio::time::sleep(pause).await;
+                    }
+                    continue;
+                }
+            },
             () = &mut shutdown => break,
         };
-        let site = site.clone();
-        let answer = service_fn(move |request: hyper::Request<Incoming>| {
-            TowerToHyperService::new(site.routes()).call(request)
-        });
-        let connection = http.serve_connection(TokioIo::new(connection), answer);
-        let connection = ending.watch(connection);
+        let connection = admit(stream, peer, &places, &site, limits, &closing);
+        let open = open.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection failed");
-            }
+            connection.run().await;
+            drop(open);
         });
     }
-    drop(listener);
-    ending.shutdown().await;
+    drop((listener, open));
+    close.send_replace(true);
+    all_ended.recv().await;
+}
+
+fn admit(
+    stream: TcpStream,
+    peer: SocketAddr,
+    places: &Arc<Places>,
+    site: &Site,
+    limits: ConnectionLimits,
+    closing: &watch::Receiver<bool>,
+) -> Connection {
+    let state = Arc::new(ConnectionState::default());
+    Connection {
+        place: places.admit(peer.ip(), Arc::clone(&state)),
+        stream,
+        peer,
+        state,
+        site: site.clone(),
+        limits,
+        closing: closing.clone(),
+    }
+}
+
+/// Connections that could not be accepted.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+    count: usize,
+}
+
+impl Complaints {
+    /// Notes an error; returns whether it is one of this process rather than of a client that has
+    /// left again.
+    fn refused(&mut self, error: &io::Error) -> bool {
+        use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+        if matches!(
+            error.kind(),
+            ConnectionAborted | ConnectionRefused | ConnectionReset
+        ) {
+            return false;
+        }
+        self.count += 1;
+        if self
+            .last
+            .is_none_or(|last| last.elapsed() >= COMPLAINT_INTERVAL)
+        {
+            self.last = Some(Instant::now());
+            tracing::error!(%error, times = self.count, "cannot accept connections");
+            self.count = 0;
+        }
+        true
+    }
 }

@@ -132,13 +132,13 @@ impl Tool {
             function.get("description"),
             None | Some(Value::Null | Value::String(_))
         ) {
-            return Err(ToolError::Description(name));
+            return Err(ToolError::Description(beginning(&name)));
         }
         if !matches!(
             function.get("parameters"),
             None | Some(Value::Null | Value::Object(_))
         ) {
-            return Err(ToolError::Parameters(name));
+            return Err(ToolError::Parameters(beginning(&name)));
         }
         Ok(Self { function })
     }
@@ -168,6 +168,11 @@ impl Tool {
     pub(super) fn as_given(&self) -> &Map<String, Value> {
         &self.function
     }
+}
+
+/// As much of a client's name as an error shows.
+fn beginning(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 /// Whether the model may, must or must not call tools.

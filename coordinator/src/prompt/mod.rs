@@ -9,6 +9,7 @@
 
 mod bpe;
 mod byte_alphabet;
+mod encoder;
 pub mod markers;
 pub mod message;
 pub mod output;
@@ -24,6 +25,7 @@ pub mod template;
 pub mod tokenizer;
 mod unicode;
 
+pub use encoder::{EncodeError, EncodeLimits};
 pub use message::{
     Conversation, Effort, Message, ResponseFormat, Thinking, Tool, ToolCall, ToolChoice, ToolError,
 };

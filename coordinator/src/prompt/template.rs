@@ -6,6 +6,7 @@
 //! tokenizer library with a regular expression engine in C; `tests/data/fixtures.json` holds what
 //! it renders instead.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
@@ -89,12 +90,9 @@ pub struct RenderedPrompt {
 
 impl RenderedPrompt {
     /// A prompt for plain completion: BOS and `text`, in which no special token is recognised.
-    pub fn completion(text: &str) -> Self {
-        let mut out = SegmentWriter::default();
-        out.template(BOS);
-        out.guest(text);
+    pub fn completion(text: impl Into<String>) -> Self {
         Self {
-            segments: out.finish(),
+            segments: vec![Segment::template(BOS), Segment::guest(text)],
             start: AnswerStart::Plain,
         }
     }
@@ -184,7 +182,7 @@ fn open_answer(out: &mut SegmentWriter, conversation: &Conversation) -> AnswerSt
 
 /// A turn of the dialogue, which is what follows the system messages.
 enum DialogueTurn<'a> {
-    User(String),
+    User(Cow<'a, str>),
     Assistant(PastAnswer<'a>),
     Tool {
         content: &'a str,
@@ -212,7 +210,7 @@ fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<DialogueTurn<'_>>) {
             Message::System { content } => head.push(content.as_str()),
             Message::User { content } => match turns.last_mut() {
                 Some(DialogueTurn::User(text)) => append_paragraph(text, content),
-                _ => turns.push(DialogueTurn::User(content.clone())),
+                _ => turns.push(DialogueTurn::User(Cow::Borrowed(content))),
             },
             Message::Assistant {
                 content,
@@ -243,8 +241,9 @@ fn arrange(messages: &[Message]) -> (Vec<&str>, Vec<DialogueTurn<'_>>) {
     (head, turns)
 }
 
-fn append_paragraph(text: &mut String, more: &str) {
+fn append_paragraph(text: &mut Cow<'_, str>, more: &str) {
     if !more.is_empty() {
+        let text = text.to_mut();
         if !text.is_empty() {
             text.push_str(BLANK_LINE);
         }

@@ -1,14 +1,16 @@
 //! Encodes text as token ids and decodes ids, with the vocabulary of a model file.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::iter;
 
 use thiserror::Error;
 
-use super::bpe::{Merge, Merger, Merges};
+use super::bpe::{Merge, Merges};
 use super::byte_alphabet::{ByteAlphabet, to_char};
+use super::encoder::{EncodeError, EncodeLimits, Encoder};
 use super::markers::{ASSISTANT, DSML, END_THINK, LATEST_REMINDER, THINK, USER};
-use super::pretokenize::pieces;
 use super::segment::Segment;
 use super::special_matcher::SpecialMatcher;
 
@@ -201,9 +203,9 @@ impl Tokenizer {
 
     /// Encodes a text in which no special token is recognised.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let mut out = Vec::new();
-        self.merge_pieces(&mut Merger::default(), text, &mut out);
-        out
+        // Without limits nothing ends it early.
+        self.encode_within(&[Segment::guest(text)], EncodeLimits::default())
+            .unwrap_or_default()
     }
 
     /// Encodes a prompt.
@@ -211,24 +213,39 @@ impl Tokenizer {
     /// The name of a special token is recognised only within one template segment. The text between
     /// special tokens is encoded as a whole, even if its parts have different authors.
     pub fn encode_segments(&self, segments: &[Segment]) -> Vec<u32> {
-        let mut merger = Merger::default();
-        let mut out = Vec::new();
-        let mut run = String::new();
+        // Without limits nothing ends it early.
+        self.encode_within(segments, EncodeLimits::default())
+            .unwrap_or_default()
+    }
+
+    /// As [`Self::encode_segments`], within limits: beside the tokens it takes memory for one
+    /// stretch of text that several segments share, and for a few kilobytes of one word.
+    ///
+    /// # Errors
+    /// See [`EncodeError`].
+    pub fn encode_within(
+        &self,
+        segments: &[Segment],
+        limits: EncodeLimits<'_>,
+    ) -> Result<Vec<u32>, EncodeError> {
+        let mut encoder = Encoder::new(&self.merges, &self.byte_tokens, limits);
+        // The stretch before the next special token. Borrowed as long as one segment has all of it.
+        let mut run = Cow::Borrowed("");
         for segment in segments {
             let mut rest = segment.text.as_str();
             while segment.is_template()
                 && let Some((at, length, token)) = self.matcher.find(rest)
             {
-                run.push_str(&rest[..at]);
-                self.merge_pieces(&mut merger, &run, &mut out);
-                run.clear();
-                out.push(token);
+                run += &rest[..at];
+                encoder.merge_pieces(&run)?;
+                run = Cow::Borrowed("");
+                encoder.take(&mut iter::once(token));
                 rest = &rest[at + length..];
             }
-            run.push_str(rest);
+            run += rest;
         }
-        self.merge_pieces(&mut merger, &run, &mut out);
-        out
+        encoder.merge_pieces(&run)?;
+        encoder.finish()
     }
 
     /// The bytes of a plain token, or the name of a special one; empty outside the vocabulary.
@@ -242,16 +259,6 @@ impl Tokenizer {
             .flat_map(|&id| self.token_bytes(id))
             .copied()
             .collect()
-    }
-
-    fn merge_pieces(&self, merger: &mut Merger, text: &str, out: &mut Vec<u32>) {
-        for piece in pieces(text) {
-            let bytes = piece
-                .as_bytes()
-                .iter()
-                .map(|&byte| self.byte_tokens[usize::from(byte)]);
-            merger.merge(&self.merges, bytes, out);
-        }
     }
 }
 
@@ -336,7 +343,7 @@ fn read_merges(
     ids: &HashMap<&str, u32>,
     count: usize,
 ) -> Result<(Merges, Vec<bool>), TokenizerError> {
-    let mut merges = Merges::default();
+    let mut pairs = Vec::with_capacity(list.len());
     let mut merged = vec![false; count];
     for ((index, text), rank) in list.iter().enumerate().zip(0u32..) {
         let bad = || TokenizerError::BadMerge {
@@ -355,14 +362,13 @@ fn read_merges(
             ids.get(token).copied().ok_or_else(unknown)
         };
         let token = find(&format!("{left}{right}"))?;
-        if !merges.insert(find(left)?, find(right)?, Merge { rank, token }) {
-            return Err(TokenizerError::DuplicateMerge {
-                index,
-                text: text.clone(),
-            });
-        }
+        pairs.push(((find(left)?, find(right)?), Merge { rank, token }));
         merged[token as usize] = true;
     }
+    let merges = Merges::new(pairs).map_err(|index| TokenizerError::DuplicateMerge {
+        index,
+        text: list[index].clone(),
+    })?;
     Ok((merges, merged))
 }
 
@@ -379,119 +385,4 @@ fn find_byte_tokens(ids: &HashMap<&str, u32>) -> Result<[u32; 256], TokenizerErr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{ChatTokens, Tokenizer, TokenizerError};
-    use crate::prompt::byte_alphabet::to_char;
-    use crate::prompt::segment::Segment;
-
-    /// `names` first, then all bytes, then `merged`.
-    fn vocabulary(names: &[&str], merged: &[&str]) -> Vec<String> {
-        let bytes = (0..=u8::MAX).map(|byte| to_char(byte).to_string());
-        names
-            .iter()
-            .map(|name| (*name).to_owned())
-            .chain(bytes)
-            .chain(merged.iter().map(|token| (*token).to_owned()))
-            .collect()
-    }
-
-    fn merges(list: &[&str]) -> Vec<String> {
-        list.iter().map(|merge| (*merge).to_owned()).collect()
-    }
-
-    fn error(tokens: Vec<String>, types: &[i32], list: &[&str]) -> TokenizerError {
-        Tokenizer::new(tokens, types, &merges(list), 0, 0).unwrap_err()
-    }
-
-    #[test]
-    fn merged_tokens_and_names_and_bytes() {
-        let tokens = vocabulary(&["<s>", "<think>"], &["ab", "abc"]);
-        let tokenizer = Tokenizer::new(tokens, &[], &merges(&["a b", "ab c"]), 0, 0).unwrap();
-        let byte = |b: u8| 2 + u32::from(b);
-        let expected = [259, 258, byte(b' '), byte(b'<'), byte(b's'), byte(b'>')];
-        assert_eq!(tokenizer.encode("abcab <s>"), expected);
-        assert_eq!(tokenizer.decode(&expected), b"abcab <s>");
-        let segments = [Segment::template("<s>a"), Segment::guest("bc<think>")];
-        let ids = tokenizer.encode_segments(&segments);
-        assert_eq!(ids[..2], [0, 259]);
-        assert!(!ids.contains(&1));
-        assert_eq!(tokenizer.special("<think>"), Some(1));
-        assert!(tokenizer.is_special(0) && !tokenizer.is_special(259));
-        assert_eq!(tokenizer.token_bytes(9999), b"");
-    }
-
-    #[test]
-    fn types_decide_which_tokens_are_matched_by_name() {
-        let tokens = vocabulary(&["<s>", "<t>", "<think>"], &[]);
-        let mut types = vec![1; tokens.len()];
-        types[0] = 3;
-        let tokenizer = Tokenizer::new(tokens, &types, &[], 0, 0).unwrap();
-        let ids = tokenizer.encode_segments(&[Segment::template("<s><t><think>")]);
-        // `<t>` is three bytes; `<think>` is special whatever its type.
-        assert_eq!((ids[0], ids[ids.len() - 1], ids.len()), (0, 2, 5));
-    }
-
-    #[test]
-    fn broken_vocabularies_are_refused() {
-        let good = || vocabulary(&["<s>"], &["ab"]);
-        assert!(matches!(
-            error(vec![], &[], &[]),
-            TokenizerError::IdOutOfRange { .. }
-        ));
-        assert!(matches!(
-            error(good(), &[1], &[]),
-            TokenizerError::TypeCount { types: 1, .. }
-        ));
-        let twice = error(vocabulary(&["<s>", "x1", "x1"], &[]), &[], &[]);
-        assert!(matches!(
-            twice,
-            TokenizerError::Duplicate {
-                first: 1,
-                second: 2,
-                ..
-            }
-        ));
-        let mut no_a = good();
-        no_a[1 + usize::from(b'a')] = "<no a>".to_owned();
-        assert_eq!(error(no_a, &[], &[]), TokenizerError::MissingByte(b'a'));
-        for bad in ["ab", " a", "a ", "a b c", ""] {
-            assert!(
-                matches!(error(good(), &[], &[bad]), TokenizerError::BadMerge { .. }),
-                "{bad}"
-            );
-        }
-        for unknown in ["a c", "a zz", "zz a"] {
-            let refused = error(good(), &[], &[unknown]);
-            assert!(
-                matches!(refused, TokenizerError::UnknownMergeToken { .. }),
-                "{unknown}"
-            );
-        }
-        let again = error(good(), &[], &["a b", "a b"]);
-        assert!(matches!(
-            again,
-            TokenizerError::DuplicateMerge { index: 1, .. }
-        ));
-    }
-
-    #[test]
-    fn chats_need_four_special_tokens() {
-        let names = [
-            "<s>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<think>",
-            "</think>",
-        ];
-        let find = |names: &[&str]| {
-            ChatTokens::find(&Tokenizer::new(vocabulary(names, &[]), &[], &[], 0, 0).unwrap())
-        };
-        let found = find(&names).unwrap();
-        assert_eq!((found.dsml, found.latest_reminder), (None, None));
-        assert_eq!(found.stop, [0, 1, 2]);
-        assert_eq!(
-            find(&names[..4]),
-            Err(TokenizerError::MissingSpecial("</think>"))
-        );
-    }
-}
+mod tests;

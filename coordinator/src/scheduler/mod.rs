@@ -18,6 +18,7 @@ mod queue;
 mod request;
 mod runner;
 pub mod scheduler_metrics;
+mod turns;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,9 +32,10 @@ pub use limits::SchedulerLimits;
 pub use model::StepModel;
 pub use request::{
     AdmissionError, AnswerFormat, GenerateError, GenerateRequest, GeneratedToken, Generation,
-    GenerationEvent, GenerationSummary, PromptProgress, RequestTimings, StartError, TokenUsage,
-    random_seed,
+    GenerationEvent, GenerationSummary, PromptProgress, RequestOrigin, RequestTimings, StartError,
+    TokenUsage, random_seed,
 };
+pub use turns::ClientKey;
 pub use vocabulary::Vocabulary;
 
 use crate::sampling::Sampler;
@@ -117,13 +119,13 @@ impl Scheduler {
         self.kv_memory.longest()
     }
 
-    /// Checks whether a request would be admitted at this moment. Callers check before they build a
+    /// Checks whether a request of `client` would be admitted at this moment. Callers check before they build a
     /// prompt, so that a flood of requests is refused cheaply; [`Scheduler::submit`] decides.
     ///
     /// # Errors
     /// The errors of [`Scheduler::submit`] that do not depend on the request.
-    pub fn check_room(&self) -> Result<(), AdmissionError> {
-        self.queue.check_room()
+    pub fn check_room(&self, client: ClientKey) -> Result<(), AdmissionError> {
+        self.queue.check_room(client)
     }
 
     /// Admits a request, or refuses it at once.
@@ -138,6 +140,7 @@ impl Scheduler {
         if prompt >= self.context {
             return Err(AdmissionError::PromptTooLong {
                 prompt,
+                exact: true,
                 context: self.context,
             });
         }
@@ -158,7 +161,7 @@ impl Scheduler {
         let (progress_sender, progress) = watch::channel(PromptProgress::default());
         let cancelled = Arc::default();
         let flag = Arc::clone(&cancelled);
-        self.queue.push(|id| QueuedRequest {
+        self.queue.push(request.origin.client, |id| QueuedRequest {
             id,
             request,
             sampler,
@@ -190,6 +193,18 @@ impl Scheduler {
             state,
             running,
             waiting,
+        }
+    }
+
+    /// Notes whether the routed experts can be computed. While they cannot, requests are refused at
+    /// once, and those that wait for their turn fail; those that run go on, since nodes may return
+    /// before their time is over.
+    pub fn set_experts_available(&self, available: bool) {
+        for queued in self.queue.set_experts_available(available) {
+            runner::send(
+                &queued,
+                GenerationEvent::Failed(GenerateError::ExpertsUnavailable),
+            );
         }
     }
 

@@ -1,16 +1,21 @@
-//! Admission: a bounded queue between the callers and the runner.
+//! Admission: a bounded queue between the callers and the runner, fair between clients
+//! ([`super::turns`]).
 //!
 //! A full queue refuses at once with an estimate of when to retry, because a refused caller can go
-//! elsewhere and one that hangs cannot.
+//! elsewhere and one that hangs cannot. Its places are shared as well: a client with fewer waiting
+//! requests than another gets in, and the other's newest request is refused instead.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::request::{AdmissionError, GenerateRequest, GenerationEvent, PromptProgress};
+use super::request::{
+    AdmissionError, GenerateError, GenerateRequest, GenerationEvent, PromptProgress,
+};
+use super::turns::{ClientKey, Turns};
 use crate::sampling::Sampler;
 
 /// An admitted request with its ends of the channels.
@@ -32,6 +37,11 @@ pub(super) struct QueuedRequest {
 }
 
 impl QueuedRequest {
+    /// The request in the log.
+    pub(super) fn name(&self) -> String {
+        self.request.origin.name(self.id)
+    }
+
     pub(super) fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed)
     }
@@ -50,15 +60,27 @@ pub(super) enum QueueGate {
     Stopped,
 }
 
+/// A request that waits or runs.
+#[derive(Debug)]
+struct LiveRequest {
+    client: ClientKey,
+    cancelled: Arc<AtomicBool>,
+    /// When it left the queue.
+    started: Option<Instant>,
+}
+
 #[derive(Debug)]
 struct QueueState {
-    waiting: VecDeque<QueuedRequest>,
-    /// Cancel flags of all requests that are waiting or running.
-    live: HashMap<u64, Arc<AtomicBool>>,
+    waiting: Turns<QueuedRequest>,
+    live: HashMap<u64, LiveRequest>,
+    /// Requests of each client that left the queue and have not ended.
+    running: HashMap<ClientKey, usize>,
     gate: QueueGate,
+    /// Whether the model can run steps at present, as far as is known.
+    experts_available: bool,
     next_id: u64,
-    /// Running mean of the time from leaving the queue to the end of a request.
-    mean_service: Duration,
+    /// Running mean of the time from leaving the queue to the end of a request, once one has ended.
+    mean_service: Option<Duration>,
 }
 
 /// The queue, shared by callers and runner.
@@ -75,11 +97,13 @@ impl Queue {
     pub(super) fn new(capacity: usize, max_running: usize) -> Self {
         Queue {
             state: Mutex::new(QueueState {
-                waiting: VecDeque::new(),
+                waiting: Turns::default(),
                 live: HashMap::new(),
+                running: HashMap::new(),
                 gate: QueueGate::Open,
+                experts_available: true,
                 next_id: 0,
-                mean_service: Duration::from_secs(1),
+                mean_service: None,
             }),
             changed: Condvar::new(),
             capacity,
@@ -92,57 +116,101 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether [`Queue::push`] would admit a request at this moment.
-    pub(super) fn check_room(&self) -> Result<(), AdmissionError> {
-        self.room(&mut self.lock())
+    /// Whether [`Queue::push`] would admit a request of `client` at this moment.
+    pub(super) fn check_room(&self, client: ClientKey) -> Result<(), AdmissionError> {
+        let mut state = self.lock();
+        let room = self.room(&mut state, client);
+        room.or_else(|error| match error {
+            AdmissionError::QueueFull { .. } if state.waiting.can_displace(client) => Ok(()),
+            error => Err(error),
+        })
     }
 
-    fn room(&self, state: &mut QueueState) -> Result<(), AdmissionError> {
+    fn room(&self, state: &mut QueueState, client: ClientKey) -> Result<(), AdmissionError> {
         match state.gate {
             QueueGate::Open => {}
             QueueGate::Draining | QueueGate::Aborting => return Err(AdmissionError::ShuttingDown),
             QueueGate::Stopped => return Err(AdmissionError::Stopped),
         }
+        if !state.experts_available {
+            return Err(AdmissionError::ExpertsUnavailable);
+        }
         // Requests whose callers left do not count, although the runner has not dropped them yet.
         state.drop_cancelled();
         let waiting = state.waiting.len();
+        // Those that can start at once do not wait.
         let idle = self.max_running.saturating_sub(state.live.len() - waiting);
-        if waiting < self.capacity + idle {
+        let waiting = waiting.saturating_sub(idle);
+        if waiting < self.capacity || state.waiting.len() < idle {
             return Ok(());
         }
-        let retry_after_s = self.retry_after(state);
         Err(AdmissionError::QueueFull {
             waiting,
-            retry_after_s,
+            own: state.waiting.of(client),
+            retry_after_s: self.retry_after(state, client),
         })
     }
 
     /// Appends the request that `with_id` builds around its id.
     pub(super) fn push(
         &self,
+        client: ClientKey,
         with_id: impl FnOnce(u64) -> QueuedRequest,
     ) -> Result<(), AdmissionError> {
         let mut state = self.lock();
-        self.room(&mut state)?;
+        if let Err(error) = self.room(&mut state, client) {
+            let AdmissionError::QueueFull { .. } = error else {
+                return Err(error);
+            };
+            let displaced = state.waiting.displace(client).ok_or(error)?;
+            self.refuse(&mut state, &displaced);
+        }
         let id = state.next_id;
         state.next_id += 1;
         let queued = with_id(id);
-        state.live.insert(id, Arc::clone(&queued.cancelled));
-        state.waiting.push_back(queued);
+        let live = LiveRequest {
+            client,
+            cancelled: Arc::clone(&queued.cancelled),
+            started: None,
+        };
+        tracing::debug!(
+            request = queued.name(),
+            client_request = queued.request.origin.client_id,
+            prompt_tokens = queued.request.prompt.len(),
+            "request queued"
+        );
+        state.live.insert(id, live);
+        let bytes = queued.kv_bytes;
+        state.waiting.push(client, bytes, queued);
         self.changed.notify_all();
         Ok(())
     }
 
-    fn retry_after(&self, state: &QueueState) -> u64 {
-        let rounds = state.waiting.len() as f64 / self.max_running as f64;
-        (state.mean_service.as_secs_f64() * rounds)
-            .ceil()
-            .clamp(1.0, 60.0) as u64
+    /// Tells a request that lost its place to another client.
+    fn refuse(&self, state: &mut QueueState, displaced: &QueuedRequest) {
+        let client = displaced.request.origin.client;
+        state.live.remove(&displaced.id);
+        let retry_after_s = self.retry_after(state, client);
+        let error = GenerateError::Displaced { retry_after_s };
+        // The channel has capacity for every event, and a receiver that is gone needs none.
+        let _ = displaced.events.try_send(GenerationEvent::Failed(error));
     }
 
-    /// Takes up to `count` waiting requests whose caches fit into `kv_bytes` together. One that
-    /// does not fit keeps its turn: those behind it wait too. With `wait`, sleeps until a request
-    /// waits or the gate closes.
+    /// Seconds until the requests that have their turn before another one of `client` have left the
+    /// queue, if requests go on to take as long as they did.
+    fn retry_after(&self, state: &QueueState, client: ClientKey) -> u64 {
+        let rounds = state.waiting.before(client) as f64 / self.max_running as f64;
+        // Before one has ended, they take at least as long as the oldest has run so far.
+        let oldest = || state.live.values().filter_map(|live| live.started).min();
+        let service = state
+            .mean_service
+            .or_else(|| oldest().map(|started| started.elapsed()))
+            .unwrap_or(Duration::from_secs(1));
+        (service.as_secs_f64() * rounds).ceil().clamp(1.0, 3600.0) as u64
+    }
+
+    /// Takes up to `count` waiting requests whose caches fit into `kv_bytes` together, in turns (see
+    /// [`Turns::take`]). With `wait`, sleeps until a request waits or the gate closes.
     pub(super) fn take(&self, count: usize, kv_bytes: u64, wait: bool) -> Vec<QueuedRequest> {
         let mut state = self.lock();
         state.drop_cancelled();
@@ -153,36 +221,65 @@ impl Queue {
                 .unwrap_or_else(PoisonError::into_inner);
             state.drop_cancelled();
         }
-        let mut left = kv_bytes;
-        let fits = |queued: &&QueuedRequest| {
-            let rest = left.checked_sub(queued.kv_bytes);
-            left = rest.unwrap_or(left);
-            rest.is_some()
-        };
-        let n = state.waiting.iter().take(count).take_while(fits).count();
-        state.waiting.drain(..n).collect()
+        let QueueState {
+            waiting,
+            live,
+            running,
+            ..
+        } = &mut *state;
+        let taken = waiting.take(count, kv_bytes, running);
+        for queued in &taken {
+            let client = queued.request.origin.client;
+            *running.entry(client).or_default() += 1;
+            if let Some(live) = live.get_mut(&queued.id) {
+                live.started = Some(Instant::now());
+            }
+        }
+        taken
     }
 
     /// Removes the requests that have waited longer than `limit`.
     pub(super) fn take_expired(&self, limit: Duration) -> Vec<QueuedRequest> {
         let mut state = self.lock();
-        let expired = state
-            .waiting
-            .iter()
-            .take_while(|queued| queued.submitted.elapsed() > limit)
-            .count();
-        let requests: Vec<QueuedRequest> = state.waiting.drain(..expired).collect();
+        let over = |queued: &QueuedRequest| queued.submitted.elapsed() > limit;
+        let requests = state.waiting.drain_oldest(over);
         for queued in &requests {
             state.live.remove(&queued.id);
         }
         requests
     }
 
+    /// Notes whether the experts can be computed. While they cannot, no request is admitted; returns
+    /// those that wait, whose turn would be in vain.
+    pub(super) fn set_experts_available(&self, available: bool) -> Vec<QueuedRequest> {
+        let mut state = self.lock();
+        state.experts_available = available;
+        // Of a queue that is closed, the runner takes care.
+        if available || matches!(state.gate, QueueGate::Aborting | QueueGate::Stopped) {
+            return Vec::new();
+        }
+        let requests = state.waiting.drain_oldest(|_| true);
+        for queued in &requests {
+            state.live.remove(&queued.id);
+        }
+        self.changed.notify_all();
+        requests
+    }
+
     /// Notes that a request taken earlier has ended, `service` after it left the queue.
     pub(super) fn finished(&self, id: u64, service: Duration) {
         let mut state = self.lock();
-        state.live.remove(&id);
-        state.mean_service = (state.mean_service * 7 + service) / 8;
+        let ended = state.live.remove(&id).map(|live| live.client);
+        if let Some(client) = ended
+            && let Some(running) = state.running.get_mut(&client)
+        {
+            *running -= 1;
+            if *running == 0 {
+                state.running.remove(&client);
+            }
+        }
+        let mean = state.mean_service.unwrap_or(service);
+        state.mean_service = Some((mean * 7 + service) / 8);
         self.changed.notify_all();
     }
 
@@ -200,8 +297,8 @@ impl Queue {
         }
         state.gate = gate;
         if gate != QueueGate::Draining {
-            for flag in state.live.values() {
-                flag.store(true, Ordering::Relaxed);
+            for live in state.live.values() {
+                live.cancelled.store(true, Ordering::Relaxed);
             }
         }
         self.changed.notify_all();
@@ -212,6 +309,7 @@ impl Queue {
         let mut state = self.lock();
         state.waiting.clear();
         state.live.clear();
+        state.running.clear();
     }
 
     /// Numbers of waiting and of running requests.
@@ -239,163 +337,4 @@ impl QueueState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::scheduler::request::AnswerFormat;
-
-    fn queued(id: u64) -> QueuedRequest {
-        let (events, _) = mpsc::channel(1);
-        let (progress, _) = watch::channel(PromptProgress::default());
-        let request = GenerateRequest::new(vec![1, 2], AnswerFormat::Text);
-        QueuedRequest {
-            id,
-            sampler: Sampler::new(request.sampling).unwrap(),
-            request,
-            max_tokens: 1,
-            kv_bytes: 10,
-            events,
-            progress,
-            cancelled: Arc::default(),
-            submitted: Instant::now(),
-        }
-    }
-
-    #[test]
-    fn requests_that_can_run_at_once_do_not_count_as_waiting() {
-        let queue = Queue::new(1, 2);
-        for _ in 0..3 {
-            queue.push(queued).unwrap();
-        }
-        assert!(matches!(
-            queue.push(queued),
-            Err(AdmissionError::QueueFull { waiting: 3, .. })
-        ));
-        assert_eq!(queue.take(2, 1000, false).len(), 2);
-        assert!(matches!(
-            queue.push(queued),
-            Err(AdmissionError::QueueFull { waiting: 1, .. })
-        ));
-        queue.finished(0, Duration::from_secs(1));
-        queue.push(queued).unwrap();
-    }
-
-    #[test]
-    fn a_caller_that_left_makes_room_at_once() {
-        let queue = Queue::new(0, 1);
-        let mut flag = None;
-        queue
-            .push(|id| {
-                let queued = queued(id);
-                flag = Some(Arc::clone(&queued.cancelled));
-                queued
-            })
-            .unwrap();
-        assert!(queue.push(queued).is_err());
-        flag.unwrap().store(true, Ordering::Relaxed);
-        queue.push(queued).unwrap();
-        assert_eq!(queue.counts(), (1, 0));
-    }
-
-    #[test]
-    fn requests_leave_in_order_and_without_those_whose_callers_left() {
-        let queue = Queue::new(8, 2);
-        let mut flags = Vec::new();
-        for _ in 0..5 {
-            queue
-                .push(|id| {
-                    let queued = queued(id);
-                    flags.push(Arc::clone(&queued.cancelled));
-                    queued
-                })
-                .unwrap();
-        }
-        flags[0].store(true, Ordering::Relaxed);
-        flags[3].store(true, Ordering::Relaxed);
-        let ids = |requests: Vec<QueuedRequest>| {
-            requests.iter().map(|queued| queued.id).collect::<Vec<_>>()
-        };
-        // None can run, but requests whose callers left are dropped all the same.
-        assert!(queue.take(0, 1000, false).is_empty());
-        assert_eq!(queue.counts(), (3, 0));
-        assert_eq!(ids(queue.take(2, 1000, true)), [1, 2]);
-        assert_eq!(ids(queue.take(2, 1000, true)), [4]);
-        assert_eq!(queue.counts(), (0, 3));
-    }
-
-    #[test]
-    fn requests_wait_for_memory_in_their_turn() {
-        let queue = Queue::new(8, 8);
-        for bytes in [10, 30, 10] {
-            let queued = |id| QueuedRequest {
-                kv_bytes: bytes,
-                ..queued(id)
-            };
-            queue.push(queued).unwrap();
-        }
-        let ids = |requests: Vec<QueuedRequest>| {
-            requests.iter().map(|queued| queued.id).collect::<Vec<_>>()
-        };
-        assert_eq!(ids(queue.take(8, 39, true)), [0]);
-        // The last one would fit, but then the one before it might never get its turn.
-        assert!(queue.take(8, 29, false).is_empty());
-        assert_eq!(ids(queue.take(8, 40, false)), [1, 2]);
-    }
-
-    #[test]
-    fn an_abort_cancels_all_requests_and_still_hands_them_over() {
-        let queue = Queue::new(8, 1);
-        for _ in 0..3 {
-            queue.push(queued).unwrap();
-        }
-        let running = queue.take(1, 1000, false);
-        queue.close(QueueGate::Aborting);
-        assert!(running[0].is_cancelled());
-        let waiting = queue.take(5, 1000, false);
-        assert_eq!(waiting.len(), 2);
-        assert!(waiting.iter().all(QueuedRequest::is_cancelled));
-        queue.close(QueueGate::Draining);
-        assert_eq!(queue.gate(), QueueGate::Aborting);
-    }
-
-    #[test]
-    fn retry_after_grows_with_the_queue_and_the_length_of_requests() {
-        let queue = Queue::new(10, 1);
-        for _ in 0..40 {
-            queue.finished(99, Duration::from_secs(4));
-        }
-        for _ in 0..11 {
-            queue.push(queued).unwrap();
-        }
-        match queue.push(queued) {
-            Err(AdmissionError::QueueFull { retry_after_s, .. }) => {
-                assert!((40..=60).contains(&retry_after_s), "{retry_after_s}");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_closed_gate_wakes_the_runner_and_refuses_callers() {
-        let queue = Arc::new(Queue::new(1, 1));
-        let waiter = {
-            let queue = Arc::clone(&queue);
-            std::thread::spawn(move || queue.take(1, 1000, true).len())
-        };
-        queue.close(QueueGate::Draining);
-        assert_eq!(waiter.join().unwrap(), 0);
-        assert_eq!(queue.push(queued), Err(AdmissionError::ShuttingDown));
-        queue.close(QueueGate::Stopped);
-        queue.close(QueueGate::Draining);
-        assert_eq!(queue.push(queued), Err(AdmissionError::Stopped));
-    }
-
-    #[test]
-    fn requests_that_wait_too_long_are_handed_back() {
-        let queue = Queue::new(4, 1);
-        queue.push(queued).unwrap();
-        std::thread::sleep(Duration::from_millis(5));
-        assert!(queue.take_expired(Duration::from_secs(60)).is_empty());
-        assert_eq!(queue.take_expired(Duration::from_millis(1)).len(), 1);
-        assert_eq!(queue.counts(), (0, 0));
-    }
-}
+mod tests;

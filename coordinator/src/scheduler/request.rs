@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use super::turns::ClientKey;
 use crate::engine::{EngineError, ExpertError};
 use crate::prompt::{AnswerStart, FinishReason, OutputEvent};
 use crate::sampling::{LogProbs, ParamError, SampleError, SamplingParams};
@@ -15,6 +16,8 @@ use crate::sampling::{LogProbs, ParamError, SampleError, SamplingParams};
 /// the model (its context and its vocabulary), which admission checks.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
+    /// Whose request it is, and its names.
+    pub origin: RequestOrigin,
     /// Token ids of the prompt.
     pub prompt: Vec<u32>,
     /// Most tokens to generate; `None` leaves the limit to the scheduler.
@@ -37,6 +40,7 @@ impl GenerateRequest {
     #[must_use]
     pub fn new(prompt: Vec<u32>, format: AnswerFormat) -> Self {
         GenerateRequest {
+            origin: RequestOrigin::default(),
             prompt,
             max_tokens: None,
             sampling: SamplingParams {
@@ -47,6 +51,28 @@ impl GenerateRequest {
             ignore_eos: false,
             logprobs: None,
             format,
+        }
+    }
+}
+
+/// Where a request comes from.
+#[derive(Clone, Debug, Default)]
+pub struct RequestOrigin {
+    /// The client, between whom and others the queue is fair.
+    pub client: ClientKey,
+    /// The id of the answer, under which the log has the request; empty for requests that have none.
+    pub id: String,
+    /// The id that the client gave the request.
+    pub client_id: Option<String>,
+}
+
+impl RequestOrigin {
+    /// The request in the log: its id, or else its `number` in the queue.
+    pub(super) fn name(&self, number: u64) -> String {
+        if self.id.is_empty() {
+            number.to_string()
+        } else {
+            self.id.clone()
         }
     }
 }
@@ -152,21 +178,29 @@ pub struct PromptProgress {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum AdmissionError {
     /// The queue is full.
-    #[error("{waiting} requests are already waiting; try again in {retry_after_s} s")]
+    #[error(
+        "the queue is full: {waiting} requests wait, {own} of them this client's; try again in \
+         {retry_after_s} s"
+    )]
     QueueFull {
-        /// Requests in the queue.
+        /// Requests in the queue that could not start at once.
         waiting: usize,
+        /// Requests of the same client in the queue.
+        own: usize,
         /// Estimated seconds until the queue has moved on.
         retry_after_s: u64,
     },
     /// The prompt leaves no room for an answer.
     #[error(
-        "the prompt has {prompt} tokens; the context holds {context}, of which the answer needs at \
-         least one"
+        "the prompt has {}{prompt} tokens; the context holds {context}, of which the answer needs \
+         at least one",
+        if *.exact { "" } else { "more than " }
     )]
     PromptTooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt that were counted.
         prompt: usize,
+        /// Whether those are all of them.
+        exact: bool,
         /// Tokens that prompt and answer may have together.
         context: usize,
     },
@@ -201,6 +235,9 @@ pub enum AdmissionError {
     /// A sampling parameter is out of its range.
     #[error("{0}")]
     Parameter(#[from] ParamError),
+    /// Some experts can be computed nowhere at present.
+    #[error("no expert node holds some of the model's experts at present; try again later")]
+    ExpertsUnavailable,
     /// The scheduler drains or aborts.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -239,12 +276,24 @@ pub enum GenerateError {
     /// No token could be drawn from the logits.
     #[error("the engine failed: {0}")]
     Sampling(SampleError),
+    /// The queue was full, and the request gave its place to a client with fewer requests.
+    #[error(
+        "the queue is full, and the place of this request went to a client with fewer requests; \
+         try again in {retry_after_s} s"
+    )]
+    Displaced {
+        /// Estimated seconds until the queue has moved on.
+        retry_after_s: u64,
+    },
     /// The request waited too long in the queue.
     #[error("the request was dropped after waiting {limit_s} s in the queue")]
     QueueTimeout {
         /// The longest time that a request may wait, in seconds.
         limit_s: u64,
     },
+    /// Some experts could be computed nowhere when the request's turn was near.
+    #[error("no expert node holds some of the model's experts at present; try again later")]
+    ExpertsUnavailable,
     /// The server stopped before the request had finished.
     #[error("the server is shutting down")]
     ShuttingDown,

@@ -126,6 +126,12 @@ impl<M: StepModel> Runner<M> {
             let now = Instant::now();
             metrics::queued(now - queued.submitted);
             let total = queued.request.prompt.len();
+            tracing::debug!(
+                request = queued.name(),
+                client_request = queued.request.origin.client_id,
+                queued_ms = (now - queued.submitted).as_millis() as u64,
+                "request started"
+            );
             queued.progress.send_replace(PromptProgress {
                 done: 0,
                 total,
@@ -216,7 +222,8 @@ fn settle<S>(
             members.iter().enumerate().filter_map(settle).collect()
         }
         Err(error) => {
-            tracing::error!(%error, requests = members.len(), "a step failed");
+            let names: Vec<String> = members.iter().map(|&i| running[i].queued.name()).collect();
+            tracing::error!(%error, requests = names.join(" "), "a step failed");
             metrics::failed_step();
             let error = GenerateError::from(error);
             members
@@ -229,7 +236,7 @@ fn settle<S>(
 
 /// Sends without waiting. The channel has capacity for every event, and a receiver that is gone
 /// needs none.
-fn send(queued: &QueuedRequest, event: GenerationEvent) {
+pub(super) fn send(queued: &QueuedRequest, event: GenerationEvent) {
     let _ = queued.events.try_send(event);
 }
 
@@ -277,7 +284,10 @@ impl<S> RunningRequest<S> {
         }
         let generated = match self.answer.sample(logits) {
             Ok(generated) => generated,
-            Err(error) => return Some(LeaveReason::Failed(error)),
+            Err(error) => {
+                tracing::error!(%error, request = self.queued.name(), "a token could not be drawn");
+                return Some(LeaveReason::Failed(error));
+            }
         };
         self.next = generated.token;
         self.note_token();
@@ -306,7 +316,8 @@ impl<S> RunningRequest<S> {
             decode: self.last_token - first,
         };
         tracing::info!(
-            request = self.queued.id,
+            request = self.queued.name(),
+            client_request = self.queued.request.origin.client_id,
             prompt_tokens = usage.prompt_tokens,
             completion_tokens = usage.completion_tokens,
             reason = reason.as_str(),

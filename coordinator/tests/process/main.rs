@@ -1,5 +1,7 @@
 //! The program itself with its reference model: how it starts, answers and ends.
 
+mod signals;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,7 +23,12 @@ impl Drop for Process {
 
 impl Process {
     fn start(args: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_ds4-coord"));
+        let command = Command::new(env!("CARGO_BIN_EXE_ds4-coord"));
+        Self::launch(command, args)
+    }
+
+    /// As [`Self::start`], with a command that also says in which surroundings.
+    fn launch(mut command: Command, args: &[&str]) -> Self {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("DS4_") {
                 command.env_remove(name);
@@ -55,6 +62,12 @@ impl Process {
 
     /// The first line of `pipe` that contains `wanted`. The rest is read and dropped.
     fn line(pipe: impl Read + Send + 'static, wanted: &'static str) -> String {
+        let lines = Self::lines(pipe, wanted);
+        lines.recv_timeout(DEADLINE).expect("the line")
+    }
+
+    /// The lines of `pipe` that contain `wanted`, as they come.
+    fn lines(pipe: impl Read + Send + 'static, wanted: &'static str) -> mpsc::Receiver<String> {
         let (send, lines) = mpsc::channel();
         std::thread::spawn(move || {
             let found = |line: &String| line.contains(wanted);
@@ -64,7 +77,7 @@ impl Process {
                 }
             }
         });
-        lines.recv_timeout(DEADLINE).expect("the line")
+        lines
     }
 
     fn output(mut self) -> (ExitStatus, String, String) {
@@ -79,14 +92,21 @@ impl Process {
     }
 }
 
+const SERVE: [&str; 5] = ["serve", "--listen", "127.0.0.1:0", "--threads", "1"];
+
 fn serve() -> (Process, SocketAddr) {
-    let args = ["serve", "--listen", "127.0.0.1:0", "--threads", "1"];
-    let mut process = Process::start(&args);
+    let mut process = Process::start(&SERVE);
     let stderr = process.0.stderr.take().expect("piped");
     std::thread::spawn(move || std::io::copy(&mut BufReader::new(stderr), &mut std::io::sink()));
+    let address = address_of(&mut process);
+    (process, address)
+}
+
+/// The address that a server prints when it is ready.
+fn address_of(process: &mut Process) -> SocketAddr {
     let url = Process::line(process.0.stdout.take().expect("piped"), "http://");
     let address = url.strip_prefix("http://").expect("a URL");
-    (process, address.parse().expect("an address"))
+    address.parse().expect("an address")
 }
 
 /// The response to a GET request, head and body.
@@ -94,12 +114,34 @@ fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = connect(address);
     write!(
         stream,
-        "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
     )
     .expect("written");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("text");
     answer
+}
+
+/// A stream of this many tokens, of which the first has been read.
+fn stream(address: SocketAddr, tokens: usize) -> BufReader<TcpStream> {
+    let body = format!(
+        "{{\"prompt\": \"a\", \"max_tokens\": {tokens}, \"ignore_eos\": true, \"stream\": true}}"
+    );
+    let mut stream = connect(address);
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("written");
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        assert!(reader.read_line(&mut line).expect("a line") > 0);
+    }
+    reader
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
@@ -118,7 +160,7 @@ fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
         let mut used = connect(address);
         write!(
             used,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("written");
@@ -145,27 +187,7 @@ fn a_server_answers_and_ends_on_a_signal_with_idle_connections_open() {
 #[test]
 fn a_running_answer_is_finished_and_a_second_signal_does_not_wait() {
     let (mut process, address) = serve();
-    let ask = |tokens: usize| {
-        let body = format!(
-            "{{\"prompt\": \"a\", \"max_tokens\": {tokens}, \"ignore_eos\": true, \"stream\": true}}"
-        );
-        let mut stream = connect(address);
-        write!(
-            stream,
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
-             content-length: {}\r\n\r\n{body}",
-            body.len()
-        )
-        .expect("written");
-        let mut reader = BufReader::new(stream);
-        let mut line = String::new();
-        while !line.starts_with("data: ") {
-            line.clear();
-            assert!(reader.read_line(&mut line).expect("a line") > 0);
-        }
-        reader
-    };
-    let (mut short, mut long) = (ask(40), ask(4000));
+    let (mut short, mut long) = (stream(address, 40), stream(address, 4000));
     process.signal("TERM");
     let mut rest = String::new();
     short.read_to_string(&mut rest).expect("the whole answer");

@@ -1,6 +1,7 @@
 //! Prompts and tokens against those of DeepSeek's own encoder and vocabulary.
 
 mod fixtures;
+mod long_words;
 mod render;
 mod tokenize;
 mod vocabulary;

@@ -78,6 +78,8 @@ async fn wrong_fields_of_chats_are_named() {
         (json!({"stop": 5}), "stop"),
         (json!({"stop": ["a", ""]}), "stop[1]"),
         (json!({"stop": vec!["x"; 17]}), "stop"),
+        (json!({"stop": ["a", "x".repeat(1025)]}), "stop[1]"),
+        (json!({"stop": vec!["x".repeat(1000); 5]}), "stop"),
         (json!({"n": 2}), "n"),
         (json!({"presence_penalty": 0.5}), "presence_penalty"),
         (json!({"logit_bias": {"5": 100}}), "logit_bias"),
@@ -230,20 +232,22 @@ async fn wrong_paths_and_methods_are_told_apart() {
 }
 
 #[tokio::test]
-async fn failing_experts_fail_the_request_and_name_the_node() {
+async fn failing_experts_fail_the_request_and_tell_no_addresses() {
     let server = Server::start().await;
     let response = server.post(CHAT, &say(EXPERTS_FAIL)).await;
     assert!(response.headers().contains_key("retry-after"));
     let failed = error(response, StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(failed["code"], "experts_unavailable");
+    let internal = ["10.0.0.7", "50052", "connection reset", "layer"];
+    let message = failed["message"].as_str().unwrap();
     assert!(
-        failed["message"]
-            .as_str()
-            .unwrap()
-            .contains("10.0.0.7:50052")
+        !internal.iter().any(|word| message.contains(word)),
+        "{message}"
     );
 
     let stream = server.stream(CHAT, say(EXPERTS_FAIL)).await;
+    let text = stream.errors[0].to_string();
+    assert!(!internal.iter().any(|word| text.contains(word)), "{text}");
     assert_eq!(stream.errors[0]["error"]["code"], "experts_unavailable");
     assert!(stream.done && stream.chunks.is_empty());
     // The server itself keeps working.
@@ -256,5 +260,93 @@ async fn logits_that_are_not_numbers_fail_the_request() {
     let response = server.post(CHAT, &say(NOT_A_NUMBER)).await;
     let failed = error(response, StatusCode::INTERNAL_SERVER_ERROR).await;
     assert_eq!(failed["code"], "engine_error");
+    assert!(
+        !failed["message"].as_str().unwrap().contains("logit"),
+        "{failed}"
+    );
     server.chat(say("fine")).await;
+}
+
+#[tokio::test]
+async fn lone_surrogates_and_broken_text_are_explained() {
+    let server = Server::start().await;
+    let send = async |body: Vec<u8>| {
+        let request = server.client.post(format!("{}{CHAT}", server.url));
+        error(
+            request.body(body).send().await.unwrap(),
+            StatusCode::BAD_REQUEST,
+        )
+        .await
+    };
+    let lone = r#"{"messages": [{"role": "user", "content": "ab\ud800"}]}"#;
+    let found = send(lone.into()).await;
+    assert_eq!(found["param"], "messages[0].content");
+    let message = found["message"].as_str().unwrap();
+    assert!(
+        message.contains("lone surrogate") && message.contains("2 bytes"),
+        "{message}"
+    );
+    let found = send(b"{\"messages\": \"\xff\"}".to_vec()).await;
+    assert_eq!(found["code"], "malformed_json");
+    assert!(
+        found["message"].as_str().unwrap().contains("UTF-8"),
+        "{found}"
+    );
+    let deep = format!("{{\"unknown\": {}{}}}", "[".repeat(200), "]".repeat(200));
+    let found = send(deep.into()).await;
+    assert!(
+        found["message"].as_str().unwrap().contains("128 levels"),
+        "{found}"
+    );
+}
+
+#[tokio::test]
+async fn lists_are_left_at_their_first_bad_entry() {
+    let server = Server::start().await;
+    let zeros = vec![0; 1_000_000];
+    let many = |what: Value| Value::Array(vec![what; 200_000]);
+    for (path, body, param) in [
+        (CHAT, json!({"messages": zeros}), "messages[0]"),
+        (CHAT, json!({"messages": many(json!([]))}), "messages[0]"),
+        (CHAT, with(say("x"), json!({"tools": zeros})), "tools[0]"),
+        (CHAT, with(say("x"), json!({"stop": zeros})), "stop[0]"),
+        (
+            CHAT,
+            with(say("x"), json!({"stop": many(json!("a"))})),
+            "stop",
+        ),
+        (
+            CHAT,
+            with(
+                say("x"),
+                json!({"tools": [{"function": {"name": "f", "parameters": {"a": zeros}}}]}),
+            ),
+            "tools[0].function",
+        ),
+        (TEXT, json!({"prompt": many(json!("a"))}), "prompt"),
+    ] {
+        let found = error(server.post(path, &body).await, StatusCode::BAD_REQUEST).await;
+        assert_eq!(found["param"], param, "{found}");
+    }
+    // Counted to the end, but not kept.
+    let response = server.post(TEXT, &json!({"prompt": zeros})).await;
+    let found = error(response, StatusCode::BAD_REQUEST).await;
+    assert_eq!(found["code"], "context_length_exceeded");
+    assert!(
+        found["message"]
+            .as_str()
+            .unwrap()
+            .contains("1000000 tokens"),
+        "{found}"
+    );
+    // A long text is not.
+    let response = server
+        .post(TEXT, &json!({"prompt": "x".repeat(1_000_000)}))
+        .await;
+    let found = error(response, StatusCode::BAD_REQUEST).await;
+    assert_eq!(found["param"], "prompt");
+    assert!(
+        found["message"].as_str().unwrap().contains("more than"),
+        "{found}"
+    );
 }

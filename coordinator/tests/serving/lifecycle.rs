@@ -56,8 +56,8 @@ async fn a_client_that_leaves_during_prefill_stops_it_within_a_layer() {
     server.controls.wait_busy().await;
     asking.abort();
     let _ = asking.await;
-    // Until the server has seen that the connection is gone.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Until the server has seen that the connection is gone and not only half closed.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     server.controls.release();
     server.wait_idle().await;
     assert_eq!(server.controls.cancelled_chunks.load(Ordering::Relaxed), 1);
@@ -91,7 +91,7 @@ async fn a_client_that_leaves_the_queue_is_forgotten() {
     server.wait_counts(1, 1).await;
     second.abort();
     let _ = second.await;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     // Its place in the queue is free although the runner is busy.
     let third = tokio::spawn(
         server
@@ -135,6 +135,51 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
         let content = format!("answer {i}");
         assert_eq!(answer.unwrap()["choices"][0]["message"]["content"], content);
     }
+}
+
+#[tokio::test]
+async fn one_client_cannot_hold_all_places() {
+    let server = Arc::new(Server::limited(one_place(4)).await);
+    server.controls.hold();
+    let ask = |key: &'static str, text: String| {
+        let request = server
+            .client
+            .post(format!("{}{CHAT}", server.url))
+            .bearer_auth(key)
+            .json(&say(&text));
+        tokio::spawn(async move { request.send().await.unwrap() })
+    };
+    let mut greedy = Vec::new();
+    for i in 0..5 {
+        greedy.push(ask("greedy", format!("mine {i}")));
+        server.wait_counts(1, i).await;
+    }
+    // The queue is full: the newest request of the client with the most gives way.
+    let newcomer = ask("newcomer", "a short word".into());
+    let refused = greedy.pop().unwrap().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(
+        refused.json::<Value>().await.unwrap()["error"]["code"],
+        "queue_full"
+    );
+    server.wait_counts(1, 4).await;
+    server.controls.release();
+    assert_eq!(newcomer.await.unwrap().status(), StatusCode::OK);
+    for answer in greedy {
+        assert_eq!(answer.await.unwrap().status(), StatusCode::OK);
+    }
+    // The newcomer got the first place that was free, before three that had come earlier: its
+    // prompt is the only one of its length.
+    let steps = server.controls.steps.lock().unwrap();
+    let prompts: Vec<usize> = steps
+        .iter()
+        .flatten()
+        .map(|chunk| chunk.0)
+        .filter(|tokens| *tokens > 1)
+        .collect();
+    let longest = prompts.iter().max();
+    assert_eq!((prompts.len(), prompts.get(1)), (5, longest), "{prompts:?}");
 }
 
 #[tokio::test]

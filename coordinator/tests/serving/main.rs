@@ -6,6 +6,8 @@ mod chat;
 mod completions;
 mod connections;
 mod errors;
+mod health;
+mod https;
 mod lifecycle;
 mod metrics;
 mod property;

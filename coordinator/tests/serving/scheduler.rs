@@ -108,7 +108,11 @@ async fn impossible_requests_are_refused_by_name() {
     let long = request(&"x".repeat(CONTEXT));
     assert_eq!(
         refused(long),
-        Some(AdmissionError::PromptTooLong { prompt, context })
+        Some(AdmissionError::PromptTooLong {
+            prompt,
+            exact: true,
+            context
+        })
     );
     let strange = GenerateRequest {
         prompt: vec![1, 264],

@@ -1,11 +1,14 @@
 //! A server over the scripted model, and a client for it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ds4_coordinator::http::{self, App, ConnectionLimits, HttpSettings, ModelCard, Site};
+use ds4_coordinator::http::{
+    self, App, ConnectionLimits, ExpertsReport, HostRule, HttpSettings, ModelCard, Site,
+};
 use ds4_coordinator::prompt::Dialect;
 use ds4_coordinator::scheduler::{Scheduler, SchedulerLimits};
+use ds4_proto::tls::ServerIdentity;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -17,9 +20,19 @@ pub(crate) struct Server {
     pub(crate) url: String,
     pub(crate) controls: Arc<Controls>,
     pub(crate) scheduler: Arc<Scheduler>,
+    /// What the server is told of its experts.
+    pub(crate) experts: Arc<Mutex<ExpertsReport>>,
     pub(crate) client: Client,
     _close: oneshot::Sender<()>,
 }
+
+/// All experts are on a node that is up.
+pub(crate) const ALL_THERE: ExpertsReport = ExpertsReport {
+    up: 1,
+    total: 1,
+    covered: true,
+    own_file: false,
+};
 
 /// A stream that was read to its end.
 #[derive(Debug, Default)]
@@ -50,6 +63,21 @@ impl Server {
         settings: HttpSettings,
         connections: ConnectionLimits,
     ) -> Self {
+        Self::build(limits, settings, connections, None).await
+    }
+
+    /// A server over TLS, for clients of their own.
+    pub(crate) async fn over_tls(identity: ServerIdentity, connections: ConnectionLimits) -> Self {
+        let (limits, settings) = (SchedulerLimits::default(), HttpSettings::default());
+        Self::build(limits, settings, connections, Some(identity)).await
+    }
+
+    async fn build(
+        limits: SchedulerLimits,
+        settings: HttpSettings,
+        connections: ConnectionLimits,
+        tls: Option<ServerIdentity>,
+    ) -> Self {
         let metrics = ds4_coordinator::commands::metrics::install_recorder().unwrap();
         let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
         let model = Scripted::new(Arc::clone(&vocabulary), Arc::clone(&controls));
@@ -61,11 +89,26 @@ impl Server {
             fingerprint: "f00d-full".into(),
             dialect: Dialect::default(),
         };
-        let app = App::new(Arc::clone(&scheduler), vocabulary, card, settings, metrics);
+        let experts = Arc::new(Mutex::new(ALL_THERE));
+        let report = Arc::clone(&experts);
+        let app = App::new(
+            Arc::clone(&scheduler),
+            vocabulary,
+            card,
+            settings,
+            metrics.clone(),
+        )
+        .unwrap()
+        .with_experts(move || *report.lock().unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let url = format!("http://{address}");
         let (close, closing) = oneshot::channel::<()>();
-        let site = Site::default();
+        let site = Site::new(metrics, HostRule::new(address.ip(), &[]));
+        let site = match tls {
+            Some(identity) => site.over_tls(identity),
+            None => site,
+        };
         site.open(Arc::new(app));
         tokio::spawn(http::serve(listener, site, connections, async {
             let _ = closing.await;
@@ -78,6 +121,7 @@ impl Server {
             url,
             controls,
             scheduler,
+            experts,
             client,
             _close: close,
         }

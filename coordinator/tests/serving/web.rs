@@ -4,7 +4,9 @@ use ds4_coordinator::http::HttpSettings;
 use ds4_coordinator::scheduler::SchedulerLimits;
 use reqwest::{Method, StatusCode};
 
-use crate::server::{Server, say};
+use serde_json::json;
+
+use crate::server::{Server, say, with};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -64,6 +66,33 @@ async fn pages_from_elsewhere_may_only_do_what_they_were_allowed() {
             .headers()
             .contains_key("access-control-allow-methods")
     );
+}
+
+#[tokio::test]
+async fn answers_and_headers_have_one_id() {
+    let server = Server::start().await;
+    for stream in [false, true] {
+        let body = with(say("x"), json!({"stream": stream}));
+        let response = server.post(CHAT, &body).await;
+        let id = response.headers()["x-request-id"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        assert!(id.starts_with("chatcmpl-"));
+        let text = response.text().await.unwrap();
+        assert!(text.contains(&format!("\"id\":\"{id}\"")), "{text}");
+    }
+    // Errors have theirs as well; an id that is long or does not print is not taken over.
+    let long = "x".repeat(200);
+    for id in ["has blanks", "\u{e9}", &long] {
+        let request = server
+            .client
+            .post(format!("{}{CHAT}", server.url))
+            .body("{");
+        let response = request.header("x-request-id", id).send().await.unwrap();
+        let given = response.headers()["x-request-id"].to_str().unwrap();
+        assert!(given.starts_with("chatcmpl-"), "{given}");
+    }
 }
 
 #[tokio::test]

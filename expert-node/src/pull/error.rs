@@ -31,6 +31,9 @@ pub enum PullError {
         /// Why.
         reason: String,
     },
+    /// TLS cannot use the certificates.
+    #[error("cannot connect to the coordinator: {0}")]
+    Settings(String),
     /// The coordinator is beyond this machine and there is no TLS.
     #[error(transparent)]
     PlainText(#[from] PlainText),

@@ -31,8 +31,10 @@ type Files = Vec<(&'static str, Vec<u8>)>;
 
 /// All committed files.
 pub(crate) fn all() -> Vec<Seed> {
-    let groups: [(&str, Files); 7] = [
+    let groups: [(&str, Files); 9] = [
+        ("chat_body", chat_bodies()),
         ("chat_template", conversations()),
+        ("completion_body", completion_bodies()),
         ("gguf_parse", gguf_files()),
         ("kernels", products()),
         ("output_parser", answers()),
@@ -49,6 +51,42 @@ pub(crate) fn all() -> Vec<Seed> {
         files.into_iter().map(seed)
     });
     seeds.collect()
+}
+
+fn chat_bodies() -> Files {
+    let bodies = [
+        (
+            "roles.json",
+            r#"{"model":"ds4","messages":[{"role":"system","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},{"role":"user","content":"\u00e9\ud83d\ude00","name":null},{"role":"assistant","content":null,"reasoning_content":"r","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{\"a\": [1]}"}}]},{"role":"tool","tool_call_id":"c","content":"ok"}]}"#,
+        ),
+        (
+            "options.json",
+            r#"{"messages":[{"role":"user","content":"x"}],"stop":["a","b"],"temperature":0.5,"top_p":1,"top_k":-1,"min_p":0,"seed":7,"max_tokens":64.0,"stream":true,"stream_options":{"include_usage":true},"logprobs":true,"top_logprobs":2,"n":1,"logit_bias":{ },"unknown":[{"deep":[[]]}]}"#,
+        ),
+        (
+            "tools.json",
+            r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function","function":{"name":"f","description":"d","parameters":{"type":"object","properties":{"a":{"type":"string"}}}}}],"tool_choice":{"type":"function","function":{"name":"f"}},"thinking":{"type":"disabled"},"response_format":{"type":"json_object"}}"#,
+        ),
+    ];
+    let seed = |(name, body): (&'static str, &str)| (name, body.as_bytes().to_vec());
+    bodies.map(seed).into()
+}
+
+fn completion_bodies() -> Files {
+    let bodies = [
+        (
+            "text.json",
+            r#"{"prompt":"Once upon a time","max_tokens":5,"stop":"."}"#,
+        ),
+        (
+            "list.json",
+            r#"{"prompt":["one"],"logprobs":2,"echo":false}"#,
+        ),
+        ("ids.json", r#"{"prompt":[1,2.0,3,4,5,6],"suffix":""}"#),
+        ("nested.json", r#"{"prompt":[[1,2]],"stream":false}"#),
+    ];
+    let seed = |(name, body): (&'static str, &str)| (name, body.as_bytes().to_vec());
+    bodies.map(seed).into()
 }
 
 fn conversations() -> Files {

@@ -245,6 +245,10 @@ pub struct DescribeReply {
     pub oldest_version: u32,
     #[prost(message, repeated, tag = "17")]
     pub held_layers: ::prost::alloc::vec::Vec<HeldLayers>,
+    /// A random number of the running process, 16 bytes, by which a coordinator knows a node at each of
+    /// its addresses; none from older nodes. Coordinator: exact length.
+    #[prost(bytes = "bytes", tag = "18")]
+    pub instance_id: ::prost::bytes::Bytes,
     /// Coordinator: must be right, but the version is looked at first.
     #[prost(fixed64, tag = "30")]
     pub checksum: u64,

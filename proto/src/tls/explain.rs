@@ -4,31 +4,78 @@ use std::error::Error;
 
 use rustls::{AlertDescription, CertificateError};
 
+use super::utc;
+
+/// Stands before the time of day in a message. What follows differs from one message to the next.
+const CLOCK: &str = ", and this machine's clock says ";
+
+/// A message up to the time of day in it, by which to tell whether it was logged already.
+#[must_use]
+pub fn without_clock(text: &str) -> &str {
+    text.split(CLOCK).next().unwrap_or(text)
+}
+
+/// Says of a certificate that its validity is over, in seconds since 1970.
+pub(super) fn ended(not_after: u64, now: u64) -> String {
+    let (not_after, now) = (utc(not_after), utc(now));
+    format!("has expired: it was valid until {not_after}{CLOCK}{now}")
+}
+
+/// Says of a certificate that its validity has not begun, in seconds since 1970.
+pub(super) fn not_begun(not_before: u64, now: u64) -> String {
+    let (not_before, now) = (utc(not_before), utc(now));
+    format!("is not valid yet: it is valid from {not_before} on{CLOCK}{now}")
+}
+
 /// Describes the error of TLS that is the root of `error`, if there is one. Calls the peer "it".
 #[must_use]
 pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+    causes(error).find_map(|cause| {
+        if let Some(tls) = cause.downcast_ref::<rustls::Error>() {
             return Some(of_tls(tls));
         }
-        let text = error.to_string();
+        let text = cause.to_string();
         if let Some(alert) = named_alert(&text) {
             return Some(format!("it refused {}", refused(alert)));
         }
-        if text.contains(super::SPEAKS_TLS) {
-            return Some("it speaks TLS but was contacted in plain text".to_owned());
-        }
+        let plain = || "it speaks TLS but was contacted in plain text".to_owned();
+        text.contains(super::SPEAKS_TLS).then(plain)
+    })
+}
+
+/// Whether a certificate, the peer's or this side's, is what is wrong: other certificates would
+/// mend it, trying again would not.
+#[must_use]
+pub fn is_about_certificates(error: &(dyn Error + 'static)) -> bool {
+    let alerts = |alert: AlertDescription| {
+        !matches!(
+            alert,
+            AlertDescription::HandshakeFailure
+                | AlertDescription::InternalError
+                | AlertDescription::NoApplicationProtocol
+                | AlertDescription::ProtocolVersion
+        )
+    };
+    causes(error).any(|cause| match cause.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => true,
+        Some(rustls::Error::AlertReceived(alert)) => alerts(*alert),
+        Some(_) => false,
+        None => named_alert(&cause.to_string()).is_some_and(alerts),
+    })
+}
+
+/// The error and what caused it, from the outside in.
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |&error| {
         // An I/O error that wraps one does not name it as its source.
         let wrapped = error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref);
-        next = match wrapped {
-            Some(inner) => Some(inner),
+        match wrapped {
+            Some(inner) => Some(inner as &(dyn Error + 'static)),
             None => error.source(),
-        };
-    }
-    None
+        }
+    })
 }
 
 /// Alerts with which a peer refuses a connection.
@@ -74,12 +121,14 @@ fn of_tls(error: &rustls::Error) -> String {
 /// What is wrong with a certificate, to follow its name.
 pub(super) fn fault_of(fault: &CertificateError) -> String {
     match fault {
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "has expired".to_owned()
+        CertificateError::ExpiredContext { time, not_after } => {
+            ended(not_after.as_secs(), time.as_secs())
         }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "is not valid yet".to_owned()
+        CertificateError::NotValidYetContext { time, not_before } => {
+            not_begun(not_before.as_secs(), time.as_secs())
         }
+        CertificateError::Expired => "has expired".to_owned(),
+        CertificateError::NotValidYet => "is not valid yet".to_owned(),
         CertificateError::UnknownIssuer => "was signed by an unknown authority".to_owned(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "does not allow this use: nodes need serverAuth, coordinators clientAuth".to_owned()
@@ -110,7 +159,10 @@ fn plain(name: &str) -> &str {
 
 fn refused(alert: AlertDescription) -> String {
     match alert {
-        AlertDescription::CertificateExpired => "this side's certificate: expired".to_owned(),
+        // The alert is the same for one that has not begun.
+        AlertDescription::CertificateExpired => {
+            "this side's certificate: expired, or not valid yet by its clock".to_owned()
+        }
         AlertDescription::UnknownCA => {
             "this side's certificate: signed by an authority that it does not trust".to_owned()
         }
@@ -135,8 +187,40 @@ mod tests {
         let io = std::io::Error::new(std::io::ErrorKind::InvalidData, tls);
         let status = tonic::Status::from_error(Box::new(io));
         let text = explain(&status).expect("TLS");
-        assert_eq!(text, "it refused this side's certificate: expired");
+        assert_eq!(
+            text,
+            "it refused this side's certificate: expired, or not valid yet by its clock"
+        );
         assert_eq!(explain(&std::io::Error::other("cable")), None);
+    }
+
+    #[test]
+    fn faults_of_certificates_are_told_from_others() {
+        let alert = |alert| std::io::Error::other(rustls::Error::AlertReceived(alert));
+        let late = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        assert!(is_about_certificates(&std::io::Error::other(late)));
+        assert!(is_about_certificates(&alert(AlertDescription::UnknownCA)));
+        assert!(!is_about_certificates(&alert(
+            AlertDescription::ProtocolVersion
+        )));
+        assert!(!is_about_certificates(&std::io::Error::other("cable")));
+        let by_text = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
+        assert!(is_about_certificates(&std::io::Error::other(
+            by_text.to_string()
+        )));
+    }
+
+    #[test]
+    fn both_times_are_named_and_the_clock_does_not_make_another_message() {
+        let text = ended(86_400, 90_000);
+        assert_eq!(
+            text,
+            "has expired: it was valid until 1970-01-02T00:00:00Z, and this machine's clock says \
+             1970-01-02T01:00:00Z"
+        );
+        assert_eq!(without_clock(&text), without_clock(&ended(86_400, 90_001)));
+        assert_ne!(without_clock(&text), without_clock(&ended(86_401, 90_000)));
+        assert!(not_begun(86_400, 5).contains("1970-01-01T00:00:05Z"));
     }
 
     #[test]

@@ -1,16 +1,20 @@
 //! Which peers a server accepts.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError,
     PeerIncompatible, RootCertStore, SignatureScheme,
 };
 use webpki::{EndEntityCert, ExtendedKeyUsageValidator, KeyPurposeIdIter, KeyUsage};
+
+use super::facts::{CertificateFacts, Purpose, SeenCertificate};
 
 /// Which members may connect to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,33 +34,8 @@ impl Peers {
     }
 }
 
-/// An extended key usage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    Client,
-    Server,
-}
-
-impl Purpose {
-    fn oid(self) -> &'static [usize] {
-        match self {
-            Purpose::Client => KeyUsage::CLIENT_AUTH_REPR,
-            Purpose::Server => KeyUsage::SERVER_AUTH_REPR,
-        }
-    }
-}
-
-impl std::fmt::Display for Purpose {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Purpose::Client => "clientAuth",
-            Purpose::Server => "serverAuth",
-        })
-    }
-}
-
-/// A certificate must name one of these purposes. One without purposes, which usually means any
-/// purpose, is refused: it does not tell a node from a coordinator.
+/// A certificate must name one of these purposes, or none at all, which stands for any (RFC 5280,
+/// 4.2.1.12).
 struct AnyOf(&'static [Purpose]);
 
 impl ExtendedKeyUsageValidator for AnyOf {
@@ -68,6 +47,10 @@ impl ExtendedKeyUsageValidator for AnyOf {
                 return Ok(());
             }
             present.push(oid);
+        }
+        // An extension without purposes does not get here: it is malformed.
+        if present.is_empty() {
+            return Ok(());
         }
         let required = match self.0 {
             [Purpose::Server] => KeyUsage::server_auth(),
@@ -183,6 +166,63 @@ impl ClientCertVerifier for PeerVerifier {
     }
 }
 
+/// Lets a client's TLS accept the node that it means to reach, and keeps what its certificate says.
+#[derive(Debug)]
+pub(super) struct NodeVerifier {
+    anchors: Arc<Anchors>,
+    seen: SeenCertificate,
+}
+
+impl NodeVerifier {
+    pub(super) fn new(anchors: Arc<Anchors>, seen: SeenCertificate) -> Self {
+        NodeVerifier { anchors, seen }
+    }
+}
+
+impl ServerCertVerifier for NodeVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let refuse = |error| Error::InvalidCertificate(certificate_error(error));
+        self.anchors
+            .verify(end_entity, intermediates, now, &[Purpose::Server])
+            .map_err(refuse)?;
+        EndEntityCert::try_from(end_entity)
+            .and_then(|end| end.verify_is_valid_for_subject_name(server_name))
+            .map_err(refuse)?;
+        let seen = CertificateFacts::of(end_entity);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.anchors.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.anchors.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.anchors.algorithms.supported_schemes()
+    }
+}
+
 /// The error of TLS, which has an alert for the common ones.
 pub(super) fn certificate_error(error: webpki::Error) -> CertificateError {
     match error {
@@ -194,6 +234,13 @@ pub(super) fn certificate_error(error: webpki::Error) -> CertificateError {
         }
         webpki::Error::UnknownIssuer => CertificateError::UnknownIssuer,
         webpki::Error::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        webpki::Error::CertNotValidForName(webpki::InvalidNameContext {
+            expected,
+            presented,
+        }) => CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        },
         error => CertificateError::Other(OtherError(Arc::new(error))),
     }
 }

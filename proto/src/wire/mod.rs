@@ -26,7 +26,9 @@ use ds4_common::tiles::{TileError, TileRect};
 
 pub use blocks::{bytes_from_floats, floats_from_bytes};
 pub use held::{EncodedHoldings, decode_held, encode_held};
-pub use node::{Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello, welcome};
+pub use node::{
+    InstanceId, Mismatch, NodeInfo, check_hello, decode_node, decode_welcome, hello, welcome,
+};
 pub use probe::{
     check_measure, check_source, count_probe_bytes, decode_rates, encode_rates, probe_noise,
 };

@@ -8,7 +8,8 @@ use ds4_common::tiles::{Grid, Holdings};
 use super::held::{EncodedHoldings, decode_held, encode_held};
 use super::{FingerprintBytes, Versions, WireError, bound, clip, verify};
 use crate::limits::{
-    MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS, MAX_NAME_BYTES,
+    INSTANCE_ID_BYTES, MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS,
+    MAX_NAME_BYTES,
 };
 use crate::pb;
 
@@ -169,7 +170,12 @@ pub struct NodeInfo {
     pub draining: bool,
     /// Work since the node started.
     pub counters: pb::Counters,
+    /// Tells the running process from all others; older software has none.
+    pub instance: Option<InstanceId>,
 }
+
+/// A random number that a node's process draws at its start.
+pub type InstanceId = [u8; INSTANCE_ID_BYTES];
 
 /// Checks a description. The version is checked first, since it gives the other fields their
 /// meaning.
@@ -211,7 +217,17 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
         weight_bytes: reply.weight_bytes,
         draining: reply.draining,
         counters: reply.counters.unwrap_or_default(),
+        instance: instance(&reply.instance_id)?,
     }))
+}
+
+fn instance(bytes: &[u8]) -> Result<Option<InstanceId>, WireError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let exact = INSTANCE_ID_BYTES as u64;
+    bound("the instance id's length", bytes.len() as u64, exact, exact)?;
+    Ok(bytes.try_into().ok())
 }
 
 fn fingerprint(bytes: &[u8]) -> Result<FingerprintBytes, WireError> {

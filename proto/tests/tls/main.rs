@@ -3,6 +3,7 @@
 mod files;
 mod gate;
 mod impostors;
+mod live;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,9 @@ use ds4_proto::channel;
 use ds4_proto::pb;
 use ds4_proto::pb::node_control_client::NodeControlClient;
 use ds4_proto::pb::node_control_server::{NodeControl, NodeControlServer};
-use ds4_proto::security::{DialError, Security};
+use ds4_proto::security::{Dial, DialError, Security};
 use ds4_proto::tls::{Peers, Role, TlsError, explain};
 use tokio::net::TcpListener;
-use tonic::transport::Endpoint;
 use tonic::{Request, Response, Status};
 
 use files::{Maker, Member, Place};
@@ -41,7 +41,7 @@ impl NodeControl for Describer {
 async fn serve(security: &Security, peers: Peers) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = listener.local_addr().expect("address").port();
-    let incoming = security.incoming(listener, peers).expect("settings");
+    let incoming = security.incoming(listener, peers);
     let server = channel::server().add_service(NodeControlServer::new(Describer));
     tokio::spawn(server.serve_with_incoming(incoming));
     format!("localhost:{port}")
@@ -52,7 +52,7 @@ async fn ask(security: &Security, address: &str) -> Result<(), String> {
     ask_at(security.endpoint(address)).await
 }
 
-async fn ask_at(endpoint: Result<Endpoint, DialError>) -> Result<(), String> {
+async fn ask_at(endpoint: Result<Dial, DialError>) -> Result<(), String> {
     let say = |error: &(dyn std::error::Error + 'static)| {
         explain(error).unwrap_or_else(|| {
             let mut text = error.to_string();
@@ -181,14 +181,26 @@ async fn a_node_cannot_give_work_to_another() {
 async fn certificates_must_say_what_they_are_for() {
     let c = cluster();
     let address = serve(&c.node, Peers::Coordinators).await;
-    // A purpose of none is any purpose to most software.
+    // No purpose is any purpose, on both sides and in both roles.
     let any = Member {
         usages: vec![],
         ..Member::coordinator("any")
     };
     let files = c.maker.member(&c.place, &any);
-    let error = files.load(Role::Coordinator).expect_err("no purpose");
+    let asks = Security::Tls(files.load(Role::Coordinator).expect("any purpose"));
+    ask(&asks, &address).await.expect("a coordinator");
+    let serves = Security::Tls(files.load(Role::Node).expect("any purpose"));
+    let address = serve(&serves, Peers::Coordinators).await;
+    ask(&c.coordinator, &address).await.expect("a node");
+    // Another purpose is none of ours.
+    let mail = Member {
+        usages: vec![rcgen::ExtendedKeyUsagePurpose::EmailProtection],
+        ..Member::coordinator("mail")
+    };
+    let files = c.maker.member(&c.place, &mail);
+    let error = files.load(Role::Coordinator).expect_err("for mail");
     assert!(matches!(error, TlsError::Role { .. }), "{error}");
+    let address = serve(&c.node, Peers::Coordinators).await;
     let error = refusal(&Security::Tls(files.load_unchecked()), &address).await;
     assert!(
         error.starts_with("it refused this side's certificate"),
@@ -231,10 +243,19 @@ async fn strangers_and_expired_members_are_told_why() {
     };
     let old = c.maker.member(&c.place, &old).load_unchecked();
     let error = refusal(&Security::Tls(old), &address).await;
-    assert_eq!(error, "it refused this side's certificate: expired");
+    assert!(
+        error.starts_with("it refused this side's certificate: expired"),
+        "{error}"
+    );
     for (days, wanted) in [
-        ((-30, -1), "its certificate has expired"),
-        ((1, 30), "its certificate is not valid yet"),
+        (
+            (-30, -1),
+            "its certificate has expired: it was valid until 20",
+        ),
+        (
+            (1, 30),
+            "its certificate is not valid yet: it is valid from 20",
+        ),
     ] {
         let late = Member {
             days,
@@ -242,7 +263,12 @@ async fn strangers_and_expired_members_are_told_why() {
         };
         let late = c.maker.member(&c.place, &late).load_unchecked();
         let address = serve(&Security::Tls(late), Peers::Coordinators).await;
-        assert_eq!(refusal(&c.coordinator, &address).await, wanted);
+        let error = refusal(&c.coordinator, &address).await;
+        let clock = ", and this machine's clock says 20";
+        assert!(
+            error.starts_with(wanted) && error.contains(clock),
+            "{error}"
+        );
     }
 }
 
@@ -272,7 +298,8 @@ async fn a_client_without_a_certificate_is_not_let_in() {
     let ca = std::fs::read(&c.maker.ca).expect("ca");
     let tls = tonic::transport::ClientTlsConfig::new()
         .ca_certificate(tonic::transport::Certificate::from_pem(ca));
-    let endpoint = channel::tls_endpoint(&address, tls).expect("endpoint");
+    let endpoint = channel::tls_endpoint(&address).expect("endpoint");
+    let endpoint = endpoint.tls_config(tls).expect("settings");
     let channel = endpoint.connect().await;
     // TLS lets the client finish first; the refusal comes with the first answer.
     let status = match channel {
@@ -343,7 +370,42 @@ fn files_that_are_wrong_are_named() {
         &["good.pem", "foreign.pem", "not signed"],
     );
     case(&|f| *f = expired.0.clone(), &["expired.pem", "has expired"]);
-    assert_eq!(cases.len(), 10);
+    let late = Member {
+        days: (2, 9),
+        ..Member::node("late")
+    };
+    let late = c.maker.member(&c.place, &late);
+    case(
+        &|f| *f = late.0.clone(),
+        &[
+            "late.pem",
+            "is not valid yet",
+            "it is valid from",
+            "clock says",
+        ],
+    );
+    let curve = c.place.file("p521.key", include_str!("p521.key"));
+    let old_form = c.place.file("sec1.key", include_str!("p521-sec1.key"));
+    for key in [curve, old_form] {
+        case(
+            &|f| f.key = key.clone(),
+            &[
+                ".key",
+                "unsupported kind of key, P-521",
+                "P-256, P-384, Ed25519",
+            ],
+        );
+    }
+    let authority = c.place.file("p521.pem", include_str!("p521.pem"));
+    case(
+        &|f| f.ca = authority.clone(),
+        &[
+            "p521.pem",
+            "unsupported kind, P-521",
+            "P-256, P-384, Ed25519",
+        ],
+    );
+    assert_eq!(cases.len(), 14);
     let error = good
         .load(Role::Coordinator)
         .expect_err("a node")

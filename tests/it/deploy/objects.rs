@@ -48,14 +48,19 @@ fn ports_are_those_that_the_programs_listen_on() {
 #[test]
 fn probes_use_the_health_port() {
     let base = Base::load();
-    let probes = ["startupProbe", "readinessProbe", "livenessProbe"];
+    // Not restarted for what it waits for, and not asked while a request would fail.
+    let probes = [
+        ("startupProbe", "/health"),
+        ("readinessProbe", "/ready"),
+        ("livenessProbe", "/live"),
+    ];
     let [coordinator, experts] = base.workloads();
     let health = experts.ports()["health"];
-    for probe in probes {
+    for (probe, path) in probes {
         let asked = &experts.container()[probe];
         assert_eq!(asked["grpc"], json!({"port": health}), "{probe}");
         let asked = &coordinator.container()[probe];
-        assert_eq!(asked["httpGet"], json!({"path": "/health", "port": "http"}));
+        assert_eq!(asked["httpGet"], json!({"path": path, "port": "http"}));
     }
 }
 

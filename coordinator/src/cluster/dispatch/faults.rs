@@ -1,9 +1,11 @@
 //! Wrong numbers: noticed, blamed on a node by name.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Dispatcher;
-use super::health::HealthState;
+use super::quarantine::ReturnTest;
 use crate::cluster::node_metrics::{NumberFault, fault};
 use crate::cluster::transport::{CallError, Corruption, LiveNode};
 
@@ -40,13 +42,34 @@ impl Dispatcher {
         }
         true
     }
-}
 
-impl super::replica_selector::ReplicaSelector {
-    /// A call or its rows were damaged. Returns whether the node is not relied on for that from
-    /// here on.
-    fn corrupt(&mut self, id: crate::cluster::transport::NodeId, now: Instant) -> bool {
-        let often = self.health(id).is_some_and(|health| health.corrupt());
-        often && self.demote(id, HealthState::Unresponsive, now)
+    /// Asks a node nothing any more until it has shown that its numbers are right again.
+    pub(super) fn quarantine(
+        &self,
+        node: &LiveNode,
+        reason: NumberFault,
+        test: Option<Arc<ReturnTest>>,
+        now: Instant,
+    ) {
+        let Some(until) = self.selector().quarantine(node, test, now) else {
+            // It is in quarantine for another call.
+            return;
+        };
+        if reason != NumberFault::NotFinite {
+            // Infinity and NaN are counted where they are seen.
+            fault(&node.name, reason);
+        }
+        self.quarantined.fetch_add(1, Ordering::Relaxed);
+        let seconds = until.saturating_duration_since(now).as_secs_f64();
+        tracing::error!(
+            node = %node.name, reason = reason.name(), seconds,
+            "an expert node is in quarantine; other replicas do its work, and the layer is computed \
+             anew"
+        );
+    }
+
+    /// Number of quarantines that have begun.
+    pub(super) fn quarantines_begun(&self) -> u64 {
+        self.quarantined.load(Ordering::Relaxed)
     }
 }

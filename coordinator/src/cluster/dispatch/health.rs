@@ -28,6 +28,8 @@ pub enum HealthState {
     /// It has not replied for so long that it may never reply, or it failed a call for good: used
     /// after everything else, the local fallback included.
     Unresponsive,
+    /// It computed wrong numbers: not used until it has shown that they are right again.
+    Quarantined,
 }
 
 /// The record of one connection.
@@ -99,6 +101,21 @@ impl NodeHealth {
         self.outstanding
     }
 
+    /// Nothing is asked of the node before `until`.
+    pub(super) fn quarantine(&mut self, until: Instant) {
+        self.state = HealthState::Quarantined;
+        self.probing = false;
+        self.pause = FIRST_PAUSE;
+        self.next_probe = until;
+    }
+
+    /// The quarantine is over.
+    pub(super) fn release(&mut self, now: Instant) {
+        let outstanding = self.outstanding;
+        *self = NodeHealth::new(now);
+        self.outstanding = outstanding;
+    }
+
     /// A call of `ops` was sent.
     pub(super) fn sent(&mut self, ops: u64) {
         self.outstanding = self.outstanding.saturating_add(ops);
@@ -127,6 +144,9 @@ impl NodeHealth {
         now: Instant,
     ) -> bool {
         self.corrupt = 0;
+        if self.state == HealthState::Quarantined {
+            return false;
+        }
         let in_time = took <= self.latency.late_after(ops, limits).min(fair);
         if in_time && self.state != HealthState::Healthy {
             // Times measured while something was wrong with the node say nothing about it now.
@@ -171,6 +191,13 @@ impl NodeHealth {
         due
     }
 
+    /// Whether a made-up call may be sent; if so, the node counts as being probed.
+    pub(super) fn begin_check(&mut self) -> bool {
+        let free = self.state == HealthState::Healthy && !self.probing;
+        self.probing |= free;
+        free
+    }
+
     /// The batch held nothing to probe it with: the next one may.
     pub(super) fn not_probed(&mut self) {
         self.probing = false;
@@ -179,6 +206,10 @@ impl NodeHealth {
     /// A probe ended, with or without rows, or could not be sent.
     pub(super) fn probed(&mut self, now: Instant) {
         self.probing = false;
+        // The call was to find out about its numbers, not its pace.
+        if self.state == HealthState::Healthy {
+            return;
+        }
         self.pause = (self.pause * 2).min(LAST_PAUSE);
         self.next_probe = now + self.pause;
     }

@@ -6,6 +6,8 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use super::HealthState;
+use crate::cluster::node_metrics;
 use crate::cluster::transport::CallError;
 
 const HEDGES: &str = "ds4_hedges_total";
@@ -15,6 +17,8 @@ const FALLBACK_TIME: &str = "ds4_fallback_seconds";
 const STRANDED: &str = "ds4_stranded_pieces_total";
 const PROBES: &str = "ds4_probes_total";
 const EPOCH: &str = "ds4_layout_epoch";
+const AUDITS: &str = "ds4_audits_total";
+const QUARANTINED: &str = "ds4_quarantined_nodes";
 
 /// Registers the descriptions of the metrics with the process's recorder.
 pub fn describe() {
@@ -45,11 +49,50 @@ pub fn describe() {
         PROBES,
         "Probe calls to slow or unresponsive nodes, by outcome (answered, failed)."
     );
+    describe_counter!(
+        AUDITS,
+        "Calls that were computed a second time and compared bit for bit, by outcome (same, differs, \
+         undecided: nobody could say who is right, unanswered: nobody else could compute it)."
+    );
+    for outcome in AuditOutcome::ALL {
+        counter!(AUDITS, "outcome" => outcome.name()).absolute(0);
+    }
+    describe_gauge!(
+        QUARANTINED,
+        "Connected expert nodes that are not used because they computed wrong numbers."
+    );
     describe_gauge!(
         EPOCH,
         "Version of the cluster's membership; grows whenever a node joins, leaves or changes."
     );
+    for outcome in ["won", "lost", "failed", "denied"] {
+        counter!(HEDGES, "outcome" => outcome).absolute(0);
+    }
+    for reason in FAILOVER_REASONS {
+        counter!(FAILOVERS, "reason" => reason).absolute(0);
+    }
+    for outcome in ["answered", "failed"] {
+        counter!(PROBES, "outcome" => outcome).absolute(0);
+    }
+    for name in [FALLBACKS, STRANDED] {
+        counter!(name).absolute(0);
+    }
+    // A histogram without any value.
+    let _ = histogram!(FALLBACK_TIME);
 }
+
+/// Values of a failover's `reason`.
+const FAILOVER_REASONS: [&str; 9] = [
+    "lost",
+    "busy",
+    "draining",
+    "expired",
+    "refused",
+    "malformed",
+    "corrupt",
+    "not_finite",
+    "silent",
+];
 
 /// How a hedge ended.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +145,51 @@ pub(super) fn stranded() {
 pub(super) fn probe(answered: bool) {
     let outcome = if answered { "answered" } else { "failed" };
     counter!(PROBES, "outcome" => outcome).increment(1);
+}
+
+/// How an audit ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AuditOutcome {
+    /// Two places computed the same bits at once.
+    Same,
+    /// Some place computed other bits than the rest.
+    Differs,
+    /// Every place computed other bits.
+    Undecided,
+    /// No other place computed it.
+    Unanswered,
+}
+
+impl AuditOutcome {
+    const ALL: [AuditOutcome; 4] = [
+        AuditOutcome::Same,
+        AuditOutcome::Differs,
+        AuditOutcome::Undecided,
+        AuditOutcome::Unanswered,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            AuditOutcome::Same => "same",
+            AuditOutcome::Differs => "differs",
+            AuditOutcome::Undecided => "undecided",
+            AuditOutcome::Unanswered => "unanswered",
+        }
+    }
+}
+
+pub(super) fn audit(outcome: AuditOutcome) {
+    counter!(AUDITS, "outcome" => outcome.name()).increment(1);
+}
+
+/// Sets the health of all connected nodes.
+pub(super) fn health<'a>(nodes: impl Iterator<Item = (&'a str, HealthState)>) {
+    let mut quarantined = 0;
+    for (node, state) in nodes {
+        quarantined += u32::from(state == HealthState::Quarantined);
+        node_metrics::health(node, state);
+    }
+    gauge!(QUARANTINED).set(f64::from(quarantined));
 }
 
 pub(super) fn epoch(epoch: u64) {

@@ -21,7 +21,8 @@
 //! From top to bottom: `pending` is the loop of one layer, `sub_batch` the tokens of one call,
 //! `task` some tiles for those tokens, `replica_selector` the choice of the replica (the balanced
 //! division of a layer is [`super::tile_assignment`]'s),
-//! `health` and `latency` what is known about a node, `probe` how a node recovers.
+//! `health` and `latency` what is known about a node, `probe` how a node recovers, `faults` and
+//! `quarantine` what becomes of one whose numbers are wrong.
 
 mod faults;
 mod health;
@@ -31,14 +32,18 @@ mod log_throttle;
 mod metrics;
 mod pending;
 mod probe;
+mod quarantine;
 mod replica_selector;
 mod sub_batch;
 mod task;
 
+use std::num::NonZeroU32;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ds4_common::expert::{ExpertBatch, MoeShape};
+use ds4_common::random::SplitMix64;
 use ds4_proto::limits::MAX_DEADLINE;
 
 pub use self::metrics::describe;
@@ -74,11 +79,17 @@ pub struct DispatchSettings {
     pub hedge_share: f64,
     /// Most hedged calls at once.
     pub hedge_burst: f64,
+    /// One call in so many is computed a second time elsewhere and compared; `None` for none.
+    pub audit: Option<NonZeroU32>,
+    /// Decides which calls are audited.
+    pub audit_seed: u64,
+    /// First term of a node's quarantine; doubled by each relapse, up to 64 times as long.
+    pub quarantine: Duration,
 }
 
 impl DispatchSettings {
     /// The defaults for a model of this shape: 60 s per layer, one hedge per ten calls, at most 16
-    /// at once.
+    /// at once, no audits, and a minute of quarantine.
     #[must_use]
     pub fn new(shape: MoeShape) -> Self {
         DispatchSettings {
@@ -88,6 +99,9 @@ impl DispatchSettings {
             lateness: LatenessLimits::default(),
             hedge_share: 0.1,
             hedge_burst: 16.0,
+            audit: None,
+            audit_seed: 0,
+            quarantine: Duration::from_secs(60),
         }
     }
 }
@@ -100,6 +114,9 @@ pub struct Dispatcher {
     fallback: Option<Arc<dyn FallbackExperts>>,
     selector: Mutex<ReplicaSelector>,
     hedge_budget: Mutex<HedgeBudget>,
+    audit_draw: Mutex<SplitMix64>,
+    /// Number of quarantines that have begun: layers under way are computed anew.
+    quarantined: AtomicU64,
     probes: Mutex<Probes>,
     /// Where the replies to probes arrive.
     probe_replies: Mailbox,
@@ -131,10 +148,13 @@ impl Dispatcher {
             settings.cut,
             settings.lateness,
             fallback.is_some(),
+            settings.quarantine,
         );
         Dispatcher {
             selector: Mutex::new(selector),
             hedge_budget: Mutex::new(HedgeBudget::new(settings.hedge_share, settings.hedge_burst)),
+            audit_draw: Mutex::new(SplitMix64::named(settings.audit_seed, "audit")),
+            quarantined: AtomicU64::new(0),
             probes: Mutex::default(),
             probe_replies: Mailbox::default(),
             log_throttles: LogThrottles {
@@ -149,9 +169,16 @@ impl Dispatcher {
         }
     }
 
+    /// Whether tiles that no node computes are computed in this process.
+    #[must_use]
+    pub fn has_fallback(&self) -> bool {
+        self.fallback.is_some()
+    }
+
     /// Name and health state of each node that accepts work.
     #[must_use]
     pub fn health_states(&self) -> Vec<(Arc<str>, HealthState)> {
+        self.refresh_view();
         self.selector().health_states()
     }
 
@@ -172,6 +199,21 @@ impl Dispatcher {
 
     fn hedge_budget(&self) -> MutexGuard<'_, HedgeBudget> {
         self.hedge_budget
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the next call is audited.
+    fn draw_audit(&self) -> bool {
+        let Some(one_in) = self.settings.audit else {
+            return false;
+        };
+        self.audit_draw().below(one_in.get() as usize) == 0
+    }
+
+    fn audit_draw(&self) -> MutexGuard<'_, SplitMix64> {
+        // A draw cannot be interrupted half-way.
+        self.audit_draw
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }

@@ -25,22 +25,17 @@ pub(super) struct PendingLayer<'a> {
     cancel_reason: CancelReason,
     /// Whether the deadline has passed and the local fallback computes everything that is missing.
     rest_is_local: bool,
+    /// Quarantines that had begun when the calls were sent.
+    quarantines: u64,
 }
 
 impl<'a> PendingLayer<'a> {
-    /// Divides the batch into sub-batches and sends their calls.
+    /// Begins a layer.
     pub(super) fn start(
         dispatcher: &'a Dispatcher,
         batch: Arc<ExpertBatch>,
     ) -> Result<Self, ExpertError> {
         let now = dispatcher.transport.now();
-        let plan = dispatcher.selector().plan(batch.layer, now)?;
-        let shape = dispatcher.settings.shape;
-        let most = tokens_per_call(&shape, plan.most_subtrees, batch.input.format());
-        if most == 0 {
-            return Err(ExpertError::TooLarge);
-        }
-        let tokens = batch.tokens;
         let mut pending = PendingLayer {
             context: LayerContext {
                 dispatcher,
@@ -51,14 +46,51 @@ impl<'a> PendingLayer<'a> {
             sub_batches: Vec::new(),
             cancel_reason: CancelReason::Unwanted,
             rest_is_local: false,
+            quarantines: 0,
         };
+        pending.send(now)?;
+        Ok(pending)
+    }
+
+    /// Divides the batch into sub-batches and sends their calls.
+    fn send(&mut self, now: Instant) -> Result<(), ExpertError> {
+        let (dispatcher, batch) = (self.context.dispatcher, Arc::clone(&self.context.batch));
+        self.quarantines = dispatcher.quarantines_begun();
+        let plan = dispatcher.selector().plan(batch.layer, now)?;
+        let shape = dispatcher.settings.shape;
+        let most = tokens_per_call(&shape, plan.most_subtrees, batch.input.format());
+        if most == 0 {
+            return Err(ExpertError::TooLarge);
+        }
+        let tokens = batch.tokens;
         let count = tokens.div_ceil(most);
         for i in 0..count {
             let range = tokens * i / count..tokens * (i + 1) / count;
-            let sub_batch = SubBatch::start(&pending.context, &plan, range, i, now)?;
-            pending.sub_batches.push(sub_batch);
+            let sub_batch = SubBatch::start(&self.context, &plan, range, i, now)?;
+            self.sub_batches.push(sub_batch);
         }
-        Ok(pending)
+        Ok(())
+    }
+
+    /// Computes the layer anew if a node was quarantined since its calls were sent: none of that
+    /// node's rows are used.
+    fn start_again_without_quarantined(&mut self, now: Instant) -> Result<(), ExpertError> {
+        if self.context.dispatcher.quarantines_begun() == self.quarantines {
+            return Ok(());
+        }
+        for sub_batch in &mut self.sub_batches {
+            sub_batch.cancel_all(&self.context, CancelReason::Unwanted);
+        }
+        self.sub_batches.clear();
+        // Replies to the calls of before go to the other mailbox.
+        self.context.mailbox = Mailbox::default();
+        self.send(now)?;
+        if self.rest_is_local {
+            for sub_batch in &mut self.sub_batches {
+                sub_batch.compute_rest_locally(&self.context, now);
+            }
+        }
+        Ok(())
     }
 
     fn on_reply(&mut self, reply: CallReply, now: Instant) -> Result<(), ExpertError> {
@@ -73,7 +105,7 @@ impl<'a> PendingLayer<'a> {
     fn compute_next_locally(&mut self, now: Instant) -> Result<bool, ExpertError> {
         let dispatcher = self.context.dispatcher;
         for sub_batch in &mut self.sub_batches {
-            if !sub_batch.compute_next_locally(&self.context)? {
+            if !sub_batch.compute_next_locally(&self.context, now)? {
                 continue;
             }
             metrics::fallback(dispatcher.transport.now().saturating_duration_since(now));
@@ -124,8 +156,12 @@ impl<'a> PendingLayer<'a> {
     /// Works until every sub-batch has its rows.
     fn run(&mut self, give_up: &dyn Fn() -> bool) -> Result<(), ExpertError> {
         let transport = Arc::clone(&self.context.dispatcher.transport);
-        while !self.sub_batches.iter().all(SubBatch::is_done) {
+        loop {
             let now = transport.now();
+            self.start_again_without_quarantined(now)?;
+            if self.sub_batches.iter().all(SubBatch::is_done) {
+                return Ok(());
+            }
             if let Some(reply) = self.context.mailbox.take() {
                 self.on_reply(reply, now)?;
                 continue;
@@ -135,6 +171,10 @@ impl<'a> PendingLayer<'a> {
             }
             if now >= self.context.deadline && !self.rest_is_local {
                 if self.context.dispatcher.fallback.is_none() {
+                    self.end_audits(now)?;
+                    if self.sub_batches.iter().all(SubBatch::is_done) {
+                        continue;
+                    }
                     return Err(self.deadline_error());
                 }
                 // However long it takes: nothing else is waited for.
@@ -157,6 +197,13 @@ impl<'a> PendingLayer<'a> {
             if let Some(reply) = transport.wait(&self.context.mailbox, until) {
                 self.on_reply(reply, transport.now())?;
             }
+        }
+    }
+
+    /// What is audited is used without a second answer if there is no time for one.
+    fn end_audits(&mut self, now: Instant) -> Result<(), ExpertError> {
+        for sub_batch in &mut self.sub_batches {
+            sub_batch.end_audits(&self.context, now)?;
         }
         Ok(())
     }

@@ -1,6 +1,8 @@
 //! Chooses the replica that computes each tile, from the connected nodes and what is known about
 //! them. The choice for a layer is cached until either changes.
 
+mod quarantined;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +11,8 @@ use ds4_common::tiles::{TileRect, TileSet};
 
 use super::health::{FULL_WEIGHT, HealthState, NodeHealth};
 use super::latency::LatenessLimits;
+use super::metrics;
+use super::quarantine::Quarantines;
 use crate::cluster::combine::Cover;
 use crate::cluster::tile_assignment::{self, ReplicaCandidate, assign_tiles, cells_with_replicas};
 use crate::cluster::transport::{ClusterView, LiveNode, NodeId};
@@ -69,6 +73,7 @@ pub(super) struct ReplicaSelector {
     /// Cached plan of each class.
     plans: Vec<Option<Arc<DispatchPlan>>>,
     next_weighing: Option<Instant>,
+    quarantines: Quarantines,
 }
 
 impl ReplicaSelector {
@@ -77,6 +82,7 @@ impl ReplicaSelector {
         cut: Option<(u32, u32)>,
         limits: LatenessLimits,
         local_fallback: bool,
+        quarantine: Duration,
     ) -> Self {
         let mut selector = ReplicaSelector {
             shape,
@@ -88,6 +94,7 @@ impl ReplicaSelector {
             class: Vec::new(),
             plans: Vec::new(),
             next_weighing: None,
+            quarantines: Quarantines::new(quarantine),
         };
         selector.classify_layers();
         selector
@@ -106,7 +113,16 @@ impl ReplicaSelector {
         let fresh = |node: &LiveNode| kept(node.id).unwrap_or_else(|| NodeHealth::new(now));
         self.health = view.nodes.iter().map(fresh).collect();
         self.view = Arc::clone(view);
+        self.quarantines.update_view(view);
+        for (node, health) in self.view.nodes.iter().zip(&mut self.health) {
+            if let Some(until) = self.quarantines.until(node)
+                && health.state() != HealthState::Quarantined
+            {
+                health.quarantine(until);
+            }
+        }
         self.classify_layers();
+        self.publish_health();
     }
 
     fn classify_layers(&mut self) {
@@ -125,15 +141,23 @@ impl ReplicaSelector {
         self.plans = vec![None; classes];
     }
 
+    /// Something about the nodes' health has changed.
     fn forget_plans(&mut self) {
         self.plans.fill(None);
+        self.publish_health();
+    }
+
+    fn publish_health(&self) {
+        let names = self.view.nodes.iter().map(|node| &*node.name);
+        let states = self.health.iter().map(NodeHealth::state);
+        metrics::health(names.zip(states));
     }
 
     fn position(&self, id: NodeId) -> Option<usize> {
         self.view.nodes.iter().position(|node| node.id == id)
     }
 
-    pub(super) fn health(&mut self, id: NodeId) -> Option<&mut NodeHealth> {
+    fn health(&mut self, id: NodeId) -> Option<&mut NodeHealth> {
         let at = self.position(id)?;
         self.health.get_mut(at)
     }
@@ -198,11 +222,12 @@ impl ReplicaSelector {
                     .held
                     .layer(layer)
                     .filter(|_| !excluded.contains(&node.id))
+                    .filter(|_| health.state() != HealthState::Quarantined)
                     .map(AsRef::as_ref),
                 tier: match health.state() {
                     HealthState::Healthy => 0,
                     HealthState::Slow => 1,
-                    HealthState::Unresponsive => 3,
+                    HealthState::Unresponsive | HealthState::Quarantined => 3,
                 },
                 weight: health.weight(),
             })
@@ -275,6 +300,28 @@ impl ReplicaSelector {
             .into_iter()
             .map(|(candidate, rects, _)| (candidate.map(|i| self.replica(i)), rects))
             .collect()
+    }
+
+    /// A replica of all of `rects` outside of the nodes in `excluded` that may be expected to answer;
+    /// the own file only if it is `wanted`.
+    pub(super) fn second_opinion(
+        &self,
+        layer: usize,
+        rects: &[TileRect],
+        excluded: &[NodeId],
+        wanted: bool,
+    ) -> Option<Replica> {
+        let candidates = self.candidates(layer, excluded);
+        let nodes = self.view.nodes.len();
+        let holds_all = |set: &TileSet| rects.iter().all(|rect| set.rect_around(*rect).is_some());
+        let usable = |i: &usize| {
+            let candidate = &candidates[*i];
+            let asked = *i < nodes || wanted;
+            asked && candidate.tier < 3 && candidate.tiles.is_some_and(holds_all)
+        };
+        let best = (0..candidates.len()).filter(usable);
+        let best = best.min_by_key(|&i| self.preference(&candidates, i));
+        best.map(|candidate| self.replica(candidate))
     }
 
     /// Orders candidates: by tier, then load, then position.
@@ -374,7 +421,15 @@ impl ReplicaSelector {
     /// The nodes that are to be probed now; they count as being probed from here on.
     pub(super) fn due_probes(&mut self, now: Instant) -> Vec<LiveNode> {
         let nodes = self.view.nodes.iter().zip(&mut self.health);
-        let due = nodes.filter_map(|(node, health)| health.probe_due(now).then(|| node.clone()));
+        let quarantines = &self.quarantines;
+        let due = nodes.filter_map(|(node, health)| {
+            let quarantined = health.state() == HealthState::Quarantined;
+            // Only another connection lets a node return that has no test.
+            if quarantined && quarantines.test(node).is_none() {
+                return None;
+            }
+            health.probe_due(now).then(|| node.clone())
+        });
         due.collect()
     }
 

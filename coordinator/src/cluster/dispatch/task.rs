@@ -30,6 +30,10 @@ pub(super) struct TileTask {
     /// The split attempt at another task that this task belongs to.
     pub(super) parent: Option<AttemptId>,
     pub(super) attempts: Vec<AttemptId>,
+    /// Whether its rows are used only once two places have computed the same.
+    pub(super) audited: bool,
+    /// The attempts that delivered rows, while they are compared.
+    pub(super) answers: Vec<AttemptId>,
     /// Nodes that failed since replicas were last sought among all nodes.
     pub(super) failed: Vec<NodeId>,
     /// The last failure.
@@ -137,6 +141,8 @@ impl TileTask {
             expert_block_ops,
             parent,
             attempts: Vec::new(),
+            audited: false,
+            answers: Vec::new(),
             failed: Vec::new(),
             failure: None,
             not_finite: Vec::new(),
@@ -187,7 +193,7 @@ impl TileTask {
     pub(super) fn inherit_failures(&mut self, whole: &TileTask) {
         self.failed.clone_from(&whole.failed);
         self.failure.clone_from(&whole.failure);
-        self.not_finite.clone_from(&whole.not_finite);
+        self.audited = whole.audited;
         self.all_final = whole.all_final;
     }
 

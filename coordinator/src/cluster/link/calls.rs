@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use ds4_proto::limits::MAX_TEXT_BYTES;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{ReceivedRows, clip, request};
+use ds4_proto::wire::{ReceivedRows, RowsFault, clip, request};
 use tokio::sync::mpsc;
 
 use crate::cluster::node_metrics::{CallOutcome, NodeMetrics};
@@ -191,11 +191,15 @@ impl ConnectionCalls {
 
     fn rows(&self, entry: UnansweredCall, rows: pb::Rows, at: Instant) {
         let (expected, found) = (entry.call.reply_bytes, rows.rows.len());
+        let rows = ReceivedRows::new(rows, entry.checksum);
         if found == expected {
             self.metrics
                 .answered(at.saturating_duration_since(entry.began));
-            let rows = ReceivedRows::new(rows, entry.checksum);
             return entry.call.deliver(Ok(rows), at);
+        }
+        if rows.check() == Err(RowsFault::Checksum) {
+            self.metrics.count(CallOutcome::Corrupt);
+            return entry.fail(CallError::Corrupt(Corruption::Rows), at);
         }
         self.metrics.count(CallOutcome::Malformed);
         let reason = format!("{found} bytes of rows instead of {expected}");

@@ -18,8 +18,15 @@ pub(super) async fn describe(
     expected: &Expectation,
 ) -> Result<NodeInfo, LinkFault> {
     let node = || name.to_owned();
-    let info = ask(channel).await.map_err(|error| match error {
-        DescribeError::Unreachable(text) => LinkFault::Lost(text),
+    let first = ask(channel.clone()).await;
+    // A flipped bit of the version should not pass for another version.
+    let asked = match first {
+        Err(DescribeError::Mismatch(_)) => ask(channel).await,
+        other => other,
+    };
+    let info = asked.map_err(|error| match error {
+        DescribeError::Silent => LinkFault::Lost(no_answer(HANDSHAKE_TIMEOUT)),
+        DescribeError::Failed(status) => LinkFault::lost(status_text(&status), &*status),
         // Damaged on its way: another try may do.
         DescribeError::Malformed(problem @ WireError::Checksum(_)) => {
             LinkFault::Lost(problem.to_string())
@@ -55,7 +62,9 @@ pub(super) async fn describe(
 }
 
 enum DescribeError {
-    Unreachable(String),
+    /// No answer in time.
+    Silent,
+    Failed(Box<tonic::Status>),
     Malformed(WireError),
     Mismatch(Mismatch),
 }
@@ -66,8 +75,8 @@ async fn ask(channel: Channel) -> Result<NodeInfo, DescribeError> {
     let answer = client.describe(Versions::request());
     let reply = tokio::time::timeout(HANDSHAKE_TIMEOUT, answer)
         .await
-        .map_err(|_| DescribeError::Unreachable(no_answer(HANDSHAKE_TIMEOUT)))?
-        .map_err(|status| DescribeError::Unreachable(status_text(&status)))?;
+        .map_err(|_| DescribeError::Silent)?
+        .map_err(|status| DescribeError::Failed(Box::new(status)))?;
     decode_node(reply.get_ref())
         .map_err(DescribeError::Malformed)?
         .map_err(DescribeError::Mismatch)

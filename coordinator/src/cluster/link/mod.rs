@@ -14,11 +14,13 @@ use ds4_proto::channel;
 use ds4_proto::error_text::{error_text, status_text};
 use ds4_proto::limits::HANDSHAKE_TIMEOUT;
 use ds4_proto::pb::{self, compute_reply, compute_request};
-use ds4_proto::wire::{NodeInfo, decode_welcome, hello, open_reply, request};
+use ds4_proto::security::Dial;
+use ds4_proto::tls::{is_about_certificates, without_clock};
+use ds4_proto::wire::{InstanceId, NodeInfo, decode_welcome, hello, open_reply, request};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::known_calls::KnownAnswers;
 use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
@@ -35,6 +37,9 @@ const LAST_BACKOFF: Duration = Duration::from_secs(1);
 /// Pause before a node that does not fit the cluster is asked again.
 const MISMATCH_PAUSE: Duration = Duration::from_secs(5);
 
+/// Longest time before a further address of a node is tried again: another machine may have got it.
+const ALIAS_PAUSE: Duration = Duration::from_secs(10);
+
 /// Most calls in flight on one connection, even if the node allows more.
 const MAX_WINDOW: usize = 64;
 
@@ -49,7 +54,7 @@ const DRAINING: &str = "it is shutting down";
 #[derive(Debug)]
 pub(super) struct LinkTarget {
     pub(super) name: Arc<str>,
-    pub(super) endpoint: Endpoint,
+    pub(super) dial: Dial,
     pub(super) expected: Expectation,
     /// Where the link reports its state.
     pub(super) table: Arc<NodeTable>,
@@ -64,6 +69,15 @@ pub(super) struct LinkTarget {
 enum LinkFault {
     /// The node cannot be reached, or the connection broke.
     Lost(String),
+    /// One side refuses the other's certificate. Tried again like a lost connection, since files
+    /// are replaced while both run.
+    Certificate(String),
+    /// The node is connected to under another address.
+    Alias {
+        /// That address.
+        of: Arc<str>,
+        instance: InstanceId,
+    },
     /// The node is shutting down.
     Draining,
     /// The node does not belong to this cluster.
@@ -74,12 +88,45 @@ impl LinkFault {
     fn mismatch(error: ClusterError) -> Self {
         LinkFault::Mismatch(Box::new(error))
     }
+
+    /// What is wrong with a connection or an answer, `text`, because of `error`.
+    fn lost(text: String, error: &(dyn std::error::Error + 'static)) -> Self {
+        match is_about_certificates(error) {
+            true => LinkFault::Certificate(text),
+            false => LinkFault::Lost(text),
+        }
+    }
+
+    /// Logs it.
+    fn tell(&self, node: &str) {
+        let reason = self.to_string();
+        match self {
+            LinkFault::Mismatch(_) => {
+                tracing::error!(node, reason, "an expert node cannot be used");
+            }
+            LinkFault::Certificate(_) => tracing::error!(
+                node,
+                reason,
+                "an expert node cannot be used until a certificate is replaced"
+            ),
+            LinkFault::Alias { of, .. } => tracing::info!(
+                node,
+                same_as = &**of,
+                "an expert node is reached under two addresses; it counts once, and the second \
+                 address is used if the first fails"
+            ),
+            LinkFault::Lost(_) | LinkFault::Draining => {
+                tracing::warn!(node, reason, "an expert node is unavailable");
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for LinkFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            LinkFault::Lost(text) => f.write_str(text),
+            LinkFault::Lost(text) | LinkFault::Certificate(text) => f.write_str(text),
+            LinkFault::Alias { of, .. } => write!(f, "it is the same node as {of}"),
             LinkFault::Draining => f.write_str(DRAINING),
             LinkFault::Mismatch(error) => error.fmt(f),
         }
@@ -109,34 +156,45 @@ pub(super) async fn run(target: LinkTarget) {
             Err(fault) => fault,
         };
         let text = fault.to_string();
-        if text != last_logged {
-            match &fault {
-                LinkFault::Mismatch(_) => tracing::error!(
-                    node = %target.name, reason = %text,
-                    "an expert node cannot be used"
-                ),
-                _ => tracing::warn!(
-                    node = %target.name, reason = %text,
-                    "an expert node is unavailable"
-                ),
-            }
-            last_logged = text;
+        let known = without_clock(&text);
+        if known != last_logged {
+            fault.tell(&target.name);
+            last_logged = known.to_owned();
         }
         let pause = match &fault {
             LinkFault::Mismatch(_) => MISMATCH_PAUSE,
+            LinkFault::Alias { .. } => ALIAS_PAUSE,
             _ => backoff,
         };
+        let mut awaited = None;
         match fault {
             LinkFault::Mismatch(error) => target.table.refused(target.entry, *error),
             LinkFault::Draining => target.table.draining(target.entry),
+            LinkFault::Alias { of, instance } => {
+                target.table.alias(target.entry, of);
+                awaited = Some(instance);
+            }
+            LinkFault::Certificate(text) => {
+                target.metrics.certificate_fault();
+                target.table.absent(target.entry, text);
+            }
             LinkFault::Lost(text) => target.table.absent(target.entry, text),
         }
         if target.table.forget_unlisted(target.entry) {
             tracing::info!(node = %target.name, "an expert node has left the cluster");
             return;
         }
-        tokio::time::sleep(pause).await;
-        backoff = (backoff * 2).min(LAST_BACKOFF);
+        match awaited {
+            // Its first address may fail at any time.
+            Some(instance) => {
+                let free = target.table.until_free(target.entry, instance);
+                let _ = tokio::time::timeout(pause, free).await;
+            }
+            None => {
+                tokio::time::sleep(pause).await;
+                backoff = (backoff * 2).min(LAST_BACKOFF);
+            }
+        }
     }
 }
 
@@ -152,11 +210,19 @@ struct OpenStream {
 
 /// Connects, asks what the node is, shakes hands, and has the known calls computed.
 async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
-    let connected = target.endpoint.connect().await;
-    let channel = connected.map_err(|e| LinkFault::Lost(error_text(&e)))?;
+    let connected = target.dial.connect().await;
+    let channel = connected.map_err(|e| LinkFault::lost(error_text(&e), &e))?;
+    if let Some(certificate) = target.dial.peer_certificate() {
+        target.metrics.certificate(certificate.not_after);
+    }
     let info = describe::describe(&target.name, channel.clone(), &target.expected).await?;
     if info.draining {
         return Err(LinkFault::Draining);
+    }
+    if let Some(instance) = info.instance
+        && let Err(of) = target.table.claim(target.entry, instance)
+    {
+        return Err(LinkFault::Alias { of, instance });
     }
     let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake(target, channel, &info)).await;
     let shaken = shaken.unwrap_or_else(|_| {
@@ -179,7 +245,7 @@ async fn handshake(
     channel: Channel,
     info: &NodeInfo,
 ) -> Result<OpenStream, LinkFault> {
-    let lost = |status: tonic::Status| LinkFault::Lost(status_text(&status));
+    let lost = |status: tonic::Status| LinkFault::lost(status_text(&status), &status);
     let Expectation { fingerprint, shape } = &target.expected;
     let (outbound, requests) = mpsc::channel(OUTBOUND);
     let greeting = hello(fingerprint, shape, info.versions.newest);

@@ -16,13 +16,13 @@ use super::*;
 
 /// A node that describes itself as told and answers each work item with `answer`.
 #[derive(Clone)]
-struct Impostor {
+pub(super) struct Impostor {
     describe: pb::DescribeReply,
     answer: fn(pb::Work) -> compute_reply::Kind,
 }
 
 impl Impostor {
-    fn new(answer: fn(pb::Work) -> compute_reply::Kind) -> Self {
+    pub(super) fn new(answer: fn(pb::Work) -> compute_reply::Kind) -> Self {
         Impostor {
             describe: pb::DescribeReply {
                 protocol_version: PROTOCOL_VERSION,
@@ -300,7 +300,7 @@ fn a_refusal_reaches_the_caller_on_one_line() {
 }
 
 /// The impostor, listed before an honest node; both hold all tiles.
-fn beside_an_honest_node(
+pub(super) fn beside_an_honest_node(
     answer: fn(pb::Work) -> compute_reply::Kind,
 ) -> (Cluster, ClusterBackend, Arc<script::FallbackScript>) {
     let cluster = Cluster::whole(1);

@@ -7,8 +7,10 @@ use std::sync::atomic::Ordering;
 use ds4_proto::security::Security;
 use futures::future::BoxFuture;
 
+use super::relay::Relay;
 use super::*;
 use crate::cluster::Resolver;
+use crate::cluster::node_metrics;
 
 fn free_address() -> String {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -165,6 +167,75 @@ fn nodes_come_and_go_with_the_records_of_their_name() {
         .collect();
     assert_eq!(names.len(), 2);
     assert!(addresses[1..].iter().all(|address| names.contains(address)));
+    // Nor do its series stay.
+    let mut metrics = String::new();
+    node_metrics::render(&mut metrics);
+    assert!(!metrics.contains(&addresses[0]), "{metrics}");
+    assert!(
+        addresses[1..]
+            .iter()
+            .all(|address| metrics.contains(address))
+    );
+}
+
+/// The states in the order of the addresses.
+fn states(backend: &ClusterBackend) -> Vec<NodeState> {
+    let nodes = backend.table().nodes();
+    nodes.into_iter().map(|node| node.state).collect()
+}
+
+#[test]
+fn a_node_with_two_addresses_is_one_member_and_its_second_address_a_spare() {
+    let cluster = Cluster::whole(2);
+    let spare = Relay::start(&cluster.runtime, cluster.addresses()[0].clone());
+    let first = Relay::start(&cluster.runtime, cluster.addresses()[0].clone());
+    let options = ClusterOptions {
+        nodes: vec![
+            first.address.clone(),
+            spare.address.clone(),
+            cluster.addresses()[1].clone(),
+        ],
+        ..quick()
+    };
+    let backend = cluster.connect_with(&options).expect("cluster");
+    let is_alias = |state: &NodeState| matches!(state, NodeState::Alias(_));
+    wait_until("one address is a spare", || {
+        states(&backend).iter().filter(|s| is_alias(s)).count() == 1
+            && states(&backend).iter().filter(|s| !s.is_missing()).count() == 3
+    });
+    // Two replicas of everything, not three, of which one node would have two thirds.
+    let begun = |node: usize| cluster.node_knobs[node].begun.load(Ordering::SeqCst);
+    // The dispatcher looks at the nodes at a call.
+    check(&backend, &batch(0, 2));
+    assert_eq!(backend.health_states().len(), 2);
+    let before = [begun(0), begun(1)];
+    for i in 0..30 {
+        check(&backend, &batch(i % SHAPE.layers, 2));
+    }
+    let [one, other] = [begun(0) - before[0], begun(1) - before[1]];
+    assert!(
+        one * 5 <= other * 8 && other * 5 <= one * 8,
+        "{one} and {other}"
+    );
+    // Which of the two was first is chance.
+    let kept = if is_alias(&states(&backend)[0]) {
+        &spare
+    } else {
+        &first
+    };
+    let kept_address = kept.address.clone();
+    kept.kill();
+    work_until("the spare has taken over", &backend, || {
+        let nodes = backend.table().nodes();
+        let up = nodes
+            .iter()
+            .filter(|node| matches!(node.state, NodeState::Up))
+            .map(|node| node.name.to_string());
+        let up: Vec<String> = up.collect();
+        up.len() == 2 && !up.contains(&kept_address)
+    });
+    check(&backend, &batch(0, 2));
+    assert_eq!(backend.health_states().len(), 2);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Real streams over loopback. Most experts are scripted: cheap to compute, and able to misbehave.
 
+mod audit;
 mod calibrate;
 mod cancel;
 mod cuts;
@@ -164,6 +165,7 @@ fn quick() -> ClusterOptions {
         deadline: Duration::from_secs(20),
         // Tests count calls, and what misbehaves should do so when it is called.
         known_calls: false,
+        audit: None,
         ..ClusterOptions::default()
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Knobs {
     pub(super) delay_ms: AtomicU64,
     /// Whether the lowest bit of each first float is wrong.
     pub(super) wrong: AtomicBool,
+    /// Whether each first float is NaN.
+    pub(super) not_finite: AtomicBool,
     /// Number of calls that have been begun.
     pub(super) begun: AtomicU64,
 }
@@ -52,6 +54,13 @@ impl Compute for Script {
         let (mut rows, expert_block_ops) = rows(self.grid, batch, rects);
         if self.knobs.iter().any(|k| k.wrong.load(Ordering::SeqCst)) {
             rows[0] = f32::from_bits(rows[0].to_bits() ^ 1);
+        }
+        if self
+            .knobs
+            .iter()
+            .any(|k| k.not_finite.load(Ordering::SeqCst))
+        {
+            rows[0] = f32::NAN;
         }
         *out = rows;
         Ok(expert_block_ops)

@@ -1,6 +1,7 @@
 //! Which nodes belong to the cluster: named one by one or by a DNS name, connected or not, of this
 //! model or not.
 
+mod coverage;
 mod error;
 mod ready;
 mod resolve;
@@ -10,6 +11,7 @@ mod table;
 use ds4_common::expert::MoeShape;
 use ds4_proto::wire::FingerprintBytes;
 
+pub use coverage::ClusterStatus;
 pub use error::ClusterError;
 pub(super) use ready::wait_ready;
 pub(super) use resolve::follow;

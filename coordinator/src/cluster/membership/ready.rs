@@ -3,18 +3,24 @@
 use std::time::Duration;
 
 use ds4_common::expert::MoeShape;
-use ds4_common::tiles::{TileRect, TileSet};
+use ds4_common::tiles::TileRect;
 use tokio::time::Instant;
 
+use super::coverage::first_missing;
 use super::{ClusterError, NodeState, NodeStatus, NodeTable};
-use crate::cluster::tile_assignment::{list, uncovered};
+use crate::cluster::tile_assignment::list;
 
 /// Time between log messages about missing nodes.
 const MESSAGE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Longest wait for nodes whose work the local fallback can do: time to connect to those that are
+/// there.
+const FALLBACK_WAIT: Duration = Duration::from_secs(1);
+
 /// Waits until the nodes that are up hold all tiles and a connection to every other node has been
-/// tried, or until `timeout` has passed. Tiles that are missing then are logged if the local
-/// fallback is to compute them (`fallback`). `resolving` means that a DNS name may bring nodes that
+/// tried, or until `timeout` has passed. If the local fallback is to compute the tiles that are
+/// missing (`fallback`), the wait ends once every connection has been tried, after a second at the
+/// latest, and they are logged. `resolving` means that a DNS name may bring nodes that
 /// are not in the table yet.
 ///
 /// # Errors
@@ -28,7 +34,12 @@ pub(in crate::cluster) async fn wait_ready(
     timeout: Duration,
 ) -> Result<(), ClusterError> {
     let mut changes = table.changes();
-    let deadline = Instant::now() + timeout;
+    let longest = if fallback {
+        timeout.min(FALLBACK_WAIT)
+    } else {
+        timeout
+    };
+    let deadline = Instant::now() + longest;
     let mut next_message = Instant::now() + MESSAGE_INTERVAL;
     loop {
         changes.mark_unchanged();
@@ -38,11 +49,14 @@ pub(in crate::cluster) async fn wait_ready(
         }
         let missing = first_missing(shape, &nodes);
         let over = Instant::now() >= deadline;
-        let waiting = nodes.iter().find(|n| !matches!(n.state, NodeState::Up));
+        let waiting = nodes.iter().find(|n| n.state.is_missing());
         match missing {
             None if table.all_tried() || over => return Ok(()),
-            // No awaited node could bring them.
-            Some(missing) if over || (waiting.is_none() && !resolving) => {
+            // No awaited node could bring them, or nobody waits for it.
+            Some(missing)
+                if over
+                    || (!resolving && (waiting.is_none() || (fallback && table.all_tried()))) =>
+            {
                 return conclude(missing, waiting, fallback, timeout);
             }
             _ => {}
@@ -50,7 +64,7 @@ pub(in crate::cluster) async fn wait_ready(
         if Instant::now() >= next_message {
             next_message += MESSAGE_INTERVAL;
             let left = deadline.saturating_duration_since(Instant::now()).as_secs();
-            for node in nodes.iter().filter(|n| !matches!(n.state, NodeState::Up)) {
+            for node in nodes.iter().filter(|n| n.state.is_missing()) {
                 tracing::warn!(
                     node = %node.name, reason = %node.state,
                     "waiting for an expert node for up to {left} s more"
@@ -70,29 +84,6 @@ fn refusal(node: &NodeStatus) -> Option<ClusterError> {
         NodeState::Refused(error) => Some((**error).clone()),
         _ => None,
     }
-}
-
-/// The first layer with tiles that no node holds, and those tiles.
-fn first_missing(shape: MoeShape, nodes: &[NodeStatus]) -> Option<(usize, Vec<TileRect>)> {
-    let held = |layer| -> Vec<Option<&TileSet>> {
-        nodes
-            .iter()
-            .map(|node| node.held.as_ref()?.layer(layer).map(AsRef::as_ref))
-            .collect()
-    };
-    let mut last = None;
-    for layer in 0..shape.layers {
-        let here = held(layer);
-        if last.as_ref() == Some(&here) {
-            continue;
-        }
-        let missing = uncovered(shape.grid, &here);
-        if !missing.is_empty() {
-            return Some((layer, missing));
-        }
-        last = Some(here);
-    }
-    None
 }
 
 /// The end of the wait with tiles missing.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use ds4_common::tiles::Holdings;
+use ds4_proto::wire::InstanceId;
 use tokio::sync::watch;
 
 use super::ClusterError;
@@ -27,6 +28,8 @@ pub enum NodeState {
     Absent(String),
     /// It does not belong to this cluster; says why.
     Refused(Box<ClusterError>),
+    /// It is another address of a node that is connected under this one.
+    Alias(Arc<str>),
 }
 
 /// A node's state, for status pages and messages.
@@ -51,6 +54,8 @@ struct NodeEntry {
     tried: bool,
     /// Whether it is still named, by a flag or by DNS.
     listed: bool,
+    /// The process that this entry is connected to, or about to be.
+    instance: Option<InstanceId>,
 }
 
 #[derive(Debug, Default)]
@@ -108,6 +113,7 @@ impl NodeTable {
                 live: None,
                 tried: false,
                 listed: true,
+                instance: None,
             };
             entries.by_id.insert(entries.last_entry, entry);
             entries.last_entry
@@ -128,6 +134,9 @@ impl NodeTable {
                 name: Arc::clone(&entry.name),
                 ..live
             });
+            if !matches!(state, NodeState::Up) {
+                entry.instance = None;
+            }
             entry.state = state;
             entry.tried = true;
         });
@@ -166,6 +175,42 @@ impl NodeTable {
         self.set(id, NodeState::Refused(Box::new(error)), None);
     }
 
+    /// It is another address of the node that is connected at `of`.
+    pub(in crate::cluster) fn alias(&self, id: EntryId, of: Arc<str>) {
+        self.set(id, NodeState::Alias(of), None);
+    }
+
+    /// Reserves the process `instance` for this entry, until its state is set to another than up.
+    ///
+    /// # Errors
+    /// The address of the entry that is connected to that process, or about to be.
+    pub(in crate::cluster) fn claim(
+        &self,
+        id: EntryId,
+        instance: InstanceId,
+    ) -> Result<(), Arc<str>> {
+        // No snapshot shows it.
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(holder) = entries.holder(id, instance) {
+            return Err(Arc::clone(&holder.name));
+        }
+        if let Some(entry) = entries.by_id.get_mut(&id) {
+            entry.instance = Some(instance);
+        }
+        Ok(())
+    }
+
+    /// Waits until no entry but `id` is connected to the process `instance`.
+    pub(in crate::cluster) async fn until_free(&self, id: EntryId, instance: InstanceId) {
+        let mut changes = self.changes();
+        while self.read(|entries| entries.holder(id, instance).is_some()) {
+            // The sender is this table's own.
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// Sets whether a node is named. One that is up stays until its connection ends. Returns
     /// whether it is in the table.
     pub(in crate::cluster) fn list(&self, id: EntryId, listed: bool) -> bool {
@@ -179,7 +224,8 @@ impl NodeTable {
     pub(in crate::cluster) fn forget_unlisted(&self, id: EntryId) -> bool {
         let gone = self.read(|entries| entries.by_id.get(&id).is_none_or(|e| !e.listed));
         if gone {
-            self.change(|entries| entries.by_id.remove(&id));
+            let entry = self.change(|entries| entries.by_id.remove(&id));
+            entry.inspect(|entry| entry.metrics.leave());
         }
         gone
     }
@@ -210,9 +256,16 @@ impl NodeTable {
 }
 
 impl NodeEntries {
+    /// The entry other than `id` that is connected to the process `instance`, or about to be.
+    fn holder(&self, id: EntryId, instance: InstanceId) -> Option<&NodeEntry> {
+        let mut others = self.by_id.iter().filter(|(other, _)| **other != id);
+        let holder = others.find(|(_, entry)| entry.instance == Some(instance));
+        holder.map(|(_, entry)| entry)
+    }
+
     fn view(&self) -> ClusterView {
         let absent = |entry: &NodeEntry| match &entry.state {
-            NodeState::Up => None,
+            NodeState::Up | NodeState::Alias(_) => None,
             state => Some((Arc::clone(&entry.name), state.to_string())),
         };
         ClusterView {
@@ -224,12 +277,19 @@ impl NodeEntries {
 }
 
 impl NodeState {
+    /// Whether it stands for a node that should work and does not.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        !matches!(self, NodeState::Up | NodeState::Alias(_))
+    }
+
     fn label(&self) -> StateLabel {
         match self {
             NodeState::Up => StateLabel::Up,
             NodeState::Draining => StateLabel::Draining,
             NodeState::Absent(_) => StateLabel::Absent,
             NodeState::Refused(_) => StateLabel::Refused,
+            NodeState::Alias(_) => StateLabel::Alias,
         }
     }
 }
@@ -241,6 +301,7 @@ impl std::fmt::Display for NodeState {
             NodeState::Draining => f.write_str("it is shutting down"),
             NodeState::Absent(reason) => f.write_str(reason),
             NodeState::Refused(error) => error.fmt(f),
+            NodeState::Alias(of) => write!(f, "it is the same node as {of}"),
         }
     }
 }
@@ -307,5 +368,40 @@ mod tests {
         assert!(table.forget_unlisted(id));
         assert!(table.view().nodes.is_empty() && table.nodes().is_empty());
         assert!(!table.list(id, true));
+    }
+
+    #[test]
+    fn one_process_is_one_member_whatever_its_addresses() {
+        let grid = Grid {
+            experts: 1,
+            blocks: 1,
+        };
+        let held = Arc::new(Holdings::uniform(grid, 1, TileSet::whole(grid)));
+        let table = NodeTable::default();
+        let add = |name: &str| table.add(name.into(), Arc::new(NodeMetrics::new(name)));
+        let (a, b) = (add("a:1"), add("b:1"));
+        let (one, other) = ([1; 16], [2; 16]);
+        assert_eq!(table.claim(a, one), Ok(()));
+        assert_eq!(table.claim(a, one), Ok(()), "it has it already");
+        assert_eq!(table.claim(b, one), Err("a:1".into()), "before it is up");
+        table.up(a, Arc::clone(&held), Arc::new(Nowhere), 5);
+        assert_eq!(table.claim(b, one), Err("a:1".into()));
+        table.alias(b, "a:1".into());
+        let view = table.view();
+        assert_eq!((view.nodes.len(), view.absent.len()), (1, 0));
+        let missing = |node: &NodeStatus| node.state.is_missing();
+        assert!(!table.nodes().iter().any(missing) && table.all_tried());
+        assert_eq!(
+            table.claim(b, other),
+            Ok(()),
+            "another machine got the address"
+        );
+        table.absent(b, "cut".to_owned());
+        table.absent(a, "cut".to_owned());
+        assert_eq!(table.claim(b, one), Ok(()), "the first address has failed");
+        assert_eq!(table.claim(a, one), Err("b:1".into()));
+        table.list(b, false);
+        assert!(table.forget_unlisted(b));
+        assert_eq!(table.claim(a, one), Ok(()));
     }
 }

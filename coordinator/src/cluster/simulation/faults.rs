@@ -54,7 +54,13 @@ impl World {
                 self.disconnect(node, false);
             }
             Trouble::Slow => self.nodes[node].slow = 2 << self.random.below(9),
-            Trouble::Misbehave => self.nodes[node].manners = self.random.pick(&Manners::BAD),
+            Trouble::Misbehave => {
+                let wrong = self.faults.wrong_numbers && self.random.chance(40);
+                self.nodes[node].manners = match wrong {
+                    true => Manners::WrongBit,
+                    false => self.random.pick(&Manners::BAD),
+                };
+            }
             Trouble::Drain => self.nodes[node].draining = true,
             Trouble::Leave => {
                 self.nodes[node].draining = true;
@@ -102,6 +108,7 @@ impl World {
     pub(super) fn make_peace(&mut self) {
         self.faults.pause = None;
         self.lost_percent = 0;
+        self.flipped_per_mille = 0;
         for node in 0..self.nodes.len() {
             if !self.nodes[node].is_well() || self.wires_of(node).any(|w| self.wires[w].cut) {
                 let unnamed = self.wires_of(node).any(|w| self.wires[w].entry.is_none());

@@ -99,6 +99,12 @@ fn whatever_happens_to_nodes_the_bits_are_right_or_the_error_is_named_by_the_dea
             sum(&|o| o.tally.fallback_blocks),
         ),
         ("protocol breaches", sum(&|o| o.tally.broken_rules)),
+        ("flipped bits", sum(&|o| o.tally.flipped_bits)),
+        (
+            "calls that arrived damaged",
+            sum(&|o| o.tally.corrupt_calls),
+        ),
+        ("rows computed wrong", sum(&|o| o.tally.wrong_rows)),
         (
             "answers to cancelled calls",
             sum(&|o| o.tally.unwanted_answers),

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use ds4_proto::pb::{self, compute_request};
+use ds4_proto::wire::{is_intact, open_reply, open_request, reply, seal};
+use prost::Message;
 
 use super::node::{Manners, SimJob, failure};
 use super::wire::{Parcel, Wire};
@@ -10,6 +12,15 @@ use super::world::{WINDOW, World, WorldEvent};
 use crate::cluster::link::calls::StreamAction;
 
 const MS: Duration = Duration::from_millis(1);
+
+/// The end of a connection over which a message came that is not what was sent.
+fn damaged(wire: usize, generation: u64) -> WorldEvent {
+    WorldEvent::Broken {
+        wire,
+        generation,
+        reason: "a message was damaged",
+    }
+}
 
 impl World {
     /// Puts the messages that the coordinators have written onto the network.
@@ -24,17 +35,30 @@ impl World {
                 let up = up.as_mut().expect("it is up");
                 up.last_out = up.last_out.max(at);
                 let (at, generation) = (up.last_out, *generation);
-                let parcel = Parcel::ToNode(message.kind.expect("every request has a kind"));
-                self.schedule_at(
-                    at,
-                    WorldEvent::Parcel {
+                let event = match self.flip_a_bit(&message).and_then(|m| open_request(m).ok()) {
+                    Some(Some(kind)) => WorldEvent::Parcel {
                         wire,
                         generation,
-                        parcel,
+                        parcel: Parcel::ToNode(kind),
                     },
-                );
+                    // The node ends a stream with such a message.
+                    Some(None) | None => damaged(wire, generation),
+                };
+                self.schedule_at(at, event);
             }
         }
+    }
+
+    /// The message as it arrives; `None` if it cannot be read any more.
+    fn flip_a_bit<M: Message + Default + Clone>(&mut self, message: &M) -> Option<M> {
+        if self.flipped_per_mille == 0 || self.random.below(1000) >= self.flipped_per_mille {
+            return Some(message.clone());
+        }
+        self.tally.flipped_bits += 1;
+        let mut bytes = message.encode_to_vec();
+        let bit = self.random.index(bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        M::decode(bytes.as_slice()).ok()
     }
 
     pub(super) fn transit(&mut self) -> Duration {
@@ -83,7 +107,19 @@ impl World {
         } = &mut self.wires[wire];
         let node = &mut self.nodes[*node];
         let up = up.as_mut().expect("delivered over a connection that is up");
+        let repeated = up.unanswered.contains(work.id);
+        if repeated && !is_intact(&work) {
+            // Another id by a flipped bit: the node ends the stream.
+            self.end(wire, "a call is already in progress", false);
+            return;
+        }
         up.unanswered.accept(work.id);
+        if !is_intact(&work) {
+            up.unanswered.finish(work.id);
+            self.tally.corrupt_calls += 1;
+            self.send_back(wire, failure(work.id, pb::FailureKind::Corrupt));
+            return;
+        }
         assert!(up.unanswered.len() <= WINDOW, "the window is not respected");
         if node.draining {
             let id = work.id;
@@ -123,6 +159,8 @@ impl World {
             }
         }
         let answers = node.answers(job, now, &mut self.random);
+        let wrong = matches!(node.manners, Manners::WrongBit | Manners::NotFinite);
+        self.tally.wrong_rows += u64::from(wrong);
         if late && self.random.chance(50) {
             let more = self.random.between(100 * MS, 20_000 * MS);
             let up = self.wires[wire].up.as_mut().expect("still up");
@@ -136,18 +174,25 @@ impl World {
     fn send_back(&mut self, wire: usize, kind: Option<pb::compute_reply::Kind>) {
         self.tally.messages += 1;
         let at = self.now() + self.transit();
+        // A message of no kind, which a node with bad manners sends, has a checksum like any other.
+        let message = match kind {
+            Some(kind) => reply(kind),
+            None => seal(pb::ComputeReply::default()),
+        };
+        let arrived = self.flip_a_bit(&message).and_then(|m| open_reply(m).ok());
         let Wire { generation, up, .. } = &mut self.wires[wire];
         let Some(up) = up else { return };
         up.last_in = up.last_in.max(at);
-        let (at, generation, parcel) = (up.last_in, *generation, Parcel::ToCoordinator(kind));
-        self.schedule_at(
-            at,
-            WorldEvent::Parcel {
+        let (at, generation) = (up.last_in, *generation);
+        let event = match arrived {
+            Some(kind) => WorldEvent::Parcel {
                 wire,
                 generation,
-                parcel,
+                parcel: Parcel::ToCoordinator(kind),
             },
-        );
+            None => damaged(wire, generation),
+        };
+        self.schedule_at(at, event);
     }
 
     /// Handles a message as the link's task does.

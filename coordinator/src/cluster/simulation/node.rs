@@ -31,10 +31,14 @@ pub(super) enum Manners {
     Swallows,
     /// Answers long after the call was given up.
     Late,
+    /// Computes infinity or NaN.
+    NotFinite,
+    /// Computes rows with a wrong bit.
+    WrongBit,
 }
 
 impl Manners {
-    pub(super) const BAD: [Manners; 9] = [
+    pub(super) const BAD: [Manners; 10] = [
         Manners::Duplicates,
         Manners::WrongLength,
         Manners::UnknownCall,
@@ -44,6 +48,7 @@ impl Manners {
         Manners::Busy,
         Manners::Swallows,
         Manners::Late,
+        Manners::NotFinite,
     ];
 }
 
@@ -56,6 +61,8 @@ pub(super) struct SimJob {
 
 #[derive(Debug)]
 pub(super) struct SimNode {
+    /// Its place among the nodes: no two compute the same wrong numbers.
+    number: u32,
     pub(super) held: Arc<Holdings>,
     pub(super) alive: bool,
     /// Counts its processes: each knows only its own connections.
@@ -75,8 +82,9 @@ pub(super) struct SimNode {
 }
 
 impl SimNode {
-    pub(super) fn new(held: Arc<Holdings>, pace: u64) -> Self {
+    pub(super) fn new(number: usize, held: Arc<Holdings>, pace: u64) -> Self {
         SimNode {
+            number: number as u32,
             held,
             alive: true,
             process: 0,
@@ -131,6 +139,7 @@ impl SimNode {
     ) -> Vec<Option<compute_reply::Kind>> {
         let id = job.work.id;
         let call = decode_work(&job.work, &SHAPE, &self.held).expect("only legal work is sent");
+        assert!(call.is_intact(), "it was looked at on arrival");
         if now > job.received + call.deadline {
             return vec![failure(id, pb::FailureKind::Expired)];
         }
@@ -155,6 +164,17 @@ impl SimNode {
             Manners::Refuses => vec![failure(id, pb::FailureKind::Internal)],
             Manners::Busy => vec![failure(id, pb::FailureKind::Busy)],
             Manners::Swallows => Vec::new(),
+            Manners::NotFinite => {
+                let mut wrong = values;
+                wrong[0] = f32::from_bits(f32::NAN.to_bits() | self.number);
+                vec![answer(id, &wrong)]
+            }
+            Manners::WrongBit => {
+                let mut wrong = values;
+                let at = random.index(wrong.len());
+                wrong[at] = f32::from_bits(wrong[at].to_bits() ^ 1 << (self.number % 20));
+                vec![answer(id, &wrong)]
+            }
         }
     }
 }
@@ -177,6 +197,10 @@ impl Unanswered {
             self.0.insert(id, false).is_none(),
             "call {id} was sent twice"
         );
+    }
+
+    pub(super) fn contains(&self, id: u64) -> bool {
+        self.0.contains_key(&id)
     }
 
     pub(super) fn cancel(&mut self, id: u64) {

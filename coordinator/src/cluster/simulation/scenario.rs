@@ -1,5 +1,6 @@
 //! One seed: a cluster, its troubles, and the calls that must survive them.
 
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -161,7 +162,9 @@ impl Simulation {
         let held = holdings(&mut random, count, replicas);
         let gentle = random.chance(60);
         let fallback = random.chance(50);
+        let audit = random.pick(&[None, NonZeroU32::new(3), Some(NonZeroU32::MIN)]);
         let faults = Faults {
+            wrong_numbers: fallback && audit == Some(NonZeroU32::MIN),
             pause: Some(random.between(40 * MS, 5000 * MS)),
             gentle,
             others: if random.chance(30) {
@@ -170,9 +173,8 @@ impl Simulation {
                 Vec::new()
             },
         };
-        let nodes = held
-            .into_iter()
-            .map(|held| SimNode::new(held, 1 + random.below(20)));
+        let nodes = held.into_iter().enumerate();
+        let nodes = nodes.map(|(number, held)| SimNode::new(number, held, 1 + random.below(20)));
         let nodes = nodes.collect();
         let clock = Arc::new(SimClock::new());
         let tables: Vec<Arc<NodeTable>> =
@@ -181,9 +183,11 @@ impl Simulation {
         let mut world = World::new(Arc::clone(&clock), fork, nodes, tables.clone(), faults);
         world.delay = random.between(MS / 5, 8 * MS);
         world.lost_percent = random.pick(&[0, 0, 1, 5]);
+        let flipped = random.pick(&[0, 0, 2, 20]);
         // All nodes connect at the start.
         world.run(100 * MS, None);
         world.schedule(Duration::ZERO, WorldEvent::Trouble);
+        world.flipped_per_mille = flipped;
         let world = Arc::new(Mutex::new(world));
         let deadline = random.between(Duration::from_secs(20), Duration::from_secs(60));
         let settings = DispatchSettings {
@@ -191,6 +195,10 @@ impl Simulation {
             deadline,
             hedge_share: random.pick(&[0.0, 0.1, 1.0]),
             hedge_burst: random.pick(&[0.0, 4.0, 16.0]),
+            audit,
+            audit_seed: random.next(),
+            // Short enough to be over when nothing is wrong any more.
+            quarantine: 200 * MS,
             ..DispatchSettings::new(SHAPE)
         };
         let coordinator = |table: &Arc<NodeTable>| {
@@ -369,6 +377,7 @@ fn check_error(error: &ExpertError) {
             | ExpertError::Deadline { .. }
             | ExpertError::Refused { .. }
             | ExpertError::Malformed { .. }
+            | ExpertError::NotFinite { .. }
     );
     let text = error.to_string();
     assert!(named, "{text}");

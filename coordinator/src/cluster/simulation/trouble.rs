@@ -12,6 +12,8 @@ pub(super) struct Faults {
     pub(super) pause: Option<Duration>,
     /// Whether the nodes that are well hold all tiles at any time.
     pub(super) gentle: bool,
+    /// Whether nodes may compute wrong numbers: every call is audited, and the own file decides.
+    pub(super) wrong_numbers: bool,
     /// What a node may hold after a restart instead of the same tiles.
     pub(super) others: Vec<Arc<Holdings>>,
 }

@@ -70,6 +70,9 @@ pub(super) struct Tally {
     pub(super) broken_rules: u64,
     pub(super) unwanted_answers: u64,
     pub(super) fallback_blocks: u64,
+    pub(super) flipped_bits: u64,
+    pub(super) corrupt_calls: u64,
+    pub(super) wrong_rows: u64,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub(super) struct World {
     pub(super) delay: Duration,
     /// Percentage of messages that the network has to retransmit.
     pub(super) lost_percent: u64,
+    /// Messages in a thousand of which a bit is flipped.
+    pub(super) flipped_per_mille: u64,
     idle_looks: usize,
 }
 
@@ -111,6 +116,7 @@ impl World {
             tally: Tally::default(),
             delay: MS,
             lost_percent: 0,
+            flipped_per_mille: 0,
             idle_looks: 0,
         };
         for wire in 0..world.wires.len() {

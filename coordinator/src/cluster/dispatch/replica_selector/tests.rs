@@ -48,7 +48,8 @@ fn view(epoch: u64, held: &[Vec<TileRect>]) -> Arc<ClusterView> {
 }
 
 fn selector(local_fallback: bool) -> ReplicaSelector {
-    ReplicaSelector::new(SHAPE, None, LatenessLimits::default(), local_fallback)
+    let term = Duration::from_secs(60);
+    ReplicaSelector::new(SHAPE, None, LatenessLimits::default(), local_fallback, term)
 }
 
 /// Names of the replicas, and the number of tiles that each computes.

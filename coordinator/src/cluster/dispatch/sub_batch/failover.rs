@@ -15,14 +15,14 @@ use crate::engine::ExpertError;
 
 impl SubBatch {
     /// Nodes that are no choice for a task: they have it already, or failed it.
-    fn excluded_nodes(&self, id: TaskId) -> Vec<NodeId> {
-        let open = self
-            .open_attempts(id)
-            .filter_map(|attempt| match &attempt.execution {
-                Execution::Call(call) => Some(call.node.id),
-                Execution::Local { .. } | Execution::Split { .. } => None,
-            });
-        self.tasks[id].failed.iter().copied().chain(open).collect()
+    pub(super) fn excluded_nodes(&self, id: TaskId) -> Vec<NodeId> {
+        let answers = self.tasks[id].answers.iter().map(|a| &self.attempts[*a]);
+        let busy = answers.chain(self.open_attempts(id));
+        let busy = busy.filter_map(|attempt| match &attempt.execution {
+            Execution::Call(call) => Some(call.node.id),
+            Execution::Local { .. } | Execution::Split { .. } => None,
+        });
+        self.tasks[id].failed.iter().copied().chain(busy).collect()
     }
 
     /// The other replicas of a task's tiles.
@@ -48,6 +48,9 @@ impl SubBatch {
         id: TaskId,
         now: Instant,
     ) -> Result<(), ExpertError> {
+        if !self.tasks[id].answers.is_empty() {
+            return self.advance_audit(context, id, now);
+        }
         loop {
             let others = self.other_replicas(context, id, Reach::AllReplicas);
             match &others[..] {
@@ -159,11 +162,15 @@ impl SubBatch {
 
 /// The error for tiles whose rows are infinite or NaN wherever they are computed.
 pub(super) fn not_finite_error(layer: usize, task: &TileTask) -> ExpertError {
-    let names: Vec<&str> = task
+    let mut names: Vec<&str> = task
         .not_finite
         .iter()
         .map(|(node, _)| &*node.name)
         .collect();
+    if names.is_empty() {
+        // A part of a task that failed as a whole.
+        names.extend(task.failure.as_ref().map(|failure| &*failure.node));
+    }
     ExpertError::NotFinite {
         layer,
         tiles: list(task.tiles.rects()),

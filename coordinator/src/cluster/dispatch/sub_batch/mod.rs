@@ -5,9 +5,11 @@
 //! compute locally. Each is told the time, may send or cancel calls, and returns without waiting
 //! for anything.
 
+mod audit;
 mod blocker;
 mod failover;
 mod replies;
+mod return_test;
 mod sum;
 mod timeouts;
 
@@ -96,6 +98,7 @@ impl SubBatch {
                 continue;
             }
             context.dispatcher.hedge_budget().earn();
+            sub_batch.tasks[id].audited = context.dispatcher.draw_audit();
             if !sub_batch.try_replica(context, id, replica.as_ref(), false, now) {
                 refused.push(id);
             }
@@ -215,6 +218,7 @@ impl SubBatch {
     pub(super) fn compute_next_locally(
         &mut self,
         context: &LayerContext<'_>,
+        now: Instant,
     ) -> Result<bool, ExpertError> {
         let next = self.attempts.iter().position(|attempt| {
             let Execution::Local { pending, .. } = &attempt.execution else {
@@ -242,7 +246,7 @@ impl SubBatch {
         }
         done.push((rect, rows));
         if pending.is_empty() {
-            self.complete(context, attempt);
+            self.delivered(context, attempt, now)?;
         }
         Ok(true)
     }

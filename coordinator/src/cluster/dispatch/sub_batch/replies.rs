@@ -38,8 +38,7 @@ impl SubBatch {
                 let mut selector = context.dispatcher.selector();
                 selector.answered(node.id, ops, took, now);
                 drop(selector);
-                self.complete(context, attempt);
-                Ok(())
+                self.delivered(context, attempt, now)
             }
             Err(error) => {
                 entry.open = false;
@@ -102,6 +101,7 @@ impl SubBatch {
             }
             self.tasks[id].state = TaskState::Done(attempt);
             self.cancel_attempts(context, id, CancelReason::Unwanted);
+            self.blame_not_finite(context, id);
             let Some(parent) = self.tasks[id].parent else {
                 self.missing -= 1;
                 return;
@@ -118,7 +118,12 @@ impl SubBatch {
     }
 
     /// Ends all open attempts at a task.
-    fn cancel_attempts(&mut self, context: &LayerContext<'_>, id: TaskId, why: CancelReason) {
+    pub(super) fn cancel_attempts(
+        &mut self,
+        context: &LayerContext<'_>,
+        id: TaskId,
+        why: CancelReason,
+    ) {
         for at in 0..self.tasks[id].attempts.len() {
             let attempt = self.tasks[id].attempts[at];
             let entry = &mut self.attempts[attempt];

@@ -4,7 +4,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ds4_common::expert::{BatchFields, ExpertBatch, ExpertInput, MoeShape, Route};
 use ds4_common::tiles::{Grid, TileSet};
-use ds4_proto::wire::EncodedBatch;
+use ds4_proto::wire::{EncodedBatch, rows_checksum, rows_message};
 
 use crate::cluster::transport::{Mailbox, SystemClock};
 
@@ -195,13 +195,24 @@ fn a_node_that_accepts_nothing_is_busy_before_memory_is_full() {
 fn rows_of_another_length_are_malformed() {
     let mut bench = bench(1);
     bench.send(7, LONG).expect("accepted");
-    assert_eq!(bench.written(), [1]);
+    let message = bench.wire.try_recv().expect("written");
+    let Some(compute_request::Kind::Work(work)) = message.kind else {
+        panic!("{message:?}");
+    };
+    let two = [0.0; 2];
+    let rows = rows_message(1, &two, rows_checksum(&two, work.checksum), 0, 0);
+    let rows = compute_reply::Kind::Rows(rows);
+    assert_eq!(bench.calls.on_reply(Some(rows)), Ok(StreamAction::Read));
+    let reason = "8 bytes of rows instead of 4".to_owned();
+    assert_eq!(bench.arrived(), [(7, Some(CallError::Malformed(reason)))]);
+    // What was cut off on its way has not the checksum that it left with.
+    bench.send(8, LONG).expect("accepted");
     let rows = compute_reply::Kind::Rows(pb::Rows {
-        id: 1,
+        id: 2,
         rows: Bytes::from_static(&[0; 5]),
         ..Default::default()
     });
     assert_eq!(bench.calls.on_reply(Some(rows)), Ok(StreamAction::Read));
-    let reason = "5 bytes of rows instead of 4".to_owned();
-    assert_eq!(bench.arrived(), [(7, Some(CallError::Malformed(reason)))]);
+    let corrupt = CallError::Corrupt(Corruption::Rows);
+    assert_eq!(bench.arrived(), [(8, Some(corrupt))]);
 }
