@@ -125,8 +125,9 @@ impl Sequence {
     /// is whole afterwards.
     ///
     /// It succeeds for the last [`rewind`](super::EngineConfig::rewind) positions, and for
-    /// earlier ones whose rows happen to be held still. What was forked or made a checkpoint has
-    /// fewer at first, and what was rewound has fewer until it has grown again.
+    /// earlier ones whose rows happen to be held still. A checkpoint has fewer until it has grown,
+    /// and so has what was rewound. Blocks stay, to be filled again by the tokens that come
+    /// instead; [`Self::checkpoint`] lets go of them.
     ///
     /// # Errors
     /// The position is later than the sequence's, or rows that it needs are gone.

@@ -66,9 +66,15 @@ impl RowStream {
     fn open_block(&mut self, used: usize) -> &mut Block {
         let spec = &self.spec;
         let at = (self.end >> spec.block_shift) - self.first_block;
+        if Arc::get_mut(&mut self.blocks).is_none() {
+            // What lies behind is of the other holder.
+            self.blocks = Arc::new(self.blocks[..at + usize::from(used > 0)].to_vec());
+        }
         let blocks = Arc::make_mut(&mut self.blocks);
-        blocks.truncate(at + usize::from(used > 0));
-        if used == 0 {
+        // A rewind leaves blocks to be filled again, unless someone else still reads them.
+        let own = |block: &mut Arc<Block>| Arc::get_mut(block).is_some();
+        if used == 0 && !blocks.get_mut(at).is_some_and(own) {
+            blocks.truncate(at);
             let block = Block::new(spec.storage, spec.block_elements(), &self.meter);
             blocks.push(Arc::new(block));
         }
@@ -112,9 +118,16 @@ impl RowStream {
         self.drop_before(position.saturating_sub(self.spec.rewind));
     }
 
-    /// Drops the blocks of rows that the next token does not need.
+    /// Drops all blocks that going on from here does not need, those that a rewind left included.
     pub(super) fn trim_to_needs(&mut self) {
         self.drop_before(self.end * self.spec.ratio);
+        let kept = self.end.div_ceil(self.spec.block_rows()) - self.first_block;
+        if kept < self.blocks.len() {
+            match Arc::get_mut(&mut self.blocks) {
+                Some(blocks) => blocks.truncate(kept),
+                None => self.blocks = Arc::new(self.blocks[..kept].to_vec()),
+            }
+        }
     }
 
     /// Drops the blocks of rows that the token at `position` does not need.
@@ -139,14 +152,10 @@ impl RowStream {
             .earliest(self.first_block << self.spec.block_shift)
     }
 
-    /// Forgets the rows behind those of the first `tokens` tokens. They stay in memory where
-    /// another holder has the list of blocks too, until one of them changes it.
+    /// Forgets the rows behind those of the first `tokens` tokens. Their blocks stay, to be filled
+    /// again by the rows that come instead: freeing and allocating takes longer than all else.
     pub(super) fn rewind(&mut self, tokens: usize) {
         self.end = self.spec.rows_of(tokens);
-        let kept = self.end.div_ceil(self.spec.block_rows()) - self.first_block;
-        if let Some(blocks) = Arc::get_mut(&mut self.blocks) {
-            blocks.truncate(kept);
-        }
     }
 
     /// Appends rows of zeros until they are those of `tokens` tokens.

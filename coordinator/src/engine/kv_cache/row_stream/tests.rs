@@ -69,9 +69,34 @@ fn a_fork_and_a_rewind_copy_nothing_and_an_append_copies_the_open_block() {
     fork.extend(&rows(9..10, 3));
     assert_eq!(meter.bytes(), 3 * block);
     fork.rewind(4);
+    fork.extend(&rows(4..12, 4));
+    assert_eq!(meter.bytes(), 3 * block, "blocks are filled again");
+    assert_eq!(read(&fork, 4..12), rows(4..12, 4));
+    fork.rewind(4);
+    fork.trim_to_needs();
     assert_eq!(meter.bytes(), block);
     drop(fork);
     assert_eq!(meter.bytes(), 0);
+}
+
+#[test]
+fn a_block_that_a_rewind_left_is_not_filled_again_while_another_reads_it() {
+    let meter = BlockMeter::default();
+    let spec = spec(RowStorage::F32, Keep::All, 4);
+    let mut stream = RowStream::new(spec, &meter);
+    stream.extend(&rows(0..12, 1));
+    let mut fork = stream.clone();
+    // Each has a list of its own; the first three blocks are in both.
+    fork.extend(&rows(12..13, 2));
+    stream.extend(&rows(12..13, 3));
+    stream.rewind(4);
+    stream.extend(&rows(4..8, 4));
+    assert_eq!(read(&stream, 0..8), [rows(0..4, 1), rows(4..8, 4)].concat());
+    assert_eq!(
+        read(&fork, 0..13),
+        [rows(0..12, 1), rows(12..13, 2)].concat()
+    );
+    assert_eq!(stream.bytes(), 2 * spec.block_bytes());
 }
 
 #[test]
