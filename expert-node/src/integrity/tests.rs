@@ -138,7 +138,7 @@ fn a_layer_is_compared_before_its_first_call_and_no_other_is() {
 #[test]
 fn the_background_finds_damage_and_names_it() {
     let (_folder, path) = slice();
-    let damaged = flip(&path, 2);
+    let damaged = flip(&path, 1);
     age(&path);
     let integrity = integrity(&path, VerifyWhen::Background);
     let _background = Background::start(Arc::clone(&integrity), plan(true, None));
@@ -150,14 +150,14 @@ fn rows_do_not_leave_once_the_file_was_written_to_until_it_is_right_again() {
     let (_folder, path) = slice();
     let integrity = integrity(&path, VerifyWhen::Use);
     assert_eq!(integrity.admit(0), Ok(()));
-    flip(&path, 3);
+    flip(&path, 1);
     let fault = integrity.release().expect_err("written to").to_string();
     assert!(fault.contains("it was written to"), "{fault}");
     assert!(integrity.admit(0).is_err());
     let _background = Background::start(Arc::clone(&integrity), plan(true, None));
-    flip(&path, 3);
+    flip(&path, 1);
     wait_for("the node serves again", || integrity.in_service().is_ok());
-    assert_eq!(integrity.admit(3), Ok(()));
+    assert_eq!(integrity.admit(1), Ok(()));
     assert_eq!(integrity.release(), Ok(()));
 }
 
