@@ -78,20 +78,21 @@ impl Identity {
     }
 }
 
-/// The client: by its key, else by its address. A client of IPv6 has a network of addresses.
+/// The client: by its address, and there by its key. A client of IPv6 has a network of addresses.
 fn client_key(hash: &RandomState, headers: &HeaderMap, peer: Option<IpAddr>) -> ClientKey {
     let key = [header::AUTHORIZATION, API_KEY]
         .iter()
         .find_map(|name| headers.get(name))
         .map(HeaderValue::as_bytes)
         .filter(|key| !key.is_empty());
-    ClientKey(match key {
-        Some(key) => hash.hash_one(key),
-        None => hash.hash_one(peer.map(|peer| match peer.to_canonical() {
-            IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-            address @ IpAddr::V4(_) => address,
-        })),
-    })
+    let network = peer.map(|peer| match peer.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
+        address @ IpAddr::V4(_) => address,
+    });
+    ClientKey {
+        address: hash.hash_one(network),
+        key: hash.hash_one(key),
+    }
 }
 
 #[cfg(test)]
@@ -99,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clients_are_told_apart_by_key_then_by_network() {
+    fn clients_are_told_apart_by_network_and_there_by_key() {
         let hash = RandomState::new();
         let of = |header: Option<(&'static str, &str)>, peer: &str| {
             let header = header.map(|(name, value)| {
@@ -114,19 +115,21 @@ mod tests {
                 Some(peer.parse().unwrap()),
             )
         };
-        let (one, two) = (
-            Some(("authorization", "Bearer 1")),
-            Some(("authorization", "Bearer 2")),
-        );
-        assert_eq!(of(one, "10.0.0.1"), of(one, "10.0.0.2"));
-        assert_ne!(of(one, "10.0.0.1"), of(two, "10.0.0.1"));
-        assert_ne!(
-            of(Some(("x-api-key", "a")), "10.0.0.1"),
-            of(None, "10.0.0.1")
-        );
-        assert_ne!(of(None, "10.0.0.1"), of(None, "10.0.0.2"));
-        assert_eq!(of(None, "10.0.0.1"), of(None, "::ffff:10.0.0.1"));
-        assert_eq!(of(None, "2001:db8::1"), of(None, "2001:db8::ffff:0:0:2"));
-        assert_ne!(of(None, "2001:db8::1"), of(None, "2001:db8:0:1::1"));
+        let one = Some(("authorization", "Bearer 1"));
+        let two = Some(("authorization", "Bearer 2"));
+        let other = Some(("x-api-key", "a"));
+        let keys = [one, two, other, None].map(|key| of(key, "10.0.0.1"));
+        for (i, client) in keys.iter().enumerate() {
+            assert_eq!(client.address, keys[0].address);
+            assert!(keys[..i].iter().all(|before| before.key != client.key));
+        }
+        assert_eq!(of(Some(("x-api-key", "")), "10.0.0.1"), keys[3]);
+
+        let address = |peer| of(None, peer).address;
+        assert_ne!(of(one, "10.0.0.2").address, keys[0].address);
+        assert_eq!(of(one, "10.0.0.2").address, address("10.0.0.2"));
+        assert_eq!(address("10.0.0.1"), address("::ffff:10.0.0.1"));
+        assert_eq!(address("2001:db8::1"), address("2001:db8::ffff:0:0:2"));
+        assert_ne!(address("2001:db8::1"), address("2001:db8:0:1::1"));
     }
 }

@@ -2,8 +2,9 @@
 //! ([`super::turns`]).
 //!
 //! A full queue refuses at once with an estimate of when to retry, because a refused caller can go
-//! elsewhere and one that hangs cannot. Its places are shared as well: a client with fewer waiting
-//! requests than another gets in, and the other's newest request is refused instead.
+//! elsewhere and one that hangs cannot. Its places are shared as well: a client whose address, or who
+//! behind the same address, has fewer waiting requests than another gets in, and the other's newest
+//! request is refused instead.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

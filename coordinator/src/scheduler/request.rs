@@ -276,10 +276,10 @@ pub enum GenerateError {
     /// No token could be drawn from the logits.
     #[error("the engine failed: {0}")]
     Sampling(SampleError),
-    /// The queue was full, and the request gave its place to a client with fewer requests.
+    /// The queue was full, and the request gave its place to a client or an address with fewer.
     #[error(
-        "the queue is full, and the place of this request went to a client with fewer requests; \
-         try again in {retry_after_s} s"
+        "the queue is full, and the place of this request went to a client or an address with \
+         fewer requests; try again in {retry_after_s} s"
     )]
     Displaced {
         /// Estimated seconds until the queue has moved on.

@@ -1,5 +1,6 @@
 //! Clients that leave, queues that fill, servers that stop.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -139,11 +140,22 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
 
 #[tokio::test]
 async fn one_client_cannot_hold_all_places() {
+    let other = reqwest::Client::new();
+    all_places_are_shared(|_| "greedy".into(), &other).await;
+}
+
+#[tokio::test]
+async fn made_up_keys_cannot_hold_all_places() {
+    let other = reqwest::Client::builder().local_address(IpAddr::from([127, 0, 0, 2]));
+    all_places_are_shared(|i| format!("made up {i}"), &other.build().unwrap()).await;
+}
+
+/// Requests with the keys of `greedy_key` fill the queue; then one of `other` comes, with its own key.
+async fn all_places_are_shared(greedy_key: impl Fn(usize) -> String, other: &reqwest::Client) {
     let server = Arc::new(Server::limited(one_place(4)).await);
     server.controls.hold();
-    let ask = |key: &'static str, text: String| {
-        let request = server
-            .client
+    let ask = |client: &reqwest::Client, key: String, text: String| {
+        let request = client
             .post(format!("{}{CHAT}", server.url))
             .bearer_auth(key)
             .json(&say(&text));
@@ -151,11 +163,11 @@ async fn one_client_cannot_hold_all_places() {
     };
     let mut greedy = Vec::new();
     for i in 0..5 {
-        greedy.push(ask("greedy", format!("mine {i}")));
+        greedy.push(ask(&server.client, greedy_key(i), format!("mine {i}")));
         server.wait_counts(1, i).await;
     }
     // The queue is full: the newest request of the client with the most gives way.
-    let newcomer = ask("newcomer", "a short word".into());
+    let newcomer = ask(other, "newcomer".into(), "a short word".into());
     let refused = greedy.pop().unwrap().await.unwrap();
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
     assert!(refused.headers().contains_key("retry-after"));

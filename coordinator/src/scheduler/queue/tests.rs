@@ -1,7 +1,11 @@
 use super::*;
 use crate::scheduler::request::{AnswerFormat, RequestOrigin};
 
-const ONE: ClientKey = ClientKey(0);
+const ONE: ClientKey = client(1, 0);
+
+const fn client(address: u64, key: u64) -> ClientKey {
+    ClientKey { address, key }
+}
 
 fn queued_by(client: ClientKey) -> impl Fn(u64) -> QueuedRequest {
     move |id| {
@@ -100,7 +104,7 @@ fn requests_leave_in_order_and_without_those_whose_callers_left() {
 #[test]
 fn a_newcomer_gets_into_a_full_queue_and_the_next_place() {
     let queue = Queue::new(4, 1);
-    let (many, few) = (ClientKey(1), ClientKey(2));
+    let (many, few) = (client(1, 1), client(1, 2));
     let mut events = Vec::new();
     for _ in 0..5 {
         queue
@@ -137,14 +141,36 @@ fn a_newcomer_gets_into_a_full_queue_and_the_next_place() {
 }
 
 #[test]
+fn keys_made_up_behind_one_address_leave_room_for_another() {
+    let queue = Queue::new(4, 1);
+    for key in 0..5 {
+        let made_up = client(1, key);
+        queue.push(made_up, queued_by(made_up)).unwrap();
+    }
+    assert_eq!(queue.take(1, 1000, false).len(), 1);
+    let another = client(1, 5);
+    assert!(queue.push(another, queued_by(another)).is_err());
+    let honest = client(2, 0);
+    for _ in 0..2 {
+        assert!(queue.check_room(honest).is_ok());
+        queue.push(honest, queued_by(honest)).unwrap();
+    }
+    assert!(queue.push(honest, queued_by(honest)).is_err());
+    assert_eq!(queue.counts(), (4, 1));
+    queue.finished(0, Duration::from_secs(1));
+    assert_eq!(queue.take(1, 1000, false)[0].request.origin.client, honest);
+}
+
+#[test]
 fn a_request_waits_for_memory_while_smaller_ones_pass() {
     let queue = Queue::new(8, 8);
-    for (client, bytes) in [(1, 10), (2, 30), (3, 10)] {
+    for (key, bytes) in [(1, 10), (2, 30), (3, 10)] {
+        let client = client(1, key);
         let queued = |id| QueuedRequest {
             kv_bytes: bytes,
-            ..queued_by(ClientKey(client))(id)
+            ..queued_by(client)(id)
         };
-        queue.push(ClientKey(client), queued).unwrap();
+        queue.push(client, queued).unwrap();
     }
     let ids =
         |requests: Vec<QueuedRequest>| requests.iter().map(|queued| queued.id).collect::<Vec<_>>();
