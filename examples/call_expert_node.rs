@@ -88,6 +88,7 @@ async fn start_node() -> Result<EmbeddedNode> {
             },
             kernels: Kernels::detect(),
             populate: false,
+            verify: ds4_expert_node::load::VerifySettings::EMBEDDED,
         },
         settings: NodeSettings::default(),
     };

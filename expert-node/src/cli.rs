@@ -59,7 +59,7 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use crate::load::WeightSource;
+    use crate::load::{VerifyWhen, WeightSource};
     use clap::CommandFactory;
     use ds4_common::tiles::{GridCut, TileChoice};
     use ds4_proto::security::Security;
@@ -119,18 +119,19 @@ mod tests {
 
     #[test]
     fn a_slice_comes_from_a_file_or_from_a_folder() {
-        let slice = |path: &str, verify| WeightSource::Slice {
-            path: path.into(),
-            verify,
-        };
+        let slice = |path: &str| WeightSource::Slice { path: path.into() };
         let file = serve("--slice a/b.gguf --verify").weights;
-        assert_eq!(file.source().expect("slice"), slice("a/b.gguf", true));
+        assert_eq!(file.source().expect("slice"), slice("a/b.gguf"));
+        assert_eq!(file.verify().when, VerifyWhen::Start);
+        let times = serve("--slice a --verify=off --verify-every 30m --verify-rate 2MiB").weights;
+        let verify = times.verify();
+        assert_eq!((verify.when, verify.rate), (VerifyWhen::Off, 2 << 20));
+        assert_eq!(verify.every, Some(Duration::from_secs(1800)));
+        let quiet = serve("--slice a --verify-every off").weights.verify();
+        assert_eq!((quiet.when, quiet.every), (VerifyWhen::Use, None));
         assert!(file.pull(&Security::Loopback).expect("no pull").is_none());
         let joins = serve("--data-dir /data --name n-1 --join coord:1 --join-timeout 9").weights;
-        assert_eq!(
-            joins.source().expect("slice"),
-            slice("/data/n-1.gguf", false)
-        );
+        assert_eq!(joins.source().expect("slice"), slice("/data/n-1.gguf"));
         let pull = joins
             .pull(&Security::Insecure)
             .expect("pull")
@@ -157,6 +158,10 @@ mod tests {
             "serve --slice a --tiles all",
             "serve --slice a --join c:1",
             "serve -m a --verify",
+            "serve --slice a --verify=maybe",
+            "serve --slice a --verify-every 5",
+            "serve --slice a --verify-every 0s",
+            "serve --slice a --verify-rate 5",
             "serve --data-dir d --name",
             "serve --data-dir d --grid 1x1 --index 0",
             "inspect",

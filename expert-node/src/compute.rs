@@ -1,12 +1,27 @@
 //! What a worker runs: the one expert function, or a stand-in in tests.
 
+use std::sync::Arc;
+
 use ds4_common::expert::{BatchError, ExpertBatch, MoeShape, TileComputer};
 use ds4_common::kernels::Kernels;
 use ds4_common::tiles::{Holdings, TileRect};
 use ds4_proto::wire::FingerprintBytes;
 
+/// Why a node computes nothing until its weights are right again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this node is out of service: {0}")]
+pub struct OutOfService(pub Arc<str>);
+
 /// Computes the rows of a batch on the current rayon pool.
 pub trait Compute: Send + 'static {
+    /// Called before each call with its layer; may take as long as reading the layer.
+    ///
+    /// # Errors
+    /// The weights are not to be computed with.
+    fn admit(&mut self, _layer: usize) -> Result<(), OutOfService> {
+        Ok(())
+    }
+
     /// Replaces `out` by the rows that [`ExpertBatch::reply_rows`] counts, `hidden` floats each.
     /// Returns the number of expert block operations: (token, chosen expert, block) triples.
     ///
@@ -18,6 +33,14 @@ pub trait Compute: Send + 'static {
         rects: &[TileRect],
         out: &mut Vec<f32>,
     ) -> Result<u64, BatchError>;
+
+    /// Called after each call, before its rows leave.
+    ///
+    /// # Errors
+    /// The weights may have changed meanwhile: the rows must not leave.
+    fn release(&mut self) -> Result<(), OutOfService> {
+        Ok(())
+    }
 
     /// Called after a while without work: buffers may be freed.
     fn idle(&mut self) {}

@@ -1,9 +1,12 @@
 //! A node inside of another process. It has a mapping and threads of its own, and is reached over
 //! its socket like any other node.
 
+use std::sync::Arc;
+
 use ds4_proto::pb;
 use tokio::net::TcpListener;
 
+use crate::integrity::{Background, CheckedTiles};
 use crate::load::{LoadError, LoadedTiles, ModelConfig, load};
 use crate::node::{NodeError, NodeSettings, RunningNode};
 
@@ -73,12 +76,16 @@ pub(crate) async fn start(
     let LoadedTiles {
         computer,
         identity,
-        warming,
+        integrity,
+        background,
     } = loaded.map_err(|_| StartError::Interrupted)??;
-    let computer = Box::new(computer);
-    let mut node = RunningNode::start(computer, identity, &config.settings, listener).await?;
-    if let Some(warming) = warming {
-        node.warm(warming);
-    }
+    let tiles = Box::new(CheckedTiles {
+        computer,
+        integrity: Arc::clone(&integrity),
+    });
+    let mut node = RunningNode::start(tiles, identity, &config.settings, listener).await?;
+    // The node is ready; nothing that follows delays it.
+    let background = background.map(|plan| Background::start(Arc::clone(&integrity), plan));
+    node.follow(&integrity, background);
     Ok(node)
 }

@@ -22,8 +22,9 @@
 //! session                       one coordinator's stream
 //! outbox · state                its replies; what streams share
 //! worker                        the compute thread
+//! integrity                     whether the weights are right, while they are served
 //! memory · compute              the budget of calls; the trait that the worker runs
-//! stats · warming · weights     counters; reading weights ahead; their place in the files
+//! stats · weights               counters; the weights' place in the files
 //! ```
 
 pub mod bench;
@@ -31,6 +32,7 @@ pub mod cli;
 pub mod compute;
 mod embedded;
 pub mod inspect;
+mod integrity;
 pub mod lifecycle;
 pub mod load;
 mod memory;
@@ -42,7 +44,6 @@ mod service;
 mod session;
 mod state;
 pub mod stats;
-mod warming;
 mod weight_args;
 mod weights;
 pub mod worker;

@@ -137,6 +137,7 @@ impl ServeArgs {
                 source: self.weights.source()?,
                 kernels: self.isa.isa,
                 populate: !self.weights.no_populate,
+                verify: self.weights.verify(),
             },
             settings: NodeSettings {
                 threads: self.threads.threads,

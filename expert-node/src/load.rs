@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use ds4_common::expert::{ExpertStore, StoreError, TileComputer};
 use ds4_common::gguf::{GgufError, GgufModel};
@@ -11,8 +12,10 @@ use ds4_common::slice::{self, ByteProgress, Slice, SliceError};
 use ds4_common::tiles::{ChoiceError, Holdings, TileChoice};
 
 use crate::compute::Identity;
-use crate::warming::Warming;
+use crate::integrity::{BackgroundPlan, Integrity};
 use crate::weights;
+
+pub use crate::integrity::{VerifySettings, VerifyWhen};
 
 /// Which weights a node serves, and with which kernels.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ pub struct ModelConfig {
     /// Whether to read the held tiles into memory: those of a whole model before the node is
     /// ready, those of a slice while it serves.
     pub populate: bool,
+    /// How the node makes sure of its weights.
+    pub verify: VerifySettings,
 }
 
 /// Where a node's tiles are.
@@ -40,8 +45,6 @@ pub enum WeightSource {
     Slice {
         /// The slice's file.
         path: PathBuf,
-        /// Whether to check every tensor's hash first, which reads the whole file.
-        verify: bool,
     },
 }
 
@@ -78,8 +81,10 @@ pub struct LoadedTiles {
     pub computer: TileComputer,
     /// What the node tells about itself.
     pub identity: Identity,
-    /// Reads a slice into memory, until it is dropped.
-    pub(crate) warming: Option<Warming>,
+    /// What is known about the weights.
+    pub(crate) integrity: Arc<Integrity>,
+    /// What is left for the background once the node is ready.
+    pub(crate) background: Option<BackgroundPlan>,
 }
 
 /// Maps the held tiles and, if `config` says so, reads them into memory. Blocks: not for a Tokio
@@ -90,7 +95,7 @@ pub struct LoadedTiles {
 pub fn load(config: &ModelConfig) -> Result<LoadedTiles, LoadError> {
     match &config.source {
         WeightSource::Model { paths, tiles } => load_model(config, paths, tiles),
-        WeightSource::Slice { path, verify } => load_slice(config, path, *verify),
+        WeightSource::Slice { path } => load_slice(config, path),
     }
 }
 
@@ -117,6 +122,7 @@ fn load_model(
         weights::populate(&hp, &tensors, held.rects()).map_err(LoadError::Populate)?;
     }
     let named = gguf.metadata().optional_str("general.name");
+    let integrity = Integrity::of_model(&gguf, &hp, &tensors, held.rects());
     let identity = Identity {
         model: name_or_stem(named.ok().flatten(), gguf.name()),
         fingerprint: *Fingerprint::of(&gguf, &hp)?.as_bytes(),
@@ -134,16 +140,31 @@ fn load_model(
              in memory"
         );
     }
+    let VerifySettings { every, rate, .. } = config.verify;
+    let plan = BackgroundPlan {
+        warm: Vec::new(),
+        // Without digests of a whole model, there is nothing to compare but a later time. Weights
+        // that are to stay on disk are not all read for that.
+        compare: every.is_some() && config.populate,
+        every,
+        rate,
+    };
     Ok(LoadedTiles {
         computer: TileComputer::new(store, config.kernels),
         identity,
-        warming: None,
+        integrity: Arc::new(integrity),
+        background: config.verify.background.then_some(plan),
     })
 }
 
-fn load_slice(config: &ModelConfig, path: &Path, verify: bool) -> Result<LoadedTiles, LoadError> {
-    let slice = Slice::open(path)?;
-    if verify {
+fn load_slice(config: &ModelConfig, path: &Path) -> Result<LoadedTiles, LoadError> {
+    let VerifySettings {
+        when, every, rate, ..
+    } = config.verify;
+    let gguf = GgufModel::open(path)?;
+    let slice = Slice::of(gguf.clone())?;
+    let integrity = Integrity::of_slice(&slice, &gguf, when)?;
+    if when == VerifyWhen::Start {
         check_hashes(&slice)?;
     }
     let head = slice.head();
@@ -157,14 +178,18 @@ fn load_slice(config: &ModelConfig, path: &Path, verify: bool) -> Result<LoadedT
         resident_bytes: slice.weight_bytes(),
         held: head.holdings().clone(),
     };
-    let warming = match config.populate {
-        true => Some(Warming::start(&slice)?),
-        false => None,
+    let warm = head.tensors().iter().filter(|_| config.populate);
+    let plan = BackgroundPlan {
+        warm: warm.map(|t| slice.tensor(t)).collect::<Result<_, _>>()?,
+        compare: when != VerifyWhen::Off,
+        every,
+        rate,
     };
     Ok(LoadedTiles {
         computer: TileComputer::new(store, config.kernels),
         identity,
-        warming,
+        integrity: Arc::new(integrity),
+        background: config.verify.background.then_some(plan),
     })
 }
 

@@ -21,11 +21,11 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::compute::{Compute, Identity};
+use crate::integrity::{Background, Integrity};
 use crate::memory::CallMemory;
 use crate::service::NodeService;
 use crate::state::{MAX_SESSIONS, NodeState, Phase};
 use crate::stats::Stats;
-use crate::warming::Warming;
 use crate::worker::Worker;
 
 /// The name under which health answers for the compute service.
@@ -100,8 +100,10 @@ pub struct RunningNode {
     server: JoinHandle<Result<(), tonic::transport::Error>>,
     worker: Worker,
     drain_timeout: Duration,
+    /// Takes the node out of service when its weights are wrong, and back.
+    follower: JoinSet<()>,
     /// Ends with the node.
-    warming: Option<Warming>,
+    background: Option<Background>,
 }
 
 impl RunningNode {
@@ -169,7 +171,8 @@ impl RunningNode {
             server: tokio::spawn(server),
             worker,
             drain_timeout: settings.drain_timeout,
-            warming: None,
+            follower: JoinSet::new(),
+            background: None,
         })
     }
 
@@ -188,9 +191,33 @@ impl RunningNode {
         });
     }
 
-    /// Reads the weights into memory while the node serves, until it stops.
-    pub(crate) fn warm(&mut self, warming: Warming) {
-        self.warming = Some(warming);
+    /// Serves only while the weights are right, as far as `integrity` knows. `background` ends
+    /// with the node.
+    pub(crate) fn follow(&mut self, integrity: &Integrity, background: Option<Background>) {
+        self.background = background;
+        let mut faults = integrity.faults();
+        faults.mark_changed();
+        let (phase, health) = (self.phase.clone(), self.health.clone());
+        self.follower.spawn(async move {
+            while faults.changed().await.is_ok() {
+                let fault = faults.borrow_and_update().clone();
+                let (next, status) = match fault {
+                    Some(fault) => (Phase::OutOfService(fault), ServingStatus::NotServing),
+                    None => (Phase::Serving, ServingStatus::Serving),
+                };
+                let moved = phase.send_if_modified(|phase| {
+                    let moves = matches!(phase, Phase::Serving | Phase::OutOfService(_));
+                    let moves = moves && *phase != next;
+                    if moves {
+                        *phase = next;
+                    }
+                    moves
+                });
+                if moved {
+                    set_health(&health, status).await;
+                }
+            }
+        });
     }
 
     /// Address of the listening socket.
@@ -230,7 +257,8 @@ impl RunningNode {
     /// finished within the drain timeout, then the connections close. Returns whether all accepted
     /// work was finished.
     pub async fn stop(mut self) -> bool {
-        self.warming = None;
+        self.background = None;
+        self.follower.shutdown().await;
         set_health(&self.health, ServingStatus::NotServing).await;
         self.phase.send_replace(Phase::Draining);
         let idle = self.sessions.acquire_many(MAX_SESSIONS);

@@ -136,6 +136,9 @@ fn encode_outcome(id: u64, outcome: JobOutcome, stats: &Stats) -> compute_reply:
             "the deadline passed while the call was queued",
         ),
         JobOutcome::Refused(error) => failed(id, pb::FailureKind::Invalid, &error.to_string()),
+        JobOutcome::OutOfService(fault) => {
+            failed(id, pb::FailureKind::Draining, &fault.to_string())
+        }
         JobOutcome::Broken => failed(
             id,
             pb::FailureKind::Internal,

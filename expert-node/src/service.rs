@@ -40,6 +40,7 @@ impl NodeControl for NodeService {
         let node = &self.0;
         let identity = &node.identity;
         let held = encode_held(&identity.held);
+        let phase = node.phase.borrow().clone();
         Ok(Response::new(seal(pb::DescribeReply {
             protocol_version: Versions::of_description(request.get_ref()),
             oldest_version: OLDEST_PROTOCOL_VERSION,
@@ -55,7 +56,11 @@ impl NodeControl for NodeService {
             kernels: identity.kernels.clone(),
             threads: node.threads as u32,
             weight_bytes: identity.weight_bytes,
-            draining: *node.phase.borrow() != Phase::Serving,
+            draining: phase != Phase::Serving,
+            out_of_service: match &phase {
+                Phase::OutOfService(fault) => fault.0.to_string(),
+                _ => String::new(),
+            },
             counters: Some(node.stats.snapshot()),
             used: identity.shape.experts_used as u32,
             instance_id: node.instance.to_vec().into(),

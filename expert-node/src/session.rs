@@ -32,8 +32,8 @@ pub(crate) async fn open(
                 "this node serves at most {MAX_SESSIONS} coordinators"
             ))
         })?;
-    if *node.phase.borrow() != Phase::Serving {
-        return Err(Status::unavailable("this node is shutting down"));
+    if let Some(reason) = node.phase.borrow().refusal() {
+        return Err(Status::unavailable(reason));
     }
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, inbound.message())
         .await
@@ -116,10 +116,14 @@ impl SessionReader {
     /// stream's place among the coordinators until then.
     async fn run(mut self, mut inbound: Streaming<pb::ComputeRequest>) {
         loop {
-            match *self.phase.borrow_and_update() {
-                Phase::Draining if self.open.with(|map| map.is_empty()) => break,
+            match &*self.phase.borrow_and_update() {
+                Phase::Draining | Phase::OutOfService(_)
+                    if self.open.with(|map| map.is_empty()) =>
+                {
+                    break;
+                }
                 Phase::Stopping => break,
-                Phase::Draining | Phase::Serving => {}
+                Phase::Draining | Phase::OutOfService(_) | Phase::Serving => {}
             }
             let message = tokio::select! {
                 message = inbound.message() => message,
@@ -184,10 +188,9 @@ impl SessionReader {
                 "work {id} is already in progress"
             )));
         }
-        if *self.phase.borrow() != Phase::Serving {
-            return self
-                .refuse(id, pb::FailureKind::Draining, "this node is shutting down")
-                .await;
+        let refusal = self.phase.borrow().refusal();
+        if let Some(reason) = refusal {
+            return self.refuse(id, pb::FailureKind::Draining, &reason).await;
         }
         let identity = &self.node.identity;
         let call = match decode_work(&work, &identity.shape, &identity.held) {

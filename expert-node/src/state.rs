@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ds4_proto::wire::InstanceId;
 use tokio::sync::{Semaphore, watch};
 
-use crate::compute::Identity;
+use crate::compute::{Identity, OutOfService};
 use crate::memory::CallMemory;
 use crate::stats::Stats;
 use crate::worker::WorkQueue;
@@ -14,14 +14,27 @@ use crate::worker::WorkQueue;
 pub(crate) const MAX_SESSIONS: u32 = 64;
 
 /// Where a node is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Takes new work.
     Serving,
+    /// Takes no new work until its weights are right again.
+    OutOfService(OutOfService),
     /// Takes no new work; what was accepted is finished.
     Draining,
     /// Streams end at once.
     Stopping,
+}
+
+impl Phase {
+    /// Why new work is refused; `None` while it is not.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        match self {
+            Phase::Serving => None,
+            Phase::OutOfService(fault) => Some(fault.to_string()),
+            Phase::Draining | Phase::Stopping => Some("this node is shutting down".to_owned()),
+        }
+    }
 }
 
 /// What the streams of a node share.

@@ -6,11 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{ArgGroup, Args};
 use ds4_cli::{ModelFlag, parse};
+use ds4_common::quantity::Bytes;
 use ds4_common::slice::file_name;
 use ds4_common::tiles::{GridCut, TileChoice};
 use ds4_proto::security::Security;
 
-use crate::load::WeightSource;
+use crate::load::{VerifySettings, VerifyWhen, WeightSource};
 use crate::pull::PullConfig;
 
 /// Tiles of a model, a slice, or a folder for a slice that is fetched.
@@ -86,9 +87,43 @@ pub struct WeightArgs {
     )]
     pub join_timeout: u64,
 
-    /// Check the hash of every tensor of the slice before the node is ready [default: off]
-    #[arg(long, env = "DS4_VERIFY", conflicts_with = "model")]
-    pub verify: bool,
+    /// When the hashes of a slice's tensors are compared first: use (a layer's before a call
+    /// computes with it, all of them in the background), background (calls do not wait), start
+    /// (all before the node is ready; --verify alone means this) or off
+    #[arg(
+        long,
+        env = "DS4_VERIFY",
+        conflicts_with = "model",
+        value_name = "WHEN",
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "use",
+        default_missing_value = "start",
+        value_parser = verify_when
+    )]
+    pub verify: VerifyWhen,
+
+    /// Time between two comparisons of all weights with their hashes, or, for a whole model, with
+    /// what they were when they were first read: 90s, 30m, 24h, 7d, or off
+    #[arg(
+        long,
+        env = "DS4_VERIFY_EVERY",
+        default_value = "24h",
+        value_name = "TIME",
+        value_parser = parse::interval
+    )]
+    pub verify_every: parse::Interval,
+
+    /// Bytes a second that are compared in the background while the node has work; without work it
+    /// is as many as it can
+    #[arg(
+        long,
+        env = "DS4_VERIFY_RATE",
+        default_value = "64MiB",
+        value_name = "SIZE",
+        value_parser = parse::size(Bytes(1 << 20), Bytes(1 << 40))
+    )]
+    pub verify_rate: Bytes,
 
     /// Leave weights on disk until calls need them, instead of reading a model's tiles before the
     /// node is ready, or a slice's in the background [default: off]
@@ -102,14 +137,13 @@ impl WeightArgs {
     /// # Errors
     /// The node's name is not a valid file name.
     pub fn source(&self) -> Result<WeightSource> {
-        let verify = self.verify;
         if let Some(path) = &self.slice {
             let path = path.clone();
-            return Ok(WeightSource::Slice { path, verify });
+            return Ok(WeightSource::Slice { path });
         }
         if let Some(folder) = &self.data_dir {
             let path = folder.join(file_name(&self.node())?);
-            return Ok(WeightSource::Slice { path, verify });
+            return Ok(WeightSource::Slice { path });
         }
         let tiles = match (self.grid, self.index) {
             (Some(cut), Some(index)) => TileChoice::Part { cut, index },
@@ -119,6 +153,17 @@ impl WeightArgs {
             paths: self.model.model.clone(),
             tiles,
         })
+    }
+
+    /// How the node makes sure of its weights.
+    #[must_use]
+    pub fn verify(&self) -> VerifySettings {
+        VerifySettings {
+            when: self.verify,
+            rate: self.verify_rate.0,
+            every: self.verify_every.0,
+            background: true,
+        }
     }
 
     /// How a slice in a folder is fetched; `None` for weights that are never fetched.
@@ -150,5 +195,17 @@ impl WeightArgs {
                 .into_owned()
         };
         self.name.clone().unwrap_or_else(machine)
+    }
+}
+
+/// A name of [`VerifyWhen::NAMES`]. A variable that says yes or no means what the flag does with
+/// and without being given.
+fn verify_when(text: &str) -> Result<VerifyWhen, String> {
+    let named = VerifyWhen::NAMES.iter().find(|(name, _)| *name == text);
+    match (named, text) {
+        (Some((_, when)), _) => Ok(*when),
+        (None, "1" | "true" | "yes") => Ok(VerifyWhen::Start),
+        (None, "" | "0" | "false" | "no") => Ok(VerifyWhen::Use),
+        _ => Err("expected use, background, start or off".to_owned()),
     }
 }

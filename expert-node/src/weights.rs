@@ -62,6 +62,16 @@ pub(crate) fn populate(
     Ok(())
 }
 
+/// The bytes of one layer's expert tensors that computing `rects` reads pages of, in order and
+/// without overlaps.
+pub(crate) fn held_ranges<'t>(
+    hp: &HyperParams,
+    layer: &'t LayerTensors,
+    rects: &[TileRect],
+) -> [(&'t Tensor, Vec<Range<usize>>); 3] {
+    touched(hp, layer, rects).map(|(tensor, ranges)| (tensor, joined(ranges, 0)))
+}
+
 /// The bytes of one layer's expert tensors that computing `rects` reads pages of.
 fn touched<'t>(
     hp: &HyperParams,

@@ -13,7 +13,7 @@ use ds4_common::threads::Threads;
 use ds4_proto::wire::{DecodedWork, rows_checksum};
 use tokio::sync::oneshot;
 
-use crate::compute::Compute;
+use crate::compute::{Compute, OutOfService};
 use crate::stats::Stats;
 
 /// Time without work after which buffers are freed.
@@ -61,6 +61,8 @@ pub enum JobOutcome {
     Corrupt,
     /// The batch does not fit the weights.
     Refused(BatchError),
+    /// The weights are not to be computed with.
+    OutOfService(OutOfService),
     /// The computation panicked.
     Broken,
 }
@@ -256,12 +258,15 @@ fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcom
     let mut values = Vec::new();
     // A panic is a defect of one call: the node goes on serving the others. `values` is dropped
     // then, so that no partial result is seen.
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        compute.compute(batch, rects.rects(), &mut values)
+    let result = catch_unwind(AssertUnwindSafe(|| -> Result<_, OutOfService> {
+        compute.admit(batch.layer)?;
+        let done = compute.compute(batch, rects.rects(), &mut values);
+        compute.release()?;
+        Ok(done)
     }));
     let computed = start.elapsed();
     match result {
-        Ok(Ok(expert_block_ops)) => {
+        Ok(Ok(Ok(expert_block_ops))) => {
             stats.computed(expert_block_ops, computed);
             JobOutcome::Rows {
                 checksum: rows_checksum(&values, job.call.checksum),
@@ -270,9 +275,13 @@ fn work(job: &ComputeJob, compute: &mut dyn Compute, stats: &Stats) -> JobOutcom
                 computed,
             }
         }
-        Ok(Err(error)) => {
+        Ok(Ok(Err(error))) => {
             stats.refused();
             JobOutcome::Refused(error)
+        }
+        Ok(Err(fault)) => {
+            stats.refused();
+            JobOutcome::OutOfService(fault)
         }
         Err(_) => JobOutcome::Broken,
     }

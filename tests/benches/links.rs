@@ -134,6 +134,7 @@ impl Cluster {
                 },
                 kernels: Kernels::detect(),
                 populate: true,
+                verify: ds4_expert_node::load::VerifySettings::EMBEDDED,
             })?;
             let LoadedTiles {
                 computer, identity, ..

@@ -1,6 +1,7 @@
 //! Parsers of flag values. Their errors say what would be accepted.
 
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use clap::builder::TypedValueParser;
 use ds4_common::kernels::Kernels;
@@ -37,6 +38,29 @@ pub fn size(least: Bytes, most: Bytes) -> impl Fn(&str) -> Result<Bytes, String>
         Ok(size) if (least..=most).contains(&size) => Ok(size),
         Ok(_) => Err(format!("expected a size from {least} to {most}")),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A time between two events, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interval(pub Option<Duration>);
+
+/// A whole number of seconds, minutes, hours or days, `90s` to `365d`, or `off`.
+///
+/// # Errors
+/// It is something else, or zero.
+pub fn interval(text: &str) -> Result<Interval, String> {
+    if text == "off" {
+        return Ok(Interval(None));
+    }
+    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let parsed = UNITS.iter().find_map(|&(unit, seconds)| {
+        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(seconds)
+    });
+    match parsed {
+        Some(seconds @ 1..=31_536_000) => Ok(Interval(Some(Duration::from_secs(seconds)))),
+        _ => Err("expected a time from 1s to 365d, for example 90s, 30m or 24h, or off".to_owned()),
     }
 }
 

@@ -6,42 +6,14 @@
 //! that sets the time back leaves a trace in the time of the last change, which other acts (a link,
 //! other permissions) leave as well.
 
-use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
+use super::file_stamp::FileStamp;
 use super::mmap::Mapping;
-
-/// What the operating system says about an open file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileStamp {
-    bytes: u64,
-    /// Seconds and nanoseconds of the last write.
-    modified: (i64, i64),
-    /// Seconds and nanoseconds of the last change of anything.
-    changed: (i64, i64),
-    /// Names that the file has; none once it was deleted or replaced.
-    links: u64,
-}
-
-impl FileStamp {
-    pub(super) fn of(meta: &Metadata) -> Self {
-        FileStamp {
-            bytes: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-            links: meta.nlink(),
-        }
-    }
-
-    fn content(&self) -> (u64, (i64, i64)) {
-        (self.bytes, self.modified)
-    }
-}
 
 /// How a file changed in place.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

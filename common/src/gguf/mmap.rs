@@ -20,7 +20,7 @@ use memmap2::{Advice, Mmap, MmapOptions};
 use rustix::io::Errno;
 
 use super::GgufError;
-use super::file_watch::FileStamp;
+use super::file_stamp::FileStamp;
 use bus_error::NamedRange;
 
 /// A whole file, mapped read-only, with its handle kept for reads that must not touch the mapping.

@@ -6,6 +6,7 @@
 
 mod cursor;
 mod error;
+mod file_stamp;
 mod file_watch;
 mod metadata;
 mod mmap;
@@ -20,7 +21,8 @@ mod write;
 mod robustness;
 
 pub use error::{FormatError, GgufError};
-pub use file_watch::{FileChange, FileChanged, FileEvent, FileStamp, FileWatch};
+pub use file_stamp::FileStamp;
+pub use file_watch::{FileChange, FileChanged, FileEvent, FileWatch};
 pub use metadata::{Metadata, MetadataError, MetadataProblem};
 pub use mmap::Mapping;
 pub use model_file::GgufModel;

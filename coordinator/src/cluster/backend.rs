@@ -131,7 +131,8 @@ impl ClusterBackend {
         }
         let (table, shape) = (&nodes.table, expected.shape);
         let incomplete = fallback.is_some() && options.begin_incomplete;
-        wait_ready(table, shape, incomplete, resolving, options.startup_timeout).await?;
+        let own = [incomplete, fallback.is_some()];
+        wait_ready(table, shape, own, resolving, options.startup_timeout).await?;
         let settings = DispatchSettings {
             cut: options.cut,
             deadline: options.deadline,

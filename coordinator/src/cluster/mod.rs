@@ -35,6 +35,7 @@ mod scripted;
 mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
+pub use link::{OneCallError, TileRows, call_once};
 pub use local::LocalBackend;
 pub use local_fallback::{FallbackExperts, LocalExperts};
 pub use membership::{

@@ -33,6 +33,7 @@ const CALL_SECONDS: [f64; 23] = [
 pub(super) enum StateLabel {
     Up,
     Draining,
+    OutOfService,
     Absent,
     Refused,
     /// Another address of a node that is used under its first.
@@ -40,9 +41,10 @@ pub(super) enum StateLabel {
 }
 
 impl StateLabel {
-    const ALL: [StateLabel; 5] = [
+    const ALL: [StateLabel; 6] = [
         StateLabel::Up,
         StateLabel::Draining,
+        StateLabel::OutOfService,
         StateLabel::Absent,
         StateLabel::Refused,
         StateLabel::Alias,
@@ -52,6 +54,7 @@ impl StateLabel {
         match self {
             StateLabel::Up => "up",
             StateLabel::Draining => "draining",
+            StateLabel::OutOfService => "out_of_service",
             StateLabel::Absent => "absent",
             StateLabel::Refused => "refused",
             StateLabel::Alias => "alias",
@@ -356,7 +359,8 @@ fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
     family(out, nodes, (IN_FLIGHT, "gauge", help), |node, sample| {
         sample("", "", load(&node.in_flight));
     });
-    let help = "1 for the current state of an expert node (up, draining, absent, refused, alias), 0 \
+    let help = "1 for the current state of an expert node (up, draining, out_of_service, absent, \
+                refused, alias), 0 \
                 for the others.";
     family(out, nodes, (STATE, "gauge", help), |node, sample| {
         let state = node.state.load(Ordering::Relaxed);

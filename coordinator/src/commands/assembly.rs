@@ -11,7 +11,7 @@ use ds4_common::kernels::Kernels;
 use ds4_common::model::{Fingerprint, HyperParams, ModelTensors};
 use ds4_common::slice::{Slice, WholeModel};
 use ds4_common::tiles::TileChoice;
-use ds4_expert_node::load::{ModelConfig, WeightSource};
+use ds4_expert_node::load::{ModelConfig, VerifySettings, WeightSource};
 use ds4_expert_node::node::NodeSettings;
 use ds4_expert_node::{EmbeddedNode, NodeConfig};
 use ds4_proto::security::Security;
@@ -119,7 +119,8 @@ impl OpenModel {
         Ok(WholeModel::new(gguf, hp, &self.tensors)?)
     }
 
-    fn expectation(&self) -> Result<Expectation> {
+    /// What nodes of this model say about themselves.
+    pub(super) fn expectation(&self) -> Result<Expectation> {
         Ok(Expectation {
             fingerprint: *Fingerprint::of(&self.gguf, &self.hp)?.as_bytes(),
             shape: MoeShape::of(&self.hp),
@@ -174,6 +175,7 @@ impl Assembly {
                 deadline: Duration::from_secs(args.cluster.call_timeout),
                 security,
                 audit: args.cluster.audit.one_in(),
+                known_calls: args.cluster.known_calls,
                 ..ClusterOptions::default()
             };
             let fallback = match args.cluster.local_fallback {
@@ -228,6 +230,7 @@ async fn start_embedded(args: &ModelArgs, kernels: Kernels) -> Result<Vec<Embedd
             },
             kernels,
             populate: false,
+            verify: VerifySettings::EMBEDDED,
         },
         settings: NodeSettings {
             threads: args.engine.threads.count().div_ceil(count),

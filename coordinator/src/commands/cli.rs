@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand};
 use ds4_cli::{LogArg, block_on, exit_code, long_version};
 
 use super::verify;
-use super::{bench, calibrate, certs, chat, inspect, logits, plan, serve, share, slice, synth};
+use super::{
+    bench, calibrate, certs, chat, inspect, logits, plan, serve, share, slice, synth, trace,
+};
 
 /// Coordinator of a ds4 cluster: DeepSeek V4 with its experts spread over many machines
 #[derive(Debug, Parser)]
@@ -44,11 +46,13 @@ fn log_help(flag: clap::Arg) -> clap::Arg {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the OpenAI-style API and a chat page
-    Serve(serve::ServeArgs),
+    Serve(Box<serve::ServeArgs>),
     /// Chat with the model in the terminal
     Chat(chat::ChatArgs),
     /// Write the logits at every position of a list of tokens
     Logits(logits::LogitsArgs),
+    /// Print what is computed for one token, layer by layer, or compare one expert's bits everywhere
+    Trace(trace::TraceArgs),
     /// Measure the speed of prefill and decode, the time of every stage, and memory in use
     Bench(bench::BenchArgs),
     /// Measure the machines and links of running nodes
@@ -83,9 +87,10 @@ fn run(cli: Cli) -> Result<()> {
     let log = cli.log.start(default)?;
     block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::run(args, log).await,
+            Command::Serve(args) => serve::run(*args, log).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Logits(args) => logits::run(args).await,
+            Command::Trace(args) => trace::run(args).await,
             Command::Bench(args) => bench::run(args).await,
             Command::Calibrate(args) => calibrate::run(&args).await,
             Command::Certs(args) => certs::run(&args),

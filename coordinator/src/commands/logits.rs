@@ -68,7 +68,7 @@ pub async fn run(args: LogitsArgs) -> Result<()> {
     tokio::task::spawn_blocking(move || write_logits(&args, out, assembly, &tokens)).await?
 }
 
-fn read_tokens(path: &Path) -> Result<Vec<u32>> {
+pub(super) fn read_tokens(path: &Path) -> Result<Vec<u32>> {
     let name = path.display();
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
     let tokens: Vec<u32> = serde_json::from_str(&text)

@@ -23,4 +23,5 @@ pub mod service;
 pub mod share;
 pub mod slice;
 pub mod synth;
+pub mod trace;
 pub mod verify;

@@ -20,6 +20,7 @@ use super::hyper_connection::{
 };
 use super::kv_cache::LayerCache;
 use super::moe::{RouterScratch, SharedScratch, route, shared_expert};
+use super::observer::{Observation, Observer, Point};
 use super::operand::Operand;
 use super::stage::{Stage, StageTimes};
 use super::step::{Chunk, ChunkOutput, LogitsWanted};
@@ -63,6 +64,8 @@ pub(super) struct Forward<'a> {
     pub(super) experts: &'a dyn ExpertBackend,
     pub(super) scratch: &'a mut StepScratch,
     pub(super) times: &'a mut StageTimes,
+    /// Sees what is computed.
+    pub(super) observer: Option<&'a mut dyn Observer>,
 }
 
 impl Forward<'_> {
@@ -83,6 +86,7 @@ impl Forward<'_> {
             chunk.sequence.broken = true;
         }
         self.embed();
+        self.show(None, Point::Embedding, |s| &s.streams);
         self.times.lap(Stage::Embedding, &mut mark);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             self.drop_cancelled(chunks, outputs);
@@ -103,6 +107,7 @@ impl Forward<'_> {
             }
         }
         self.head(chunks, outputs)?;
+        self.show(None, Point::Logits, |s| &s.logits);
         self.times.lap(Stage::Head, &mut mark);
         for rows in &self.scratch.batch.chunks {
             let chunk = &mut chunks[rows.chunk];
@@ -110,6 +115,22 @@ impl Forward<'_> {
             chunk.sequence.broken = false;
         }
         Ok(())
+    }
+
+    fn show(
+        &mut self,
+        layer: Option<usize>,
+        point: Point,
+        values: impl FnOnce(&StepScratch) -> &[f32],
+    ) {
+        if let Some(observer) = &mut self.observer {
+            let values = values(self.scratch);
+            observer.observe(Observation::Values {
+                layer,
+                point,
+                values,
+            });
+        }
     }
 
     /// Every stream starts as the token's embedding.
@@ -159,6 +180,7 @@ impl Forward<'_> {
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
         self.mix_in(&layer.attention_hc, &layer.attention.norm)?;
+        self.show(Some(index), Point::AttentionInput, |s| s.normed.values());
         self.times.lap(Stage::HyperConnections, mark);
         let attention = AttentionLayer {
             hp: self.hp,
@@ -185,7 +207,9 @@ impl Forward<'_> {
         let times = &mut *self.times;
         let mut lap = |stage| times.lap(stage, mark);
         attention.forward(batch, &mut caches, normed, scratch, output, &mut lap)?;
+        self.show(Some(index), Point::AttentionOutput, |s| &s.output);
         self.mix_out();
+        self.show(Some(index), Point::AttentionStreams, |s| &s.streams);
         self.times.lap(Stage::HyperConnections, mark);
         Ok(())
     }
@@ -198,10 +222,15 @@ impl Forward<'_> {
         mark: &mut Instant,
     ) -> Result<(), EngineError> {
         self.mix_in(&layer.ffn_hc, &layer.ffn.norm)?;
+        self.show(Some(index), Point::ExpertInput, |s| s.normed.values());
         self.times.lap(Stage::HyperConnections, mark);
-        let batch = self.route(index, &layer.ffn)?;
+        let batch = Arc::new(self.route(index, &layer.ffn)?);
+        self.show(Some(index), Point::RouterLogits, |s| &s.router_logits);
+        if let Some(observer) = &mut self.observer {
+            observer.observe(Observation::Experts(&batch));
+        }
         self.times.lap(Stage::Router, mark);
-        let pending = self.experts.begin(Arc::new(batch))?;
+        let pending = self.experts.begin(batch)?;
         self.times.lap(Stage::RoutedExperts, mark);
         let StepScratch {
             batch,
@@ -222,12 +251,17 @@ impl Forward<'_> {
         };
         pending.finish(&give_up, routed)?;
         self.times.lap(Stage::RoutedExperts, mark);
+        self.show(Some(index), Point::SharedExpert, |s| &s.output);
+        self.show(Some(index), Point::RoutedSum, |s| &s.routed);
         let hidden = self.hp.hidden;
+        let StepScratch { output, routed, .. } = &mut *self.scratch;
         output
             .par_chunks_mut(hidden)
             .zip(routed.par_chunks(hidden))
             .for_each(|(y, routed)| add_row(y, routed));
+        self.show(Some(index), Point::ExpertOutput, |s| &s.output);
         self.mix_out();
+        self.show(Some(index), Point::LayerStreams, |s| &s.streams);
         self.times.lap(Stage::HyperConnections, mark);
         Ok(())
     }
@@ -425,6 +459,8 @@ impl Forward<'_> {
                 mix_in(streams, &pre[..hp.streams], mixed);
                 rms_norm(mixed, &self.weights.output_norm, hp.rms_eps, normed);
             });
-        self.dense.linear(&self.weights.output, normed, logits)
+        self.dense.linear(&self.weights.output, normed, logits)?;
+        self.show(None, Point::HeadInput, |s| s.normed.values());
+        Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod hyper_connection;
 mod kv_cache;
 mod moe;
 mod numerics;
+mod observer;
 mod operand;
 mod rope;
 mod stage;
@@ -34,6 +35,7 @@ pub use error::EngineError;
 pub use expert_backend::{ExpertBackend, ExpertError, PendingExperts};
 pub use kv_cache::{RewindError, Sequence};
 pub use numerics::Numerics;
+pub use observer::{Observation, Observer, Point};
 pub use stage::{Stage, StageTimes};
 pub use stage_work::StageWork;
 pub use step::{Chunk, ChunkOutput, LogitsWanted, StepOutput};
@@ -221,6 +223,26 @@ impl Engine {
     /// broken: [`Sequence::rewind`] to where they were mends those whose chunk had no more tokens
     /// than [`EngineConfig::rewind`], and a [`Sequence::fork`] from before the step replaces others.
     pub fn step(&mut self, chunks: &mut [Chunk<'_>]) -> Result<StepOutput<'_>, EngineError> {
+        self.step_seen(chunks, None)
+    }
+
+    /// As [`Self::step`], and shows `observer` what is computed on the way.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    pub fn step_observed(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        observer: &mut dyn Observer,
+    ) -> Result<StepOutput<'_>, EngineError> {
+        self.step_seen(chunks, Some(observer))
+    }
+
+    fn step_seen(
+        &mut self,
+        chunks: &mut [Chunk<'_>],
+        observer: Option<&mut dyn Observer>,
+    ) -> Result<StepOutput<'_>, EngineError> {
         for chunk in chunks.iter() {
             self.check(chunk)?;
         }
@@ -234,6 +256,10 @@ impl Engine {
             experts: &*self.experts,
             scratch: &mut self.scratch,
             times: &mut self.times,
+            observer: match observer {
+                Some(observer) => Some(&mut *observer),
+                None => None,
+            },
         };
         let outputs = &mut self.outputs;
         self.pool.install(|| forward.run(chunks, outputs))?;

@@ -231,22 +231,18 @@ mod tests {
 
     #[test]
     fn one_address_does_not_get_every_place_and_few_places_are_not_divided() {
-        let places = Places::new(16, 2);
-        let kinds = |address: [u8; 4], count: usize| -> Vec<Place> {
+        let places = Places::new(512, 2);
+        let admit = |address: [u8; 4]| -> Vec<Place> {
             let admit = |_| places.admit(address.into(), busy());
-            (0..count).map(admit).collect()
+            (0..512).map(admit).collect()
         };
         let api = |held: &[Place]| held.iter().filter(|p| p.kind == PlaceKind::Api).count();
-        let first = kinds(A, 16);
-        assert_eq!(api(&first), 14);
-        let second = kinds(B, 3);
-        assert_eq!(
-            api(&second),
-            1,
-            "half of what is left, and something for a third"
-        );
-        let third = kinds([10, 0, 0, 3], 3);
-        assert_eq!(api(&third), 1);
+        let first = admit(A);
+        assert_eq!(api(&first), 448, "seven times what is left");
+        let second = admit(B);
+        assert_eq!(api(&second), 56);
+        let third = admit([10, 0, 0, 3]);
+        assert_eq!(api(&third), 7);
         let few = Places::new(2, 1);
         let two: Vec<Place> = (0..2).map(|_| few.admit(A.into(), busy())).collect();
         assert_eq!(api(&two), 2);

@@ -21,9 +21,10 @@ use super::error::ApiError;
 const SMALL: usize = 64 << 10;
 /// The longest wait for a turn.
 const WAIT: Duration = Duration::from_secs(30);
-/// The priority of the threads: beside a thread of the engine on the same core, about a tenth of its
-/// time.
-const NICE: i32 = 10;
+/// The priorities of the threads: beside a thread of the engine on the same core, about a tenth of
+/// its time for small bodies, and a seventieth for large ones.
+const NICE_SMALL: i32 = 10;
+const NICE_LARGE: i32 = 19;
 
 /// The threads; they end when this is dropped.
 #[derive(Debug)]
@@ -67,8 +68,8 @@ impl ReadingThreads {
     /// The system gave none.
     pub(super) fn start() -> io::Result<Self> {
         Ok(ReadingThreads {
-            small: Lane::start("ds4-read-small")?,
-            large: Lane::start("ds4-read-large")?,
+            small: Lane::start("ds4-read-small", NICE_SMALL)?,
+            large: Lane::start("ds4-read-large", NICE_LARGE)?,
         })
     }
 
@@ -108,11 +109,11 @@ impl ReadingThreads {
 }
 
 impl Lane {
-    fn start(name: &str) -> io::Result<Self> {
+    fn start(name: &str, nice: i32) -> io::Result<Self> {
         let (jobs, queue) = sync_channel(1);
         std::thread::Builder::new()
             .name(name.into())
-            .spawn(move || work_off(&queue))?;
+            .spawn(move || work_off(&queue, nice))?;
         Ok(Lane {
             turn: Arc::new(Semaphore::new(1)),
             jobs,
@@ -120,10 +121,10 @@ impl Lane {
     }
 }
 
-fn work_off(queue: &Receiver<Job>) {
+fn work_off(queue: &Receiver<Job>, nice: i32) {
     // Without a process id, the kernel takes the calling thread. Where it refuses, requests are read
     // all the same.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    if let Err(error) = rustix::process::setpriority_process(None, nice) {
         tracing::debug!(%error, "the priority of a thread that reads requests was not lowered");
     }
     while let Ok(job) = queue.recv() {

@@ -249,6 +249,10 @@ pub struct DescribeReply {
     /// its addresses; none from older nodes. Coordinator: exact length.
     #[prost(bytes = "bytes", tag = "18")]
     pub instance_id: ::prost::bytes::Bytes,
+    /// Why the node computes nothing until its weights are right again; empty if they are. Set
+    /// together with `draining`. Coordinator: shows its first 512 bytes.
+    #[prost(string, tag = "20")]
+    pub out_of_service: ::prost::alloc::string::String,
     /// Coordinator: must be right, but the version is looked at first.
     #[prost(fixed64, tag = "30")]
     pub checksum: u64,

@@ -9,7 +9,7 @@ use super::held::{EncodedHoldings, decode_held, encode_held};
 use super::{FingerprintBytes, Versions, WireError, bound, clip, verify};
 use crate::limits::{
     INSTANCE_ID_BYTES, MAX_AXIS, MAX_EXPERTS_USED, MAX_HIDDEN, MAX_IN_FLIGHT, MAX_LAYERS,
-    MAX_NAME_BYTES,
+    MAX_NAME_BYTES, MAX_TEXT_BYTES,
 };
 use crate::pb;
 
@@ -168,6 +168,9 @@ pub struct NodeInfo {
     pub weight_bytes: u64,
     /// Whether the node finishes accepted work and takes no new work.
     pub draining: bool,
+    /// Why the node computes nothing until its weights are right again, cut to
+    /// [`MAX_TEXT_BYTES`]; empty if they are.
+    pub out_of_service: String,
     /// Work since the node started.
     pub counters: pb::Counters,
     /// Tells the running process from all others; older software has none.
@@ -216,6 +219,7 @@ pub fn decode_node(reply: &pb::DescribeReply) -> Result<Result<NodeInfo, Mismatc
         threads: reply.threads,
         weight_bytes: reply.weight_bytes,
         draining: reply.draining,
+        out_of_service: clip(&reply.out_of_service, MAX_TEXT_BYTES),
         counters: reply.counters.unwrap_or_default(),
         instance: instance(&reply.instance_id)?,
     }))

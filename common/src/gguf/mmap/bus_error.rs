@@ -150,3 +150,39 @@ extern "C" fn on_bus_error(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::process::Command;
+
+    use crate::gguf::Mapping;
+
+    /// Set in the process that dies: the file to map.
+    const VICTIM: &str = "DS4_TEST_BUS_ERROR";
+
+    #[test]
+    fn the_last_line_names_the_file_that_was_cut() {
+        if let Some(path) = std::env::var_os(VICTIM) {
+            let mapping = Mapping::open(path.as_ref()).expect("mapped");
+            let file = OpenOptions::new().write(true).open(&path).expect("open");
+            file.set_len(1).expect("cut");
+            std::hint::black_box(mapping.bytes()[100_000]);
+            unreachable!("the page is gone");
+        }
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("cut.bin");
+        std::fs::write(&path, vec![7; 200_000]).expect("written");
+        let test = "gguf::mmap::bus_error::tests::the_last_line_names_the_file_that_was_cut";
+        let victim = Command::new(std::env::current_exe().expect("a path"))
+            .args(["--exact", test, "--nocapture"])
+            .env(VICTIM, &path)
+            .output();
+        let victim = victim.expect("it starts");
+        assert_eq!(victim.status.code(), Some(1), "{victim:?}");
+        let said = String::from_utf8_lossy(&victim.stderr);
+        let last = said.lines().last().unwrap_or_default();
+        let cut = "cut.bin: bus error: it was truncated";
+        assert!(last.contains(cut), "{said}");
+    }
+}

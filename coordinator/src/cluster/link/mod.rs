@@ -5,6 +5,7 @@
 pub(super) mod calls;
 mod describe;
 mod known;
+mod one_call;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,6 +28,8 @@ use super::membership::{ClusterError, EntryId, Expectation, NodeTable};
 use super::node_metrics::NodeMetrics;
 use super::transport::SystemClock;
 use calls::{ConnectionCalls, StreamAction};
+
+pub use one_call::{OneCallError, TileRows, call_once};
 
 /// First pause before reconnecting; doubled after each failure.
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
@@ -80,6 +83,8 @@ enum LinkFault {
     },
     /// The node is shutting down.
     Draining,
+    /// The node's weights are wrong, in its own words. It holds these tiles.
+    OutOfService(String, Arc<Holdings>),
     /// The node does not belong to this cluster.
     Mismatch(Box<ClusterError>),
 }
@@ -101,7 +106,7 @@ impl LinkFault {
     fn tell(&self, node: &str) {
         let reason = self.to_string();
         match self {
-            LinkFault::Mismatch(_) => {
+            LinkFault::Mismatch(_) | LinkFault::OutOfService(..) => {
                 tracing::error!(node, reason, "an expert node cannot be used");
             }
             LinkFault::Certificate(_) => tracing::error!(
@@ -128,6 +133,7 @@ impl std::fmt::Display for LinkFault {
             LinkFault::Lost(text) | LinkFault::Certificate(text) => f.write_str(text),
             LinkFault::Alias { of, .. } => write!(f, "it is the same node as {of}"),
             LinkFault::Draining => f.write_str(DRAINING),
+            LinkFault::OutOfService(reason, _) => write!(f, "it is out of service: {reason}"),
             LinkFault::Mismatch(error) => error.fmt(f),
         }
     }
@@ -170,6 +176,9 @@ pub(super) async fn run(target: LinkTarget) {
         match fault {
             LinkFault::Mismatch(error) => target.table.refused(target.entry, *error),
             LinkFault::Draining => target.table.draining(target.entry),
+            LinkFault::OutOfService(reason, held) => {
+                target.table.out_of_service(target.entry, reason, held);
+            }
             LinkFault::Alias { of, instance } => {
                 target.table.alias(target.entry, of);
                 awaited = Some(instance);
@@ -216,6 +225,10 @@ async fn open(target: &LinkTarget) -> Result<OpenStream, LinkFault> {
         target.metrics.certificate(certificate.not_after);
     }
     let info = describe::describe(&target.name, channel.clone(), &target.expected).await?;
+    if !info.out_of_service.is_empty() {
+        let held = Arc::new(info.held);
+        return Err(LinkFault::OutOfService(info.out_of_service, held));
+    }
     if info.draining {
         return Err(LinkFault::Draining);
     }

@@ -94,6 +94,7 @@ impl Model {
                     },
                     kernels: Kernels::detect(),
                     populate: true,
+                    verify: ds4_expert_node::load::VerifySettings::EMBEDDED,
                 },
                 settings: NodeSettings {
                     threads: 2,

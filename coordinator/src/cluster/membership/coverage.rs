@@ -41,6 +41,14 @@ impl ClusterStatus {
         (up, up + missing)
     }
 
+    /// The addresses of all nodes, up or not, each node once.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let nodes = self.table.nodes().into_iter();
+        let counted = nodes.filter(|node| !matches!(node.state, NodeState::Alias(_)));
+        counted.map(|node| node.name.to_string()).collect()
+    }
+
     /// Whether tiles that no node holds are computed from the coordinator's own model file.
     #[must_use]
     pub fn own_file(&self) -> bool {

@@ -1,5 +1,6 @@
 //! Waits at the start until the nodes hold all tiles.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ds4_common::expert::MoeShape;
@@ -20,7 +21,8 @@ const FALLBACK_WAIT: Duration = Duration::from_secs(1);
 /// Waits until the nodes that are up hold all tiles and a connection to every other node has been
 /// tried, or until `timeout` has passed. If the local fallback is to compute the tiles that are
 /// missing (`fallback`), the wait ends once every connection has been tried, after a second at the
-/// latest, and they are logged. `resolving` means that a DNS name may bring nodes that
+/// latest, and they are logged. With a local fallback of any kind (`has_own`), tiles on a node that is
+/// out of service count as held: it is as good as lost after the start. `resolving` means that a DNS name may bring nodes that
 /// are not in the table yet.
 ///
 /// # Errors
@@ -29,7 +31,7 @@ const FALLBACK_WAIT: Duration = Duration::from_secs(1);
 pub(in crate::cluster) async fn wait_ready(
     table: &NodeTable,
     shape: MoeShape,
-    fallback: bool,
+    [fallback, has_own]: [bool; 2],
     resolving: bool,
     timeout: Duration,
 ) -> Result<(), ClusterError> {
@@ -43,7 +45,12 @@ pub(in crate::cluster) async fn wait_ready(
     let mut next_message = Instant::now() + MESSAGE_INTERVAL;
     loop {
         changes.mark_unchanged();
-        let nodes = table.nodes();
+        let mut nodes = table.nodes();
+        for node in nodes.iter_mut().filter(|_| has_own) {
+            if let NodeState::OutOfService { held, .. } = &node.state {
+                node.held = Some(Arc::clone(held));
+            }
+        }
         if !resolving && let Some(error) = nodes.iter().find_map(refusal) {
             return Err(error);
         }

@@ -24,6 +24,13 @@ pub enum NodeState {
     Up,
     /// It is shutting down.
     Draining,
+    /// Its weights are wrong.
+    OutOfService {
+        /// Which, in its own words.
+        reason: String,
+        /// The tiles that it holds and does not compute.
+        held: Arc<Holdings>,
+    },
     /// It is not connected; says why.
     Absent(String),
     /// It does not belong to this cluster; says why.
@@ -165,6 +172,16 @@ impl NodeTable {
         self.set(id, NodeState::Draining, None);
     }
 
+    /// The node's weights are wrong.
+    pub(in crate::cluster) fn out_of_service(
+        &self,
+        id: EntryId,
+        reason: String,
+        held: Arc<Holdings>,
+    ) {
+        self.set(id, NodeState::OutOfService { reason, held }, None);
+    }
+
     /// The node is not connected.
     pub(in crate::cluster) fn absent(&self, id: EntryId, reason: String) {
         self.set(id, NodeState::Absent(reason), None);
@@ -287,6 +304,7 @@ impl NodeState {
         match self {
             NodeState::Up => StateLabel::Up,
             NodeState::Draining => StateLabel::Draining,
+            NodeState::OutOfService { .. } => StateLabel::OutOfService,
             NodeState::Absent(_) => StateLabel::Absent,
             NodeState::Refused(_) => StateLabel::Refused,
             NodeState::Alias(_) => StateLabel::Alias,
@@ -299,6 +317,7 @@ impl std::fmt::Display for NodeState {
         match self {
             NodeState::Up => f.write_str("it is up"),
             NodeState::Draining => f.write_str("it is shutting down"),
+            NodeState::OutOfService { reason, .. } => write!(f, "it is out of service: {reason}"),
             NodeState::Absent(reason) => f.write_str(reason),
             NodeState::Refused(error) => error.fmt(f),
             NodeState::Alias(of) => write!(f, "it is the same node as {of}"),
