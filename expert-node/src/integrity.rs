@@ -140,7 +140,7 @@ impl Integrity {
         for stated in head.tensors() {
             let tensor = slice.tensor(stated)?;
             layers[stated.layer].push(CheckedTensor {
-                ranges: Vec::from([0..tensor.bytes().len()]),
+                ranges: std::iter::once(0..tensor.bytes().len()).collect(),
                 tensor,
                 expected: stated.hash.map(OnceLock::from).unwrap_or_default(),
             });

@@ -1,9 +1,10 @@
 //! Processes that are started, awaited, stopped, and never left running.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -129,13 +130,32 @@ pub fn run_command(mut command: Command) -> Result<Output> {
         .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("{command:?}"))?;
+    // Read while it runs: a full pipe would stop it.
+    let stdout = read_all(child.stdout.take());
+    let stderr = read_all(child.stderr.take());
     let status = wait(&mut child);
     if status.is_err() {
         let _ = child.kill();
     }
-    let output = child.wait_with_output()?;
+    let output = Output {
+        status: child.wait()?,
+        stdout: stdout.join().unwrap_or_default(),
+        stderr: stderr.join().unwrap_or_default(),
+    };
     status.with_context(|| format!("{command:?}"))?;
     Ok(output)
+}
+
+/// What a pipe still holds until its end, read on a thread.
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            // What came before an error is what there is.
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        bytes
+    })
 }
 
 fn wait(child: &mut Child) -> Result<ExitStatus> {

@@ -11,7 +11,8 @@ use ds4_common::expert::ExpertBatch;
 use ds4_proto::security::Security;
 use tokio::task::JoinSet;
 
-use super::dispatch::{DispatchSettings, Dispatcher, HealthState};
+use super::dispatch::{DispatchSettings, Dispatcher};
+use super::health_state::HealthState;
 use super::known_calls::KnownAnswers;
 use super::link::{self, LinkTarget};
 use super::local_fallback::FallbackExperts;

@@ -10,14 +10,16 @@
 //! ```
 //!
 //! From top to bottom: `backend` puts a cluster together; `link` keeps one connection to each
-//! node; `known_calls` are what it computes before it is used; `dispatch` chooses replicas and fails over; `membership` knows the nodes;
-//! `local` computes everything in this process and `local_fallback` what no node can;
-//! `tile_assignment` assigns tiles to replicas; `combine` adds the rows; `transport` is what
-//! the dispatcher needs from the world.
+//! node; `known_calls` are what it computes before it is used; `dispatch` chooses replicas and fails
+//! over; `membership` knows the nodes; `local` computes everything in this process and
+//! `local_fallback` what no node can; `tile_assignment` assigns tiles to replicas; `combine` adds the
+//! rows; `node_metrics` counts what happens to each node; `health_state` is how far one is relied
+//! on; `transport` is what the dispatcher needs from the world.
 
 mod backend;
 mod combine;
 pub mod dispatch;
+mod health_state;
 mod known_calls;
 mod link;
 mod local;
@@ -35,6 +37,7 @@ mod scripted;
 mod simulation;
 
 pub use backend::{ClusterBackend, ClusterOptions};
+pub use health_state::HealthState;
 pub use link::{OneCallError, TileRows, call_once};
 pub use local::LocalBackend;
 pub use local_fallback::{FallbackExperts, LocalExperts};

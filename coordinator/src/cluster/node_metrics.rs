@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use super::dispatch::HealthState;
+use super::health_state::HealthState;
 
 const CALLS: &str = "ds4_node_calls_total";
 const CALL_TIME: &str = "ds4_node_call_seconds";
@@ -147,14 +147,6 @@ pub(super) fn health(node: &str, health: HealthState) {
         known.health.store(health as u64, Ordering::Relaxed);
     }
 }
-
-/// Health states with their labels.
-const HEALTH_STATES: [(HealthState, &str); 4] = [
-    (HealthState::Healthy, "healthy"),
-    (HealthState::Slow, "slow"),
-    (HealthState::Unresponsive, "unresponsive"),
-    (HealthState::Quarantined, "quarantined"),
-];
 
 /// The health of a node that is not connected.
 const NO_HEALTH: u64 = u64::MAX;
@@ -344,7 +336,8 @@ fn render_nodes(nodes: &[Arc<NodeMetrics>], out: &mut String) {
                 unresponsive, quarantined), 0 for the others.";
     family(out, nodes, (HEALTH, "gauge", help), |node, sample| {
         let health = node.health.load(Ordering::Relaxed);
-        for (state, label) in HEALTH_STATES.iter().filter(|_| health != NO_HEALTH) {
+        for state in HealthState::ALL.iter().filter(|_| health != NO_HEALTH) {
+            let label = state.label();
             let is = f64::from(u8::from(*state as u64 == health));
             sample("", &format!(",state=\"{label}\""), is);
         }

@@ -18,11 +18,10 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::answer_body::AnswerBody;
-use super::connection_state::ConnectionState;
+use super::connection_state::{ConnectionState, PeerAddr, PlaceKind};
 use super::guarded_io::{GuardedIo, SharedStream};
 use super::malformed;
-use super::places::{Place, PlaceKind};
-use super::server::{ConnectionLimits, PeerAddr};
+use super::places::Place;
 use super::server_metrics::{self as metrics, EndReason};
 use super::site::Site;
 
@@ -50,6 +49,31 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_COUNT: u32 = 3;
+
+/// Limits on connections.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at the same time. A further one takes the place of one without a request, or
+    /// else gets one of the reserve.
+    pub connections: usize,
+    /// Further connections, which may ask for health and metrics only.
+    pub reserve: usize,
+    /// Longest time for the head of a request, and for an idle connection.
+    pub header_timeout: Duration,
+    /// Longest time in which a client takes no byte of what is written.
+    pub write_timeout: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        ConnectionLimits {
+            connections: 512,
+            reserve: 32,
+            header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(20),
+        }
+    }
+}
 
 /// A connection that was accepted and has its place.
 pub(super) struct Connection {

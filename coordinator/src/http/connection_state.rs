@@ -2,12 +2,26 @@
 //!
 //! All but the places run on the connection's own task, one after the other.
 
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::Instant as TokioInstant;
+
+/// Where a request comes from: an extension of every request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PlaceKind {
+    /// Every route.
+    Api,
+    /// Health and metrics; anything else is refused.
+    Probe,
+}
 
 /// The state of one connection.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::app::App;
-use super::server::PeerAddr;
+use super::connection_state::PeerAddr;
 use crate::scheduler::{ClientKey, RequestOrigin};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

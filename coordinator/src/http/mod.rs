@@ -42,9 +42,11 @@ pub use app::{App, CHAT_ALIAS, ExpertsReport, HttpSettings, ModelCard, REASONER_
 pub use body_memory::{default_body_memory, least_body_memory};
 pub use chat_request::read_chat_body;
 pub use completion_request::read_completion_body;
+pub use connection::ConnectionLimits;
+pub use connection_state::PeerAddr;
 pub use error::ApiError;
 pub use host::HostRule;
-pub use server::{ConnectionLimits, PeerAddr, serve};
+pub use server::serve;
 pub use site::Site;
 
 /// Registers the descriptions of all metrics of the HTTP side.

@@ -14,20 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::connection_state::ConnectionState;
+use super::connection_state::{ConnectionState, PlaceKind};
 use super::server_metrics as metrics;
 
 /// Places that one address may hold for each free one.
 const SHARE_OF_FREE: usize = 7;
-
-/// What a connection is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PlaceKind {
-    /// Every route.
-    Api,
-    /// Health and metrics; anything else is refused.
-    Probe,
-}
 
 /// All connections of a listener.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use super::connection::Connection;
+use super::connection::{Connection, ConnectionLimits};
 use super::connection_state::ConnectionState;
 use super::places::Places;
 use super::site::Site;
@@ -24,35 +24,6 @@ const EVICTION_PAUSE: Duration = Duration::from_millis(10);
 
 /// Shortest time between two log lines about connections that could not be accepted.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Limits on connections.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectionLimits {
-    /// Connections at the same time. A further one takes the place of one without a request, or
-    /// else gets one of the reserve.
-    pub connections: usize,
-    /// Further connections, which may ask for health and metrics only.
-    pub reserve: usize,
-    /// Longest time for the head of a request, and for an idle connection.
-    pub header_timeout: Duration,
-    /// Longest time in which a client takes no byte of what is written.
-    pub write_timeout: Duration,
-}
-
-impl Default for ConnectionLimits {
-    fn default() -> Self {
-        ConnectionLimits {
-            connections: 512,
-            reserve: 32,
-            header_timeout: Duration::from_secs(30),
-            write_timeout: Duration::from_secs(20),
-        }
-    }
-}
-
-/// Where a request comes from: an extension of every request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PeerAddr(pub SocketAddr);
 
 /// Serves until `shutdown` resolves, then accepts no connection and returns when the last response
 /// was sent.

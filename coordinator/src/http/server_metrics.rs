@@ -2,7 +2,7 @@
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
-use super::places::PlaceKind;
+use super::connection_state::PlaceKind;
 
 const CONNECTIONS: &str = "ds4_http_connections";
 const ENDED: &str = "ds4_http_connections_ended_total";

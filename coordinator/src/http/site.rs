@@ -13,9 +13,9 @@ use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::app::App;
+use super::connection_state::PlaceKind;
 use super::error::ApiError;
 use super::host::HostRule;
-use super::places::PlaceKind;
 use super::routes::{PROBES, loading_routes, routes};
 use crate::scheduler::SchedulerState;
 

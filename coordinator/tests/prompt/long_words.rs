@@ -24,7 +24,7 @@ impl Definition {
             .collect();
         let mut ranks = HashMap::new();
         for (rank, merge) in vocabulary.merges.iter().enumerate() {
-            let (left, right) = merge.split_once(' ').unwrap();
+            let (left, right) = merge.split_once(' ').expect("two parts");
             let joined = by_text[format!("{left}{right}").as_str()];
             ranks.insert((by_text[left], by_text[right]), (rank, joined));
         }

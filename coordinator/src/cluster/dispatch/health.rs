@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::latency::{Latency, LatenessLimits};
+use crate::cluster::health_state::HealthState;
 
 /// Shortest and longest pause before a node that is not healthy is probed.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -17,20 +18,6 @@ const CORRUPT_CALLS: u32 = 3;
 
 /// Weight of the fastest nodes.
 pub(super) const FULL_WEIGHT: u32 = 8;
-
-/// How far a node is relied on, from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum HealthState {
-    /// Its replies are not late.
-    Healthy,
-    /// It was late, or is far slower than others: used only for tiles without a healthy replica.
-    Slow,
-    /// It has not replied for so long that it may never reply, or it failed a call for good: used
-    /// after everything else, the local fallback included.
-    Unresponsive,
-    /// It computed wrong numbers: not used until it has shown that they are right again.
-    Quarantined,
-}
 
 /// The record of one connection.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use super::HealthState;
+use crate::cluster::health_state::HealthState;
 use crate::cluster::node_metrics;
 use crate::cluster::transport::CallError;
 

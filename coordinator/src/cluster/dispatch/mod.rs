@@ -47,9 +47,9 @@ use ds4_common::random::SplitMix64;
 use ds4_proto::limits::MAX_DEADLINE;
 
 pub use self::metrics::describe;
-pub use health::HealthState;
 pub use latency::LatenessLimits;
 
+use super::health_state::HealthState;
 use super::local_fallback::FallbackExperts;
 use super::transport::{Mailbox, Transport};
 use crate::engine::{ExpertBackend, ExpertError, PendingExperts};

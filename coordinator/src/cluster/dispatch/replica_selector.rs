@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use ds4_common::expert::MoeShape;
 use ds4_common::tiles::{TileRect, TileSet};
 
-use super::health::{FULL_WEIGHT, HealthState, NodeHealth};
+use super::health::{FULL_WEIGHT, NodeHealth};
 use super::latency::LatenessLimits;
 use super::metrics;
 use super::quarantine::Quarantines;
 use crate::cluster::combine::Cover;
+use crate::cluster::health_state::HealthState;
 use crate::cluster::tile_assignment::{self, ReplicaCandidate, assign_tiles, cells_with_replicas};
 use crate::cluster::transport::{ClusterView, LiveNode, NodeId};
 use crate::engine::ExpertError;

@@ -7,7 +7,7 @@ use ds4_proto::pb;
 use ds4_proto::wire;
 
 use super::*;
-use crate::cluster::dispatch::HealthState;
+use crate::cluster::health_state::HealthState;
 
 /// Every call is audited.
 fn audited(cluster: &Cluster) -> ClusterOptions {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::relay::Relay;
 use super::*;
-use crate::cluster::dispatch::HealthState;
+use crate::cluster::health_state::HealthState;
 
 const HANG: u64 = 30_000;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 use ds4_common::random::SplitMix64;
 
 use super::ReplicaSelector;
-use crate::cluster::dispatch::health::HealthState;
 use crate::cluster::dispatch::quarantine::{Answered, ReturnTest};
+use crate::cluster::health_state::HealthState;
 use crate::cluster::transport::{LiveNode, NodeId};
 
 impl ReplicaSelector {

@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::failover::not_finite_error;
 use super::{LayerContext, SubBatch};
 use crate::cluster::combine::ReplyRows;
-use crate::cluster::dispatch::health::HealthState;
 use crate::cluster::dispatch::metrics::{self, HedgeOutcome};
 use crate::cluster::dispatch::task::{AttemptId, Execution, TaskId, TaskState};
+use crate::cluster::health_state::HealthState;
 use crate::cluster::transport::{CallError, CallReply, CancelReason, LiveNode};
 use crate::engine::ExpertError;
 

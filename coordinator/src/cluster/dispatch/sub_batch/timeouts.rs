@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use super::{LayerContext, SubBatch};
-use crate::cluster::dispatch::health::HealthState;
 use crate::cluster::dispatch::metrics::{self, HedgeOutcome};
 use crate::cluster::dispatch::replica_selector::Reach;
 use crate::cluster::dispatch::task::{CallTimeout, Execution, TaskId, TaskState};
+use crate::cluster::health_state::HealthState;
 use crate::cluster::transport::LiveNode;
 use crate::engine::ExpertError;
 
