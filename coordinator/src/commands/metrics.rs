@@ -1,11 +1,12 @@
 //! The process's metrics recorder, rendered for Prometheus.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::cluster::dispatch;
+use crate::cluster::{dispatch, node_metrics};
+use crate::http::MetricsText;
 use crate::scheduler::scheduler_metrics;
 use crate::{http, share};
 
@@ -41,6 +42,16 @@ fn builder() -> Result<PrometheusBuilder, BuildError> {
     let (name, bounds) = scheduler_metrics::TOKENS;
     builder = builder.set_buckets_for_metric(Matcher::Full(name.into()), bounds)?;
     Ok(builder)
+}
+
+/// All metrics of the process: the recorder's, and those of nodes, whose series come and go.
+#[must_use]
+pub fn text(handle: PrometheusHandle) -> MetricsText {
+    Arc::new(move || {
+        let mut text = handle.render();
+        node_metrics::render(&mut text);
+        text
+    })
 }
 
 /// Keeps the recorder's buffers small even if the metrics are never read. Never returns.

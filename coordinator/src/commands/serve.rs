@@ -9,7 +9,6 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use ds4_cli::{LogFilter, Reloaders, ServiceManager, Signals, print_line};
 use ds4_common::model::Fingerprint;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -19,7 +18,9 @@ use super::http_args::{HttpArgs, OtherFiles};
 use super::join_args::{JoinArgs, Sharing};
 use super::metrics;
 use super::service::{Service, ServiceArgs};
-use crate::http::{self, App, ConnectionLimits, ExpertsReport, HostRule, ModelCard, Site};
+use crate::http::{
+    self, App, ConnectionLimits, ExpertsReport, HostRule, MetricsText, ModelCard, Site,
+};
 use crate::scheduler::{Scheduler, SchedulerState};
 
 /// Longest wait at the end for connections to close.
@@ -64,8 +65,9 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
     let reloaders = Reloaders::new(Arc::clone(&manager));
     reloaders.add("log filter", move || log.reload());
     let recorder = metrics::install_recorder()?;
+    let all_metrics = metrics::text(recorder.clone());
     // Bound before the model is loaded: a port in use should not cost a load.
-    let doors = Doors::open(&args, &recorder, &reloaders).await?;
+    let doors = Doors::open(&args, &all_metrics, &reloaders).await?;
     let (url, site) = (doors.url(), doors.site.clone());
     tracing::info!("listening on {url}, loading the model");
     let security = args.service.model.security()?;
@@ -82,8 +84,8 @@ pub async fn run(args: ServeArgs, log: LogFilter) -> Result<()> {
         service = start => service.context("loading the model ended abnormally")??,
         _ = signals.termination(&reloaders) => return Ok(()),
     };
-    tokio::spawn(metrics::keep_up(recorder.clone()));
-    let app = app(&args, &service, recorder)?;
+    tokio::spawn(metrics::keep_up(recorder));
+    let app = app(&args, &service, all_metrics)?;
     tracing::info!(
         model = service.model.name,
         kernels = service.kernels,
@@ -153,11 +155,7 @@ struct Doors {
 
 impl Doors {
     /// Binds the addresses and answers on them that the model is loading.
-    async fn open(
-        args: &ServeArgs,
-        recorder: &PrometheusHandle,
-        reloaders: &Reloaders,
-    ) -> Result<Self> {
+    async fn open(args: &ServeArgs, metrics: &MetricsText, reloaders: &Reloaders) -> Result<Self> {
         let http = &args.http;
         let identity = http.tls()?;
         let (listener, address) = bind(http.listen, "--listen").await?;
@@ -177,7 +175,7 @@ impl Doors {
             join: args.join.join_listen.is_some(),
         });
         let hosts = HostRule::new(address.ip(), &http.allowed_hosts);
-        let mut site = Site::new(recorder.clone(), hosts);
+        let mut site = Site::new(Arc::clone(metrics), hosts);
         if let Some(identity) = identity {
             certificates::follow_http(&identity, reloaders);
             site = site.over_tls(identity);
@@ -240,13 +238,13 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<(TcpListener, SocketAdd
 }
 
 /// What HTTP requests are answered with.
-fn app(args: &ServeArgs, service: &Service, recorder: PrometheusHandle) -> Result<App> {
+fn app(args: &ServeArgs, service: &Service, metrics: MetricsText) -> Result<App> {
     let app = App::new(
         Arc::clone(&service.scheduler),
         Arc::clone(&service.vocabulary),
         card(args, service)?,
         args.http.settings()?,
-        recorder,
+        metrics,
     )
     .context("cannot start the threads that read requests")?;
     let Some(cluster) = service.cluster.clone() else {

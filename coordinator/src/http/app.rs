@@ -7,8 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use metrics_exporter_prometheus::PrometheusHandle;
-
 use super::body_memory::{BodyMemory, default_body_memory};
 use super::error::ApiError;
 use super::reading_threads::ReadingThreads;
@@ -131,13 +129,16 @@ impl ExpertsReport {
 
 type ReportExperts = Box<dyn Fn() -> ExpertsReport + Send + Sync>;
 
+/// Renders all metrics of the process in Prometheus' text format.
+pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// The state that all handlers share.
 pub struct App {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) vocabulary: Arc<Vocabulary>,
     pub(super) card: ModelCard,
     pub(super) settings: HttpSettings,
-    pub(super) metrics: PrometheusHandle,
+    pub(super) metrics: MetricsText,
     /// Start of the server in seconds since 1970.
     pub(super) started: u64,
     pub(super) body_memory: Arc<BodyMemory>,
@@ -167,7 +168,7 @@ impl App {
         vocabulary: Arc<Vocabulary>,
         card: ModelCard,
         settings: HttpSettings,
-        metrics: PrometheusHandle,
+        metrics: MetricsText,
     ) -> io::Result<Self> {
         Ok(App {
             scheduler,

@@ -38,7 +38,9 @@ mod status;
 mod stream;
 mod token_json;
 
-pub use app::{App, CHAT_ALIAS, ExpertsReport, HttpSettings, ModelCard, REASONER_ALIAS};
+pub use app::{
+    App, CHAT_ALIAS, ExpertsReport, HttpSettings, MetricsText, ModelCard, REASONER_ALIAS,
+};
 pub use body_memory::{default_body_memory, least_body_memory};
 pub use chat_request::read_chat_body;
 pub use completion_request::read_completion_body;

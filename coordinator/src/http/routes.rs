@@ -6,9 +6,8 @@ use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
-use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::app::App;
+use super::app::{App, MetricsText};
 use super::error::{ApiError, shortened};
 use super::{chat, completions, guard, status};
 
@@ -35,7 +34,7 @@ pub(super) fn routes(app: Arc<App>) -> Router {
 
 /// The routes of a server whose model is still loading, so that balancers and scripts that wait for
 /// it receive an answer rather than a refused connection.
-pub(super) fn loading_routes(metrics: PrometheusHandle) -> Router {
+pub(super) fn loading_routes(metrics: MetricsText) -> Router {
     Router::new()
         .route("/health", get(status::loading_health))
         .route("/ready", get(status::loading_ready))

@@ -10,9 +10,8 @@ use axum::response::IntoResponse;
 use ds4_proto::tls::ServerIdentity;
 use hyper::body::Incoming;
 use hyper_util::service::TowerToHyperService;
-use metrics_exporter_prometheus::PrometheusHandle;
 
-use super::app::App;
+use super::app::{App, MetricsText};
 use super::connection_state::PlaceKind;
 use super::error::ApiError;
 use super::host::HostRule;
@@ -34,7 +33,7 @@ pub struct Site {
 impl Site {
     /// A site whose model is loading. Requests for hosts that `hosts` does not allow are refused.
     #[must_use]
-    pub fn new(metrics: PrometheusHandle, hosts: HostRule) -> Self {
+    pub fn new(metrics: MetricsText, hosts: HostRule) -> Self {
         Site {
             loading: loading_routes(metrics),
             app: Arc::default(),

@@ -10,12 +10,10 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::{Value, json};
 
-use super::app::{App, ExpertsReport};
+use super::app::{App, ExpertsReport, MetricsText};
 use super::error::ApiError;
-use crate::cluster::node_metrics;
 use crate::scheduler::SchedulerState;
 
 const PAGE: &str = include_str!("chat_page.html");
@@ -116,12 +114,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 /// All metrics as text.
-pub(super) fn rendered(metrics: &PrometheusHandle) -> Response {
+pub(super) fn rendered(metrics: &MetricsText) -> Response {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    let mut text = metrics.render();
-    // Their series come and go, which the recorder's cannot.
-    node_metrics::render(&mut text);
-    ([(header::CONTENT_TYPE, kind)], text).into_response()
+    ([(header::CONTENT_TYPE, kind)], metrics()).into_response()
 }
 
 pub(super) async fn models(State(app): State<Arc<App>>) -> Json<Value> {

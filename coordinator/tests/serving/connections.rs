@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use ds4_coordinator::commands::metrics;
 use ds4_coordinator::http::{self, ConnectionLimits, HostRule, HttpSettings, Site};
 use ds4_coordinator::scheduler::SchedulerLimits;
 use reqwest::StatusCode;
@@ -354,7 +355,7 @@ async fn a_server_without_its_model_reports_that_it_loads() {
     let address = listener.local_addr().unwrap();
     let url = format!("http://{address}");
     let (limits, never) = (ConnectionLimits::default(), std::future::pending());
-    let metrics = ds4_coordinator::commands::metrics::install_recorder().unwrap();
+    let metrics = metrics::text(metrics::install_recorder().unwrap());
     let site = Site::new(metrics, HostRule::new(address.ip(), &[]));
     let serving = tokio::spawn(http::serve(listener, site, limits, never));
     let client = reqwest::Client::new();

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ds4_coordinator::commands::metrics;
 use ds4_coordinator::http::{
     self, App, ConnectionLimits, ExpertsReport, HostRule, HttpSettings, ModelCard, Site,
 };
@@ -78,7 +79,7 @@ impl Server {
         connections: ConnectionLimits,
         tls: Option<ServerIdentity>,
     ) -> Self {
-        let metrics = ds4_coordinator::commands::metrics::install_recorder().unwrap();
+        let metrics = metrics::text(metrics::install_recorder().unwrap());
         let (vocabulary, controls) = (vocabulary(), Arc::new(Controls::default()));
         let model = Scripted::new(Arc::clone(&vocabulary), Arc::clone(&controls));
         let scheduler = Scheduler::start(model, Arc::clone(&vocabulary), limits).unwrap();
