@@ -79,7 +79,7 @@ impl VerifySettings {
     /// watches the files itself.
     pub const EMBEDDED: VerifySettings = VerifySettings {
         when: VerifyWhen::Off,
-        rate: 64 << 20,
+        rate: 16 << 20,
         every: None,
         background: false,
     };

@@ -119,7 +119,7 @@ pub struct WeightArgs {
     #[arg(
         long,
         env = "DS4_VERIFY_RATE",
-        default_value = "64MiB",
+        default_value = "16MiB",
         value_name = "SIZE",
         value_parser = parse::size(Bytes(1 << 20), Bytes(1 << 40))
     )]
