@@ -116,7 +116,7 @@ pub(super) async fn receive(
         bytes: BodyBytes::Small(Vec::new()),
         hold: memory.hold(),
     };
-    let deadline = tokio::time::timeout(DEADLINE, fill(&mut received, body, memory.body_limit()));
+    let deadline = tokio::time::timeout(DEADLINE, fill(&mut received, body, memory));
     deadline.await.map_err(|_| {
         let message = format!("the body did not arrive within {} s", DEADLINE.as_secs());
         ApiError::status(StatusCode::REQUEST_TIMEOUT, "body_timeout", message)
@@ -125,7 +125,12 @@ pub(super) async fn receive(
     Ok(received)
 }
 
-async fn fill(received: &mut ReceivedBody, body: Body, limit: usize) -> Result<(), ApiError> {
+async fn fill(
+    received: &mut ReceivedBody,
+    body: Body,
+    memory: &BodyMemory,
+) -> Result<(), ApiError> {
+    let limit = memory.body_limit();
     let mut stream = body.into_data_stream();
     loop {
         let frame = tokio::select! {
@@ -148,6 +153,9 @@ async fn fill(received: &mut ReceivedBody, body: Body, limit: usize) -> Result<(
             ));
         }
         received.hold.grow(frame.len()).await?;
+        if received.len() + frame.len() > FREE {
+            memory.pace().pass(frame.len()).await;
+        }
         received.bytes.extend(&frame, limit)?;
     }
 }

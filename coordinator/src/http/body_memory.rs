@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use tokio::sync::Notify;
 
+use super::body_pace::BodyPace;
 use super::error::ApiError;
 
 /// Bytes of each body that are in no budget.
@@ -70,6 +71,7 @@ pub(super) struct BodyMemory {
     changed: Notify,
     body_limit: usize,
     patience: BodyPatience,
+    pace: BodyPace,
 }
 
 impl BodyMemory {
@@ -86,7 +88,13 @@ impl BodyMemory {
             changed: Notify::new(),
             body_limit,
             patience,
+            pace: BodyPace::new(),
         })
+    }
+
+    /// The pace at which bodies arrive.
+    pub(super) fn pace(&self) -> &BodyPace {
+        &self.pace
     }
 
     /// Most bytes of one body.

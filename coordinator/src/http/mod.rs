@@ -9,6 +9,7 @@ mod answer_head;
 mod app;
 mod body;
 mod body_memory;
+mod body_pace;
 mod chat;
 mod chat_request;
 mod chat_response;
