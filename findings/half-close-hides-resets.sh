@@ -9,9 +9,9 @@
 # reset, a close, or a client that only shuts its writing side and would have read on. With
 # `half_close(true)` the latter gets its answer; but then, once it has the request, hyper does not read
 # at all before the answer is over: a reset is found by the next write, a close by the one after that,
-# because the first goes out and is answered by a reset. Until then the body is kept, however long it pauses. The same
-# happens without `half_close` if something waits in the read buffer: a second request sent ahead, or
-# the empty line that some clients send behind a body.
+# because the first goes out and is answered by a reset. Until then the body is kept, however long it
+# pauses. The same happens without `half_close` if something waits in the read buffer: a second
+# request sent ahead, or the empty line that some clients send behind a body.
 #
 # Why a good guess is wrong: the option is described as one about an end of file, so one expects it to
 # tell that, which may be half a close, from a reset, which never is. And who leaves the default
