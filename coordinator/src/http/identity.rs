@@ -2,13 +2,13 @@
 //! `x-request-id` and in the log.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::app::App;
-use super::connection_state::PeerAddr;
+use super::connection_state::{PeerAddr, neighbourhood};
 use crate::scheduler::{ClientKey, RequestOrigin};
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -85,12 +85,8 @@ fn client_key(hash: &RandomState, headers: &HeaderMap, peer: Option<IpAddr>) -> 
         .find_map(|name| headers.get(name))
         .map(HeaderValue::as_bytes)
         .filter(|key| !key.is_empty());
-    let network = peer.map(|peer| match peer.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
-        address @ IpAddr::V4(_) => address,
-    });
     ClientKey {
-        address: hash.hash_one(network),
+        address: hash.hash_one(peer.map(neighbourhood)),
         key: hash.hash_one(key),
     }
 }

@@ -9,12 +9,12 @@
 //! what they can still leave some.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::connection_state::{ConnectionState, PlaceKind};
+use super::connection_state::{ConnectionState, PlaceKind, neighbourhood};
 use super::server_metrics as metrics;
 
 /// Places that one address may hold for each free one.
@@ -191,14 +191,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         // One that was evicted has none any more.
         self.places.lock().remove(self.id);
-    }
-}
-
-/// What counts as one address: whoever has one IPv6 address has the 64 bits behind its network.
-fn neighbourhood(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
-        v4 => v4,
     }
 }
 
